@@ -1,0 +1,6 @@
+//! What outlives training: the network, its configuration, preprocessing, checkpoints and bundles.
+//!
+//! Letters in shapes throughout: B batch, N patches, T tokens (1 + N), D width, H heads, P values in a patch,
+//! S image edge, C classes.
+
+pub mod config;

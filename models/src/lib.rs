@@ -3,4 +3,11 @@
 //! Letters in shapes throughout: B batch, N patches, T tokens (1 + N), D width, H heads, P values in a patch,
 //! S image edge, C classes.
 
+pub mod atomic;
+pub mod bundle;
 pub mod config;
+pub mod decode;
+pub mod evaluation;
+pub mod preprocess;
+pub mod probe;
+pub mod runtime;

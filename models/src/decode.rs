@@ -1,0 +1,166 @@
+//! Bytes of unknown origin -> 8-bit RGB pixels, the same way for training, evaluation and serving.
+//!
+//! Formats: JPEG, PNG, WebP, GIF, BMP, TIFF, PNM, recognised by content.  EXIF orientation is applied.  The first frame
+//! of an animation counts.  Transparent pixels are laid over **black** (the padding colour of `Fit::Pad`).  16-bit
+//! samples keep their high byte's rounding; grey is repeated over the channels; CMYK is converted by the decoder.
+//! Colour profiles are not applied.
+
+use std::io::Cursor;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use image::error::{ImageError, LimitErrorKind};
+use image::{DynamicImage, ImageDecoder, ImageReader, Limits, RgbImage};
+
+/// What an image may cost before it is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DecodeLimits {
+    /// Largest width x height that a header may announce.
+    pub max_pixels: u64,
+    /// Largest width or height.
+    pub max_edge: u32,
+    /// Bytes that a decoder may allocate (output included).
+    pub max_alloc: u64,
+}
+
+impl Default for DecodeLimits {
+    /// 50 megapixels (a large camera's photo), 512 MiB.
+    fn default() -> Self {
+        Self { max_pixels: 50_000_000, max_edge: 65_535, max_alloc: 512 << 20 }
+    }
+}
+
+/// Why bytes did not become pixels.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// None of the formats that are read.
+    #[error("not an image in a known format (JPEG, PNG, WebP, GIF, BMP, TIFF, PNM), found {found}")]
+    Format {
+        /// The first bytes, or "no bytes".
+        found: String,
+    },
+    /// The header announces more than the limits allow.
+    #[error("image too large: {width} x {height} pixels, at most {max_pixels} pixels and {max_edge} on an edge")]
+    TooLarge {
+        /// As the header says.
+        width: u32,
+        /// As the header says.
+        height: u32,
+        /// The limit.
+        max_pixels: u64,
+        /// The limit.
+        max_edge: u32,
+    },
+    /// The decoder would need more memory than is allowed.
+    #[error("decoding this image needs more memory than the {max_alloc} bytes allowed")]
+    TooMuchMemory {
+        /// The limit.
+        max_alloc: u64,
+    },
+    /// A known format, but broken or of a kind that is not supported.
+    #[error("{format} image cannot be decoded: {cause}")]
+    Broken {
+        /// Name of the format.
+        format: &'static str,
+        /// What the decoder said, in one line.
+        cause: String,
+    },
+}
+
+/// Decodes one image; never panics, whatever the bytes.
+///
+/// # Shapes
+/// Result: (height, width, 3) u8, rows from the top, R G B, at least 1 x 1.
+///
+/// # Errors
+/// Every [`DecodeError`]; sizes are checked on the header, before pixels are decoded.
+pub fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<RgbImage, DecodeError> {
+    let format = image::guess_format(bytes).ok().filter(|f| f.reading_enabled());
+    let Some(format) = format else {
+        return Err(DecodeError::Format { found: first_bytes(bytes) });
+    };
+    let name = format_name(format);
+    // A decoder is somebody else's code reading hostile bytes: its panic is a broken image.
+    let decoded = catch_unwind(AssertUnwindSafe(|| decode_known(bytes, format, name, limits)));
+    decoded.unwrap_or_else(|_| Err(DecodeError::Broken { format: name, cause: "the decoder gave up".into() }))
+}
+
+fn decode_known(
+    bytes: &[u8],
+    format: image::ImageFormat,
+    name: &'static str,
+    limits: &DecodeLimits,
+) -> Result<RgbImage, DecodeError> {
+    let fault = |e: ImageError| from_image_error(e, name, limits);
+    let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
+    let mut strict = Limits::default();
+    strict.max_alloc = Some(limits.max_alloc);
+    reader.limits(strict.clone());
+    let mut decoder = reader.into_decoder().map_err(fault)?;
+    let (width, height) = decoder.dimensions();
+    let too_large = u64::from(width) * u64::from(height) > limits.max_pixels || width.max(height) > limits.max_edge;
+    if too_large {
+        let DecodeLimits { max_pixels, max_edge, .. } = *limits;
+        return Err(DecodeError::TooLarge { width, height, max_pixels, max_edge });
+    }
+    if width == 0 || height == 0 {
+        return Err(DecodeError::Broken { format: name, cause: format!("it has {width} x {height} pixels") });
+    }
+    // The output is ours to allocate: it counts too.
+    strict.reserve(decoder.total_bytes()).map_err(fault)?;
+    decoder.set_limits(strict).map_err(fault)?;
+    // A broken EXIF block is no reason to refuse the picture.
+    let orientation = decoder.orientation().unwrap_or(image::metadata::Orientation::NoTransforms);
+    let mut pixels = DynamicImage::from_decoder(decoder).map_err(fault)?;
+    pixels.apply_orientation(orientation);
+    Ok(over_black(pixels))
+}
+
+/// Any colour type -> RGB8, alpha over black.
+fn over_black(image: DynamicImage) -> RgbImage {
+    if !image.color().has_alpha() {
+        return image.into_rgb8();
+    }
+    let rgba = image.into_rgba8();
+    let mut rgb = RgbImage::new(rgba.width(), rgba.height());
+    for (out, pixel) in rgb.pixels_mut().zip(rgba.pixels()) {
+        let alpha = u32::from(pixel[3]);
+        for c in 0..3 {
+            // Rounded x * a / 255.
+            out[c] = ((u32::from(pixel[c]) * alpha + 127) / 255) as u8;
+        }
+    }
+    rgb
+}
+
+fn from_image_error(error: ImageError, format: &'static str, limits: &DecodeLimits) -> DecodeError {
+    if let ImageError::Limits(e) = &error
+        && matches!(e.kind(), LimitErrorKind::InsufficientMemory)
+    {
+        return DecodeError::TooMuchMemory { max_alloc: limits.max_alloc };
+    }
+    let text = error.to_string();
+    let cause: String = text.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(200).collect();
+    DecodeError::Broken { format, cause }
+}
+
+fn first_bytes(bytes: &[u8]) -> String {
+    if bytes.is_empty() {
+        return "no bytes".into();
+    }
+    let head: Vec<String> = bytes.iter().take(8).map(|b| format!("{b:02x}")).collect();
+    format!("{} bytes that begin with {}", bytes.len(), head.join(" "))
+}
+
+fn format_name(format: image::ImageFormat) -> &'static str {
+    use image::ImageFormat as F;
+    match format {
+        F::Jpeg => "JPEG",
+        F::Png => "PNG",
+        F::WebP => "WebP",
+        F::Gif => "GIF",
+        F::Bmp => "BMP",
+        F::Tiff => "TIFF",
+        F::Pnm => "PNM",
+        _ => "this",
+    }
+}

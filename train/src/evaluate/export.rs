@@ -1,0 +1,63 @@
+//! Features as NumPy files, so that other tools can judge them too.
+
+use std::io::{BufWriter, Write};
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use super::features::{Features, Split};
+
+/// Writes `NAME-{train,test}-{features,labels}.npy` into `folder`: features (n, D) f32, labels (n) u32.
+///
+/// # Errors
+/// The folder or a file cannot be written.
+pub fn write_features(folder: &Path, name: &str, split: &Split) -> Result<()> {
+    std::fs::create_dir_all(folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
+    for (part, features) in [("train", &split.train), ("test", &split.test)] {
+        let file = |kind: &str| folder.join(format!("{name}-{part}-{kind}.npy"));
+        let Features { values, labels, dim } = features;
+        let shape = format!("({}, {dim})", features.len());
+        write_npy(&file("features"), "<f4", &shape, values.iter().map(|x| x.to_le_bytes()))?;
+        write_npy(&file("labels"), "<u4", &format!("({},)", features.len()), labels.iter().map(|x| x.to_le_bytes()))?;
+    }
+    Ok(())
+}
+
+/// NumPy's format 1.0: magic, version, length of the header, header padded to 64 bytes, values.
+fn write_npy(path: &Path, kind: &str, shape: &str, values: impl Iterator<Item = [u8; 4]>) -> Result<()> {
+    let write = || -> std::io::Result<()> {
+        let mut file = BufWriter::new(std::fs::File::create(path)?);
+        let mut header = format!("{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}, }}");
+        while (10 + header.len() + 1) % 64 != 0 {
+            header.push(' ');
+        }
+        header.push('\n');
+        file.write_all(b"\x93NUMPY\x01\x00")?;
+        file.write_all(&(header.len() as u16).to_le_bytes())?;
+        file.write_all(header.as_bytes())?;
+        for value in values {
+            file.write_all(&value)?;
+        }
+        file.flush()
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // buffer = io.BytesIO(); np.save(buffer, np.array([[1.5, -2.0]], np.float32)); buffer.getvalue().hex()
+    #[test]
+    fn bytes_equal_numpy() {
+        let folder = tempfile::tempdir().unwrap();
+        let features = Features { values: vec![1.5, -2.0], labels: vec![3], dim: 2 };
+        let split = Split { train: features.clone(), test: features };
+        write_features(folder.path(), "macrl", &split).unwrap();
+        let bytes = std::fs::read(folder.path().join("macrl-test-features.npy")).unwrap();
+        let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(hex, EXPECTED);
+        assert!(folder.path().join("macrl-train-labels.npy").exists());
+    }
+    const EXPECTED: &str = "934e554d5059010076007b276465736372273a20273c6634272c2027666f727472616e5f6f72646572273a2046616c73652c20277368617065273a2028312c2032292c207d202020202020202020202020202020202020202020202020202020202020202020202020202020202020202020202020202020202020202020200a0000c03f000000c0";
+}

@@ -1,0 +1,276 @@
+//! Matrix products and the two small decompositions that evaluation needs, on plain slices.
+
+use rayon::prelude::*;
+
+/// A matrix in a slice; transposing only swaps the strides.
+#[derive(Clone, Copy)]
+pub(crate) struct View<'a> {
+    data: &'a [f32],
+    rows: usize,
+    columns: usize,
+    row_stride: usize,
+    column_stride: usize,
+}
+
+impl<'a> View<'a> {
+    /// (rows, columns), row-major.
+    pub(crate) fn new(data: &'a [f32], rows: usize, columns: usize) -> Self {
+        assert_eq!(data.len(), rows * columns, "a {rows} x {columns} matrix");
+        View { data, rows, columns, row_stride: columns, column_stride: 1 }
+    }
+
+    /// (columns, rows) of the same values.
+    pub(crate) fn transposed(self) -> Self {
+        View {
+            rows: self.columns,
+            columns: self.rows,
+            row_stride: self.column_stride,
+            column_stride: self.row_stride,
+            ..self
+        }
+    }
+}
+
+/// out = keep * out + a b, on one thread; out is (a's rows, b's columns), row-major.
+pub(crate) fn multiply(a: View, b: View, out: &mut [f32], keep: f32) {
+    assert_eq!(a.columns, b.rows, "inner dimensions");
+    assert_eq!(out.len(), a.rows * b.columns, "shape of the product");
+    if out.is_empty() {
+        return;
+    }
+    // SAFETY: the views' strides stay inside their slices (checked in `View::new`, kept by `transposed`), and the
+    // lengths of all three are checked above.
+    unsafe {
+        gemm::gemm(
+            a.rows,
+            b.columns,
+            a.columns,
+            out.as_mut_ptr(),
+            1,
+            b.columns as isize,
+            keep != 0.0,
+            a.data.as_ptr(),
+            a.column_stride as isize,
+            a.row_stride as isize,
+            b.data.as_ptr(),
+            b.column_stride as isize,
+            b.row_stride as isize,
+            keep,
+            1.0,
+            false,
+            false,
+            false,
+            gemm::Parallelism::None,
+        );
+    }
+}
+
+/// X^T X / n of rows (n, D), as (D, D); each part in `f32`, their sum in `f64` in a fixed order.
+pub(crate) fn gram(values: &[f32], dim: usize) -> Vec<f64> {
+    let n = values.len() / dim;
+    // Few parts, since each holds D x D; a fixed number of them, so that threads don't change the sum.
+    let rows_per_part = n.div_ceil(8).max(1);
+    let parts: Vec<Vec<f32>> = values
+        .par_chunks(rows_per_part * dim)
+        .map(|part| {
+            let mut out = vec![0.0; dim * dim];
+            for block in part.chunks(1024 * dim) {
+                let block = View::new(block, block.len() / dim, dim);
+                multiply(block.transposed(), block, &mut out, 1.0);
+            }
+            out
+        })
+        .collect();
+    let mut sum = vec![0.0f64; dim * dim];
+    for part in parts {
+        sum.iter_mut().zip(part).for_each(|(s, p)| *s += f64::from(p) / n as f64);
+    }
+    sum
+}
+
+/// Lower triangle L, row-major, of a symmetric positive definite matrix L L^T (D, D).  A pivot that rounding has made
+/// tiny is lifted, so that the factor always exists: it is only used to precondition.
+pub(crate) fn cholesky(mut a: Vec<f64>, dim: usize) -> Vec<f64> {
+    let floor = 1e-12 * (0..dim).map(|i| a[i * dim + i]).fold(f64::MIN_POSITIVE, f64::max);
+    for j in 0..dim {
+        let (upper, lower) = a.split_at_mut((j + 1) * dim);
+        let row = &mut upper[j * dim..];
+        let pivot = (row[j] - dot(&row[..j], &row[..j])).max(floor).sqrt();
+        row[j] = pivot;
+        row[j + 1..].fill(0.0);
+        let row = &row[..j];
+        let eliminate = |other: &mut [f64]| other[j] = (other[j] - dot(&other[..j], row)) / pivot;
+        // Below a few thousand multiplications, handing out the work costs more than the work.
+        if j * (dim - j) > 20_000 {
+            lower.par_chunks_mut(dim).with_min_len(64).for_each(eliminate);
+        } else {
+            lower.chunks_mut(dim).for_each(eliminate);
+        }
+    }
+    a
+}
+
+/// L^T from L, both row-major.
+pub(crate) fn transpose(l: &[f64], dim: usize) -> Vec<f64> {
+    let mut out = vec![0.0; dim * dim];
+    for i in 0..dim {
+        for j in 0..dim {
+            out[j * dim + i] = l[i * dim + j];
+        }
+    }
+    out
+}
+
+/// Solves L L^T x = b in place, given L and its transpose, both row-major.
+pub(crate) fn solve(lower: &[f64], upper: &[f64], b: &mut [f64]) {
+    let dim = b.len();
+    for i in 0..dim {
+        let row = &lower[i * dim..(i + 1) * dim];
+        b[i] = (b[i] - dot(&row[..i], &b[..i])) / row[i];
+    }
+    for i in (0..dim).rev() {
+        let row = &upper[i * dim..(i + 1) * dim];
+        b[i] = (b[i] - dot(&row[i + 1..], &b[i + 1..])) / row[i];
+    }
+}
+
+/// Sum of products, in eight lanes so that it vectorises.
+pub(crate) fn dot(a: &[f64], b: &[f64]) -> f64 {
+    let mut lanes = [0.0f64; 8];
+    let (a8, b8) = (a.chunks_exact(8), b.chunks_exact(8));
+    let rest: f64 = a8.remainder().iter().zip(b8.remainder()).map(|(x, y)| x * y).sum();
+    for (x, y) in a8.zip(b8) {
+        for i in 0..8 {
+            lanes[i] += x[i] * y[i];
+        }
+    }
+    lanes.iter().sum::<f64>() + rest
+}
+
+/// Eigenvalues of a symmetric matrix (D, D), in no order: Householder's reduction to three diagonals, then QL steps
+/// with implicit shifts (EISPACK's tred1 and tql1).
+pub(crate) fn eigenvalues(a: Vec<f64>, dim: usize) -> Vec<f64> {
+    let (mut diagonal, mut beside) = tridiagonal(a, dim);
+    for l in 0..dim {
+        // Convergence is cubic; thirty steps are never needed for finite input.
+        for _ in 0..50 {
+            let m = (l..dim.saturating_sub(1))
+                .find(|&m| beside[m].abs() <= f64::EPSILON * (diagonal[m].abs() + diagonal[m + 1].abs()))
+                .unwrap_or(dim - 1);
+            if m == l {
+                break;
+            }
+            ql_step(&mut diagonal, &mut beside, l, m);
+        }
+    }
+    diagonal
+}
+
+/// One implicit QL step on rows l..=m.
+fn ql_step(diagonal: &mut [f64], beside: &mut [f64], l: usize, m: usize) {
+    let mut g = (diagonal[l + 1] - diagonal[l]) / (2.0 * beside[l]);
+    let r = g.hypot(1.0);
+    g = diagonal[m] - diagonal[l] + beside[l] / (g + r.copysign(g));
+    let (mut sine, mut cosine, mut p) = (1.0, 1.0, 0.0);
+    for i in (l..m).rev() {
+        let f = sine * beside[i];
+        let b = cosine * beside[i];
+        let r = f.hypot(g);
+        beside[i + 1] = r;
+        if r == 0.0 {
+            diagonal[i + 1] -= p;
+            beside[m] = 0.0;
+            return;
+        }
+        sine = f / r;
+        cosine = g / r;
+        let h = diagonal[i + 1] - p;
+        let t = (diagonal[i] - h) * sine + 2.0 * cosine * b;
+        p = sine * t;
+        diagonal[i + 1] = h + p;
+        g = cosine * t - b;
+    }
+    diagonal[l] -= p;
+    beside[l] = g;
+    beside[m] = 0.0;
+}
+
+/// The diagonal (D) and the one beside it (D, last unused) of a similar tridiagonal matrix.
+fn tridiagonal(mut a: Vec<f64>, dim: usize) -> (Vec<f64>, Vec<f64>) {
+    let mut beside = vec![0.0; dim];
+    for k in 0..dim.saturating_sub(2) {
+        // Reflect column k below the diagonal onto its first coordinate: v is the mirror's normal.
+        let mut v: Vec<f64> = (k + 1..dim).map(|i| a[i * dim + k]).collect();
+        let length = dot(&v, &v).sqrt();
+        beside[k] = -length.copysign(v[0]);
+        v[0] -= beside[k];
+        let square = dot(&v, &v);
+        if square == 0.0 {
+            continue;
+        }
+        // With w = 2 (A v - (v.A v / v.v) v) / v.v the mirrored block is A - v w^T - w v^T, for symmetric A.
+        let block = &mut a[(k + 1) * dim..];
+        let mut w: Vec<f64> = block.par_chunks(dim).with_min_len(64).map(|row| dot(&row[k + 1..], &v)).collect();
+        let along = dot(&v, &w) / square;
+        w.iter_mut().zip(&v).for_each(|(w, v)| *w = 2.0 * (*w - along * v) / square);
+        block.par_chunks_mut(dim).with_min_len(64).enumerate().for_each(|(i, row)| {
+            for (x, (v_j, w_j)) in row[k + 1..].iter_mut().zip(v.iter().zip(&w)) {
+                *x -= v[i] * w_j + w[i] * v_j;
+            }
+        });
+    }
+    if dim >= 2 {
+        beside[dim - 2] = a[(dim - 1) * dim + dim - 2];
+    }
+    ((0..dim).map(|i| a[i * dim + i]).collect(), beside)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn products_of_transposes() {
+        // numpy: a = [[1, 2, 3], [4, 5, 6]]; a @ a.T = [[14, 32], [32, 77]]; a.T @ a has 17, 22, 27 in its first row
+        let a = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
+        let view = View::new(&a, 2, 3);
+        let mut out = [1.0; 4];
+        multiply(view, view.transposed(), &mut out, 0.0);
+        assert_eq!(out, [14.0, 32.0, 32.0, 77.0]);
+        multiply(view, view.transposed(), &mut out, 1.0);
+        assert_eq!(out, [28.0, 64.0, 64.0, 154.0]);
+        assert_eq!(gram(&a, 3)[..3], [8.5, 11.0, 13.5]);
+    }
+
+    #[test]
+    fn cholesky_solves() {
+        // np.linalg.solve([[4, 2, 1], [2, 5, 3], [1, 3, 6]], [1, 2, 3])       # [0.08955224, 0.10447761, 0.43283582]
+        let lower = cholesky(vec![4.0, 2.0, 1.0, 2.0, 5.0, 3.0, 1.0, 3.0, 6.0], 3);
+        let mut x = [1.0, 2.0, 3.0];
+        solve(&lower, &transpose(&lower, 3), &mut x);
+        for (x, y) in x.iter().zip([0.08955224, 0.10447761, 0.43283582]) {
+            assert!((x - y).abs() < 1e-8, "{x}");
+        }
+    }
+
+    // a = np.array([[4, 1, -2, 2], [1, 2, 0, 1], [-2, 0, 3, -2], [2, 1, -2, -1]])
+    // np.linalg.eigvalsh(a)       # [-2.19751698, 1.08436446, 2.26853141, 6.84462111]
+    #[test]
+    fn eigenvalues_equal_lapack() {
+        let a = vec![4.0, 1.0, -2.0, 2.0, 1.0, 2.0, 0.0, 1.0, -2.0, 0.0, 3.0, -2.0, 2.0, 1.0, -2.0, -1.0];
+        let mut found = eigenvalues(a, 4);
+        found.sort_by(f64::total_cmp);
+        for (x, y) in found.iter().zip([-2.19751698, 1.08436446, 2.26853141, 6.84462111]) {
+            assert!((x - y).abs() < 1e-8, "{found:?}");
+        }
+    }
+
+    #[test]
+    fn eigenvalues_of_degenerate_matrices() {
+        assert_eq!(eigenvalues(vec![7.0], 1), [7.0]);
+        assert_eq!(eigenvalues(vec![0.0; 9], 3), [0.0; 3]);
+        let mut ones = eigenvalues(vec![1.0; 100], 10);
+        ones.sort_by(f64::total_cmp);
+        assert!((ones[9] - 10.0).abs() < 1e-12 && ones[..9].iter().all(|x| x.abs() < 1e-12), "{ones:?}");
+    }
+}

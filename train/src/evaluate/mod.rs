@@ -1,0 +1,196 @@
+//! How good frozen features are: kNN, linear probe and few-shot accuracy, always beside raw pixels and an untrained
+//! encoder.
+//!
+//! Everything here works on numbers in memory ([`Features`]); who computes them is no concern of this module.
+
+pub mod diagnostics;
+pub mod draw;
+pub mod export;
+pub mod features;
+pub mod few_shot;
+pub mod knn;
+mod lbfgs;
+pub mod linear;
+mod matrix;
+pub mod table;
+#[cfg(test)]
+pub(crate) mod testing;
+
+use anyhow::Result;
+use macrl_models::config::Pooling;
+use macrl_models::evaluation::{Evaluation, Protocol, Row};
+use macrl_models::probe::Probe;
+use serde_json::Map;
+
+pub use features::{Features, Pixels, Split, pixel_features};
+pub use table::table;
+
+/// Wider features get no effective rank: its cost grows with the cube of the width, and only pixels are so wide.
+const RANK_WIDTH: usize = 1024;
+
+/// What of the protocol the caller decides.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    /// Neighbours that vote.
+    pub k: usize,
+    /// Temperature of their votes.
+    pub temperature: f64,
+    /// What stands for an image among the encoder's tokens.
+    pub pooling: Pooling,
+    /// Seed of the held-out part and of the few-shot images.
+    pub seed: u64,
+    /// Where the two sets come from, in words.
+    pub split: String,
+    /// Class names in label order.
+    pub labels: Vec<String>,
+}
+
+/// What is judged: (`macrl` | `random` | `pixels`, features), in the order of the table.
+pub type FeatureSets = Vec<(String, Split)>;
+
+/// Judges every set; also returns the first one's probe (the one that is served).
+///
+/// # Errors
+/// Features that don't fit together or aren't finite; no set at all.
+pub fn evaluate(sets: &FeatureSets, settings: &Settings) -> Result<(Evaluation, Probe)> {
+    let judged = sets.iter().map(|(name, split)| judge(name, split, settings)).collect::<Result<Vec<_>>>()?;
+    let counts = sets.first().map_or((0, 0), |(_, split)| (split.train.len(), split.test.len()));
+    let (rows, mut probes): (Vec<Row>, Vec<Probe>) = judged.into_iter().unzip();
+    anyhow::ensure!(!probes.is_empty(), "expected at least one set of features to evaluate, found none");
+    Ok((evaluation(rows, counts, settings), probes.swap_remove(0)))
+}
+
+/// Judges one set of features.
+///
+/// # Errors
+/// Features that don't fit together or aren't finite.
+pub fn judge(name: &str, split: &Split, settings: &Settings) -> Result<(Row, Probe)> {
+    split.check(name)?;
+    let Split { train, test } = split;
+    let classes = train.classes().max(test.classes()).max(settings.labels.len());
+    let labels: Vec<String> =
+        (0..classes).map(|i| settings.labels.get(i).cloned().unwrap_or_else(|| i.to_string())).collect();
+    let near = knn::accuracy(train, test, settings.k, settings.temperature);
+    let fit = linear::fit(train, &labels, settings.seed);
+    let confusion = confusion(&linear::predict(&fit.probe, test), &test.labels, classes);
+    let row = Row {
+        features: name.into(),
+        dim: train.dim,
+        knn: near.knn,
+        knn1: near.knn1,
+        linear: trace(&confusion) as f64 / test.len() as f64,
+        few_shot: Some(few_shot::accuracy(split, &labels, settings.seed)),
+        l2: Some(fit.l2),
+        feature_std: Some(diagnostics::feature_std(&test.values, test.dim)),
+        rank: (test.dim <= RANK_WIDTH).then(|| diagnostics::effective_rank(&test.values, test.dim)),
+        per_class: confusion.iter().enumerate().map(|(i, row)| share(row[i], row)).collect(),
+        confusion,
+        extra: Map::new(),
+    };
+    Ok((row, fit.probe))
+}
+
+/// The file's content from judged rows; `counts` are the numbers of training and test images.
+pub fn evaluation(rows: Vec<Row>, counts: (usize, usize), settings: &Settings) -> Evaluation {
+    let protocol = Protocol {
+        k: settings.k,
+        temperature: settings.temperature,
+        pooling: settings.pooling,
+        train_images: counts.0,
+        test_images: counts.1,
+        split: settings.split.clone(),
+        seed: settings.seed,
+        linear: format!(
+            "multinomial logistic regression (L-BFGS to convergence) on features standardised by the training \
+             images' mean and standard deviation; L2 on the mean loss chosen from {:?} on a sixth of the training \
+             images (at most 10,000), then refitted on all of them",
+            linear::L2_GRID
+        ),
+        extra: Map::from_iter([
+            ("knn".to_string(), "cosine; votes weighted by exp(similarity / temperature)".into()),
+            (
+                "few_shot".to_string(),
+                format!(
+                    "the linear probe on {} training images per class with L2 {}, mean of {} draws",
+                    few_shot::SHOTS,
+                    few_shot::L2,
+                    few_shot::DRAWS
+                )
+                .into(),
+            ),
+            ("pixels".to_string(), "in [0, 1]; grey images as one channel, always-black pixels left out".into()),
+        ]),
+    };
+    Evaluation { protocol, rows, labels: settings.labels.clone(), extra: Map::new() }
+}
+
+/// Counts (C true, C predicted).
+pub fn confusion(answers: &[u32], labels: &[u32], classes: usize) -> Vec<Vec<u32>> {
+    let mut counts = vec![vec![0; classes]; classes];
+    for (answer, label) in answers.iter().zip(labels) {
+        counts[*label as usize][*answer as usize] += 1;
+    }
+    counts
+}
+
+fn trace(confusion: &[Vec<u32>]) -> u32 {
+    confusion.iter().enumerate().map(|(i, row)| row[i]).sum()
+}
+
+/// `count` of all in `row`; 0 where there is none.
+fn share(count: u32, row: &[u32]) -> f64 {
+    f64::from(count) / f64::from(row.iter().sum::<u32>().max(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings() -> Settings {
+        Settings {
+            k: 20,
+            temperature: 0.07,
+            pooling: Pooling::Mean,
+            seed: 0,
+            split: "synthetic".into(),
+            labels: vec!["low".into(), "middle".into(), "high".into()],
+        }
+    }
+
+    fn split() -> Split {
+        Split { train: testing::three_classes(), test: testing::three_classes() }
+    }
+
+    #[test]
+    fn rows_stand_in_order_and_agree_with_themselves() {
+        let sets = vec![("macrl".to_string(), split()), ("pixels".to_string(), split())];
+        let (evaluation, probe) = evaluate(&sets, &settings()).unwrap();
+        assert_eq!(evaluation.rows.iter().map(|r| r.features.as_str()).collect::<Vec<_>>(), ["macrl", "pixels"]);
+        let row = &evaluation.rows[0];
+        // Judged on its own training images, the nearest neighbour is the image itself.
+        assert_eq!(row.knn1, 1.0);
+        assert_eq!(row.confusion.iter().flatten().sum::<u32>(), 60);
+        let right: u32 = (0..3).map(|i| row.confusion[i][i]).sum();
+        assert_eq!(row.linear, f64::from(right) / 60.0);
+        assert_eq!(row.per_class.len(), 3);
+        assert_eq!(probe.labels, settings().labels);
+        let read = Evaluation::from_json(evaluation.to_json().as_bytes(), "evaluation.json").unwrap();
+        assert_eq!((&read.protocol, &read.rows[1].confusion), (&evaluation.protocol, &row.confusion));
+        assert!((read.rows[1].linear - row.linear).abs() < 1e-12);
+        assert_eq!(table(&evaluation).lines().count(), 3);
+    }
+
+    #[test]
+    fn rows_and_columns_of_the_confusion() {
+        assert_eq!(confusion(&[0, 1, 1, 2], &[0, 0, 1, 1], 3), [[1, 1, 0], [0, 1, 1], [0, 0, 0]]);
+    }
+
+    #[test]
+    fn unsound_features_are_refused() {
+        let mut bad = split();
+        bad.test.values[5] = f32::INFINITY;
+        let error = judge("macrl", &bad, &settings()).unwrap_err().to_string();
+        assert_eq!(error, "test features `macrl`: expected finite features, found inf at image 1");
+        assert!(evaluate(&Vec::new(), &settings()).is_err());
+    }
+}

@@ -181,30 +181,45 @@ fn pad(image: &RgbImage, size: u32) -> RgbImage {
     out
 }
 
-/// Where the centre square of the resized image lies: (resized edge, offset) along one axis.
-fn crop_of(edge: u32, shortest: u32, size: u32) -> (f64, f64) {
+/// The part of one axis that the result is made of, in source pixels: (start, length).
+fn window(edge: u32, shortest: u32, size: u32) -> (f64, f64) {
     let resized = u64::from(size) * u64::from(edge) / u64::from(shortest);
-    (resized as f64, ((resized - u64::from(size)) / 2) as f64)
+    let cut = resized - u64::from(size);
+    if cut == 0 {
+        return (0.0, f64::from(edge));
+    }
+    let scale = f64::from(edge) / resized as f64;
+    ((cut / 2) as f64 * scale, f64::from(size) * scale)
 }
 
-/// Shortest edge to S and centre square in one pass: only the pixels of the result are computed, so that a strip of
+/// Shortest edge to S and centre square.  Only the pixels of the result are computed, so that a strip of
 /// 1 x 60,000 pixels costs no more than a square.
+///
+/// Columns first, then rows, rounding to u8 between: Pillow's order, which shows where the cubic overshoots.
 fn resize_and_crop(image: &RgbImage, size: u32) -> RgbImage {
     let (width, height) = image.dimensions();
     let shortest = width.min(height);
-    let (resized_width, left) = crop_of(width, shortest, size);
-    let (resized_height, top) = crop_of(height, shortest, size);
-    let (scale_x, scale_y) = (f64::from(width) / resized_width, f64::from(height) / resized_height);
-    let edge = f64::from(size);
+    let (left, across) = window(width, shortest, size);
+    let (top, down) = window(height, shortest, size);
+    // The cubic reaches two (scaled) pixels beyond the window; rows further away do not matter.
+    let reach = 2.0 * (down / f64::from(size)).max(1.0) + 1.0;
+    let first = (top - reach).floor().max(0.0);
+    let last = (top + down + reach).ceil().min(f64::from(height));
+    let narrow = convolve(image, (size, (last - first) as u32), [left, first, across, last - first]);
+    convolve(&narrow, (size, size), [0.0, top - first, f64::from(size), down])
+}
+
+/// Resizes the box [left, top, width, height] of an image; an axis whose length stays is copied.
+fn convolve(image: &RgbImage, (width, height): (u32, u32), [left, top, across, down]: [f64; 4]) -> RgbImage {
     let options = ResizeOptions::new()
         // Catmull-Rom is the cubic with a = -0.5: Pillow's BICUBIC.
         .resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom))
-        .crop(left * scale_x, top * scale_y, edge * scale_x, edge * scale_y);
-    let mut out = Image::new(size, size, PixelType::U8x3);
-    let resized = ImageRef::new(width, height, image.as_raw(), PixelType::U8x3)
+        .crop(left, top, across, down);
+    let mut out = Image::new(width, height, PixelType::U8x3);
+    let resized = ImageRef::new(image.width(), image.height(), image.as_raw(), PixelType::U8x3)
         .map_err(|e| e.to_string())
         .and_then(|source| Resizer::new().resize(&source, &mut out, &options).map_err(|e| e.to_string()));
     // Both can only fail on a box outside of the image or a buffer of the wrong length, which neither is.
     debug_assert!(resized.is_ok(), "{resized:?}");
-    RgbImage::from_raw(size, size, out.into_vec()).unwrap_or_else(|| RgbImage::new(size, size))
+    RgbImage::from_raw(width, height, out.into_vec()).unwrap_or_else(|| RgbImage::new(width, height))
 }

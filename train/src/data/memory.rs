@@ -1,0 +1,111 @@
+//! Sets that are small enough to be held decoded: u8 pixels in RAM.
+
+use std::borrow::Cow;
+
+use anyhow::{Context, Result};
+use image::{RgbImage, imageops};
+
+use super::Dataset;
+
+/// Share of the memory that is free at start which decoded images may take; the rest is the step's.
+const SHARE: f64 = 0.25;
+/// Budget where the system does not say how much memory is free.
+const FALLBACK: u64 = 1 << 30;
+
+/// A split in RAM.
+pub struct Memory {
+    split: &'static str,
+    images: Vec<RgbImage>,
+    labels: Vec<Option<u32>>,
+    names: Vec<String>,
+}
+
+impl Memory {
+    /// Images and labels of the same number; `split` names them in messages.
+    pub fn new(split: &'static str, images: Vec<RgbImage>, labels: Vec<Option<u32>>) -> Self {
+        debug_assert_eq!(images.len(), labels.len());
+        Memory { split, images, labels, names: Vec::new() }
+    }
+
+    /// The same with a name per image.
+    pub fn named(split: &'static str, images: Vec<RgbImage>, labels: Vec<Option<u32>>, names: Vec<String>) -> Self {
+        debug_assert_eq!(images.len(), names.len());
+        Memory { names, ..Memory::new(split, images, labels) }
+    }
+}
+
+impl Dataset for Memory {
+    fn len(&self) -> usize {
+        self.images.len()
+    }
+
+    fn label(&self, index: usize) -> Option<u32> {
+        self.labels.get(index).copied().flatten()
+    }
+
+    fn image(&self, index: usize) -> Result<Cow<'_, RgbImage>> {
+        let image = self.images.get(index).with_context(|| format!("no image {index} in {}", self.split))?;
+        Ok(Cow::Borrowed(image))
+    }
+
+    fn name(&self, index: usize) -> String {
+        self.names.get(index).cloned().unwrap_or_else(|| format!("{}[{index}]", self.split))
+    }
+}
+
+/// Centres an image whose edges are both at most `edge` on a black square of that edge; others stay as they are.
+pub fn pad(image: RgbImage, edge: Option<u32>) -> RgbImage {
+    let (width, height) = image.dimensions();
+    match edge {
+        Some(edge) if width <= edge && height <= edge && (width, height) != (edge, edge) => {
+            let mut square = RgbImage::new(edge, edge);
+            // Where `Preprocess::fit` puts it, so that evaluation sees the same pixels.
+            imageops::replace(&mut square, &image, at(edge, width), at(edge, height));
+            square
+        }
+        _ => image,
+    }
+}
+
+fn at(edge: u32, side: u32) -> i64 {
+    (edge - side).div_ceil(2).into()
+}
+
+/// Bytes of decoded pixels that may be held on this machine: a quarter of what is free now.
+pub fn budget() -> u64 {
+    let free = [available(), cgroup_left()].into_iter().flatten().min();
+    free.map_or(FALLBACK, |bytes| (bytes as f64 * SHARE) as u64)
+}
+
+/// Linux: what new work may take without swapping.
+fn available() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find(|l| l.starts_with("MemAvailable:"))?;
+    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kib * 1024)
+}
+
+/// What a container's limit leaves.
+fn cgroup_left() -> Option<u64> {
+    let read = |name: &str| std::fs::read_to_string(format!("/sys/fs/cgroup/{name}")).ok()?.trim().parse::<u64>().ok();
+    Some(read("memory.max")?.saturating_sub(read("memory.current")?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_images_are_centred_and_large_ones_left() {
+        let white = RgbImage::from_pixel(3, 2, image::Rgb([255; 3]));
+        let padded = pad(white.clone(), Some(8));
+        assert_eq!(padded.dimensions(), (8, 8));
+        let lit: Vec<_> = padded.enumerate_pixels().filter(|p| p.2.0 == [255; 3]).map(|p| (p.0, p.1)).collect();
+        assert_eq!(lit, [(3, 3), (4, 3), (5, 3), (3, 4), (4, 4), (5, 4)]);
+        let mut config = macrl_models::config::Config::default();
+        (config.data.fit, config.encoder.image_size) = (macrl_models::config::Fit::Pad, 8);
+        assert_eq!(macrl_models::preprocess::Preprocess::from_config(&config).fit(&white), padded);
+        assert_eq!(pad(white.clone(), Some(2)).dimensions(), (3, 2));
+        assert_eq!(pad(white, None).dimensions(), (3, 2));
+    }
+}

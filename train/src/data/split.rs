@@ -1,0 +1,66 @@
+//! Parts of a split: the training limit, and a held-out part where the data has no test split.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use anyhow::Result;
+use image::RgbImage;
+
+use super::Dataset;
+use crate::views::random::{Philox, Stream};
+
+/// One image in so many is held out where the data has no test split.
+const HELD_OUT: usize = 10;
+/// Key of the held-out draw: not the run's seed, so that runs with different seeds are judged on the same images.
+const SPLIT_SEED: u64 = 0x5eed;
+
+/// Some images of another split.
+pub struct Subset {
+    inner: Arc<dyn Dataset>,
+    indices: Vec<u32>,
+}
+
+impl Subset {
+    /// Image `i` of the subset is image `indices[i]` of `inner`.
+    pub fn new(inner: Arc<dyn Dataset>, indices: Vec<u32>) -> Self {
+        Subset { inner, indices }
+    }
+
+    fn at(&self, index: usize) -> usize {
+        // Past the end stays past the end, so that the inner set reports it.
+        self.indices.get(index).map_or(usize::MAX, |i| *i as usize)
+    }
+}
+
+impl Dataset for Subset {
+    fn len(&self) -> usize {
+        self.indices.len()
+    }
+
+    fn label(&self, index: usize) -> Option<u32> {
+        self.inner.label(self.at(index))
+    }
+
+    fn image(&self, index: usize) -> Result<Cow<'_, RgbImage>> {
+        self.inner.image(self.at(index))
+    }
+
+    fn name(&self, index: usize) -> String {
+        self.inner.name(self.at(index))
+    }
+}
+
+/// Splits off a tenth, at least one image, by a fixed draw; a single image cannot be split.
+pub fn hold_out(all: &Arc<dyn Dataset>) -> (Arc<dyn Dataset>, Option<Arc<dyn Dataset>>) {
+    if all.len() < 2 {
+        return (all.clone(), None);
+    }
+    let order = Philox::new(SPLIT_SEED, 0, 0, Stream::Order).permutation(all.len() as u32);
+    let (held, kept) = order.split_at((all.len() / HELD_OUT).max(1));
+    let part = |indices: &[u32]| -> Arc<dyn Dataset> {
+        let mut indices = indices.to_vec();
+        indices.sort_unstable();
+        Arc::new(Subset::new(all.clone(), indices))
+    };
+    (part(kept), Some(part(held)))
+}

@@ -1,0 +1,223 @@
+//! Training split -> batches in step order, made ahead of time by background threads.
+//!
+//! `batch(step)` is a pure function of (configuration, data, step): neither the number of threads nor the step at which
+//! a run was resumed changes a bit of it.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use image::RgbImage;
+use macrl_models::config::Config;
+use rayon::prelude::*;
+use rayon::{ThreadPool, ThreadPoolBuilder};
+
+use crate::data::Dataset;
+use crate::views::random::{Philox, Stream};
+use crate::views::{Batch, Recipe, Scratch, Slot};
+
+/// Finished batches that wait; one more is being made and one is in use, so three are in memory at most.
+const AHEAD: usize = 1;
+
+/// Makes any step's batch from nothing.
+pub struct Batches {
+    data: Arc<dyn Dataset>,
+    strong: Recipe,
+    weak: Recipe,
+    seed: u64,
+    size: usize,
+    /// The order of the epoch that was asked for last.
+    order: Mutex<Option<(u64, Arc<Vec<u32>>)>>,
+    unreadable: Mutex<BTreeMap<u32, String>>,
+}
+
+impl Batches {
+    /// Over a training split.
+    ///
+    /// # Errors
+    /// When the split has fewer images than a batch.
+    pub fn new(data: Arc<dyn Dataset>, config: &Config) -> Result<Self> {
+        let size = config.train.batch_size;
+        if data.len() < size {
+            bail!("the training split has {} images, fewer than train.batch_size = {size}", data.len());
+        }
+        Ok(Batches {
+            data,
+            strong: Recipe::strong(config),
+            weak: Recipe::weak(config),
+            seed: config.train.seed,
+            size,
+            order: Mutex::new(None),
+            unreadable: Mutex::new(BTreeMap::new()),
+        })
+    }
+
+    /// Whole batches in an epoch; the images left over wait for another epoch's order.
+    pub fn steps_per_epoch(&self) -> u64 {
+        (self.data.len() / self.size) as u64
+    }
+
+    /// The images of a step, in order.
+    pub fn indices(&self, step: u64) -> Vec<u32> {
+        let (epoch, position) = (step / self.steps_per_epoch(), step % self.steps_per_epoch());
+        let first = position as usize * self.size;
+        self.order(epoch)[first..first + self.size].to_vec()
+    }
+
+    fn order(&self, epoch: u64) -> Arc<Vec<u32>> {
+        let mut cached = self.order.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        match &*cached {
+            Some((of, order)) if *of == epoch => order.clone(),
+            _ => {
+                let fresh = Philox::new(self.seed, epoch, 0, Stream::Order).permutation(self.data.len() as u32);
+                let order = Arc::new(fresh);
+                *cached = Some((epoch, order.clone()));
+                order
+            }
+        }
+    }
+
+    /// Makes the batch of a step on the threads of the pool that it is called in.
+    ///
+    /// # Errors
+    /// When not one image of the split can be read any more.
+    pub fn make(&self, step: u64) -> Result<Batch> {
+        let epoch = step / self.steps_per_epoch();
+        let mut batch =
+            Batch { indices: self.indices(step), strong: self.strong.room(self.size), weak: self.weak.room(self.size) };
+        let slots: Vec<_> =
+            self.strong.slots(&mut batch.strong).into_iter().zip(self.weak.slots(&mut batch.weak)).collect();
+        let work = batch.indices.par_iter_mut().zip(slots);
+        work.try_for_each_init(Scratch::default, |scratch, (index, (mut strong, mut weak))| {
+            self.fill(index, epoch, scratch, &mut strong, &mut weak)
+        })?;
+        Ok(batch)
+    }
+
+    fn fill(
+        &self,
+        index: &mut u32,
+        epoch: u64,
+        scratch: &mut Scratch,
+        strong: &mut Slot,
+        weak: &mut Slot,
+    ) -> Result<()> {
+        let (readable, image) = self.read(*index)?;
+        *index = readable;
+        self.strong.make(&image, epoch, readable, scratch, strong);
+        self.weak.make(&image, epoch, readable, scratch, weak);
+        Ok(())
+    }
+
+    /// Image `index`, or the next one that is readable: a property of the data, so the batch stays reproducible.
+    fn read(&self, index: u32) -> Result<(u32, Cow<'_, RgbImage>)> {
+        let count = self.data.len();
+        for candidate in (0..count).map(|skip| (index as usize + skip) % count) {
+            match self.data.image(candidate) {
+                Ok(image) => return Ok((candidate as u32, image)),
+                Err(why) => {
+                    let mut list = self.unreadable.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+                    list.insert(candidate as u32, format!("{why:#}"));
+                }
+            }
+        }
+        bail!("not one of the {count} training images can be read any more")
+    }
+
+    /// Images that turned out to be unreadable so far, and why; their neighbours took their place.
+    pub fn skipped(&self) -> Vec<(String, String)> {
+        let list = self.unreadable.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        list.iter().map(|(index, why)| (self.data.name(*index as usize), why.clone())).collect()
+    }
+}
+
+/// Batches in step order, prefetched.
+pub struct Loader {
+    batches: Arc<Batches>,
+    ready: Option<Receiver<Result<Batch>>>,
+    maker: Option<JoinHandle<()>>,
+    waited: Duration,
+}
+
+impl Loader {
+    /// Starts making the batches from `first_step` on, with a thread per core.
+    ///
+    /// # Errors
+    /// When the split has fewer images than a batch, or no thread can be started.
+    pub fn new(data: Arc<dyn Dataset>, config: &Config, first_step: u64) -> Result<Self> {
+        let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+        Loader::with_threads(data, config, first_step, threads)
+    }
+
+    /// [`Loader::new`] with a number of threads; the batches do not depend on it.
+    ///
+    /// # Errors
+    /// As [`Loader::new`].
+    pub fn with_threads(data: Arc<dyn Dataset>, config: &Config, first_step: u64, threads: usize) -> Result<Self> {
+        let batches = Arc::new(Batches::new(data, config)?);
+        // Its own pool: views must not wait behind the step's matrix products, nor hold them up.
+        let pool = ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|i| format!("views-{i}"))
+            .build()
+            .context("cannot start the loader's threads")?;
+        let (sender, ready) = sync_channel(AHEAD);
+        let source = batches.clone();
+        let produce = move || produce(&source, &pool, first_step, |batch| sender.send(batch).is_ok());
+        let maker =
+            std::thread::Builder::new().name("loader".into()).spawn(produce).context("cannot start the loader")?;
+        Ok(Loader { batches, ready: Some(ready), maker: Some(maker), waited: Duration::ZERO })
+    }
+
+    /// Whole batches in an epoch.
+    pub fn steps_per_epoch(&self) -> u64 {
+        self.batches.steps_per_epoch()
+    }
+
+    /// The next step's batch.
+    ///
+    /// # Errors
+    /// When no image can be read, or the loader's thread has died.
+    #[expect(clippy::should_implement_trait, reason = "it never ends and may fail: not an iterator")]
+    pub fn next(&mut self) -> Result<Batch> {
+        let start = Instant::now();
+        let batch = self.ready.as_ref().and_then(|r| r.recv().ok()).context("the loader's thread has stopped")?;
+        self.waited += start.elapsed();
+        batch
+    }
+
+    /// Total time that [`Loader::next`] has kept its caller waiting.
+    pub fn waited(&self) -> Duration {
+        self.waited
+    }
+
+    /// Images that turned out to be unreadable while training, and why.
+    pub fn skipped(&self) -> Vec<(String, String)> {
+        self.batches.skipped()
+    }
+}
+
+/// Makes batches until nobody takes them any more or one fails.
+fn produce(source: &Batches, pool: &ThreadPool, first_step: u64, mut give: impl FnMut(Result<Batch>) -> bool) {
+    for step in first_step.. {
+        let batch = pool.install(|| source.make(step));
+        let failed = batch.is_err();
+        if !give(batch) || failed {
+            return;
+        }
+    }
+}
+
+impl Drop for Loader {
+    fn drop(&mut self) {
+        // Without a receiver the maker's next send fails and it ends.
+        self.ready = None;
+        if let Some(maker) = self.maker.take() {
+            let _ = maker.join();
+        }
+    }
+}

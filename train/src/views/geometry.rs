@@ -1,0 +1,125 @@
+//! Crop, resize and flip in one pass: u8 pixels -> three float planes in [0, 1].
+//!
+//! The resize is torchvision's bilinear with antialiasing (`F.resized_crop(..., antialias=True)`): a triangle filter as
+//! wide as the reduction, on the cropped pixels alone.
+
+use image::RgbImage;
+
+use super::draw::Crop;
+use super::simd::dispatch;
+
+/// Buffers that live as long as a worker.
+#[derive(Default)]
+pub struct Scratch {
+    rows: Axis,
+    columns: Axis,
+    line: Vec<f32>,
+}
+
+/// For each output position the first input position and the weights from there on.
+#[derive(Default)]
+struct Axis {
+    start: Vec<usize>,
+    weights: Vec<f32>,
+    taps: usize,
+}
+
+impl Axis {
+    /// Fills the table for `input` -> `output` positions, as ATen's `_compute_indices_weights_aa` does.
+    fn fill(&mut self, input: usize, output: usize, gain: f32, reversed: bool) {
+        let scale = input as f32 / output as f32;
+        let support = scale.max(1.0);
+        self.taps = (2 * support.ceil() as usize + 1).min(input);
+        self.start.clear();
+        self.weights.clear();
+        self.weights.resize(output * self.taps, 0.0);
+        for position in 0..output {
+            let center = scale * (if reversed { output - 1 - position } else { position } as f32 + 0.5);
+            let first = (center - support + 0.5).max(0.0) as usize;
+            let count = ((center + support + 0.5) as usize).min(input) - first;
+            // Every row of the table has as many taps, those too many weigh 0: they must lie inside as well.
+            let start = first.min(input - self.taps);
+            let row = &mut self.weights[position * self.taps + first - start..][..count];
+            let mut total = 0.0;
+            for (j, weight) in row.iter_mut().enumerate() {
+                let distance = ((first + j) as f32 - center + 0.5) / support;
+                *weight = (1.0 - distance.abs()).max(0.0);
+                total += *weight;
+            }
+            row.iter_mut().for_each(|w| *w *= gain / total);
+            self.start.push(start);
+        }
+    }
+}
+
+/// Cuts `crop` out of `image`, resizes it to `size` x `size` and mirrors it where `flip` says so.
+///
+/// # Shapes
+/// `planes`: (3, size, size), values in [0, 1].
+pub fn resized_crop(image: &RgbImage, crop: Crop, flip: bool, size: usize, scratch: &mut Scratch, planes: &mut [f32]) {
+    scratch.rows.fill(crop.height, size, 1.0 / 255.0, false);
+    scratch.columns.fill(crop.width, size, 1.0, flip);
+    let Scratch { rows, columns, line } = scratch;
+    // One value more than the pixels have: the horizontal pass loads pixels as four values.
+    line.clear();
+    line.resize(3 * crop.width + 1, 0.0);
+    resample(image.as_raw(), image.width() as usize, crop, rows, columns, line, planes);
+}
+
+dispatch! {
+    fn resample(
+        pixels: &[u8],
+        width: usize,
+        crop: Crop,
+        rows: &Axis,
+        columns: &Axis,
+        line: &mut [f32],
+        planes: &mut [f32],
+    ) {
+        let size = rows.start.len();
+        let (red, rest) = planes.split_at_mut(size * size);
+        let (green, blue) = rest.split_at_mut(size * size);
+        for y in 0..size {
+            vertical(pixels, width, crop, rows, y, line);
+            let out = y * size..(y + 1) * size;
+            horizontal(line, columns, &mut red[out.clone()], &mut green[out.clone()], &mut blue[out]);
+        }
+    }
+}
+
+/// One output row over the crop's width: a weighted sum of input rows, R G B interleaved.
+#[inline(always)]
+fn vertical(pixels: &[u8], width: usize, crop: Crop, rows: &Axis, y: usize, line: &mut [f32]) {
+    let count = 3 * crop.width;
+    let weights = &rows.weights[y * rows.taps..(y + 1) * rows.taps];
+    let source = |t: usize| &pixels[3 * ((crop.top + rows.start[y] + t) * width + crop.left)..][..count];
+    let line = &mut line[..count];
+    for (value, pixel) in line.iter_mut().zip(source(0)) {
+        *value = f32::from(*pixel) * weights[0];
+    }
+    for (t, weight) in weights.iter().enumerate().skip(1) {
+        if *weight == 0.0 {
+            continue;
+        }
+        for (value, pixel) in line.iter_mut().zip(source(t)) {
+            *value += f32::from(*pixel) * weight;
+        }
+    }
+}
+
+/// One output row: weighted sums of that line's pixels, split into planes.
+#[inline(always)]
+fn horizontal(line: &[f32], columns: &Axis, red: &mut [f32], green: &mut [f32], blue: &mut [f32]) {
+    let taps = columns.taps;
+    let pixels = columns.start.iter().zip(columns.weights.chunks_exact(taps));
+    let planes = red.iter_mut().zip(green).zip(blue);
+    for ((start, weights), ((r, g), b)) in pixels.zip(planes) {
+        let mut sum = [0.0f32; 4];
+        for (values, weight) in line[3 * start..].windows(4).step_by(3).zip(weights) {
+            for lane in 0..4 {
+                sum[lane] += values[lane] * weight;
+            }
+        }
+        (*r, *g, *b) = (sum[0], sum[1], sum[2]);
+    }
+}

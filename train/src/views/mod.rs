@@ -1,0 +1,169 @@
+//! One image -> one corrupted, masked view, straight from u8 pixels into the batch.
+//!
+//! Geometry ([`geometry`]: crop, resize, flip) -> photometric corruption ([`color`], [`blur`]) -> mask ([`mask`]) ->
+//! patches ([`patchify`]).  Everything random comes from [`random`], keyed by (seed, epoch, sample index, branch).
+
+pub mod blur;
+pub mod color;
+pub mod draw;
+pub mod geometry;
+pub mod mask;
+pub mod patchify;
+pub mod random;
+mod simd;
+
+use image::RgbImage;
+use macrl_models::config::{Config, Target, ViewConfig};
+
+use draw::Draws;
+use patchify::Patchify;
+use random::{Philox, Stream};
+
+/// One branch of a batch of B images: N patches of which K are kept, P = 3 * p * p values each.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct View {
+    /// (B, K) ascending indices of the kept patches, row-major over the grid.
+    pub kept: Vec<u32>,
+    /// (B, K, P) normalised pixels that the encoder sees.
+    pub patches: Vec<f32>,
+    /// (B, N, P) normalised reconstruction target: the view after its geometry (`clean`) or as the encoder sees it
+    /// (`view`).
+    pub target: Vec<f32>,
+}
+
+/// Both branches of one optimiser step.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Batch {
+    /// (B) which images of the training split.
+    pub indices: Vec<u32>,
+    /// The query's branch.
+    pub strong: View,
+    /// The key's branch.
+    pub weak: View,
+}
+
+/// How one branch's views are made.
+#[derive(Debug, Clone)]
+pub struct Recipe {
+    config: ViewConfig,
+    stream: Stream,
+    seed: u64,
+    patchify: Patchify,
+    patches: usize,
+    kept: usize,
+    target: Target,
+}
+
+/// Buffers that live as long as a worker.
+#[derive(Default)]
+pub struct Scratch {
+    geometry: geometry::Scratch,
+    blur: blur::Scratch,
+    planes: Vec<f32>,
+    order: Vec<u32>,
+}
+
+/// Where one image's view goes: its slices of a [`View`].
+pub struct Slot<'a> {
+    /// (K)
+    pub kept: &'a mut [u32],
+    /// (K, P)
+    pub patches: &'a mut [f32],
+    /// (N, P)
+    pub target: &'a mut [f32],
+}
+
+impl Recipe {
+    /// The strong branch of a run.
+    pub fn strong(config: &Config) -> Self {
+        Recipe::new(config, &config.views.strong, Stream::Strong)
+    }
+
+    /// The weak branch of a run.
+    pub fn weak(config: &Config) -> Self {
+        Recipe::new(config, &config.views.weak, Stream::Weak)
+    }
+
+    fn new(config: &Config, view: &ViewConfig, stream: Stream) -> Self {
+        let std = config.data.std;
+        let mean = config.data.mean;
+        Recipe {
+            config: view.clone(),
+            stream,
+            seed: config.train.seed,
+            patchify: Patchify {
+                size: config.encoder.image_size,
+                patch: config.encoder.patch_size,
+                scale: std.map(|s| 1.0 / s),
+                shift: [0, 1, 2].map(|c| -mean[c] / std[c]),
+            },
+            patches: config.encoder.patches(),
+            kept: config.encoder.kept(view.mask_ratio),
+            target: config.reconstruction.target,
+        }
+    }
+
+    /// K, patches kept of each image.
+    pub fn kept(&self) -> usize {
+        self.kept
+    }
+
+    /// Room for `batch` images.
+    pub fn room(&self, batch: usize) -> View {
+        let values = self.patchify.values();
+        View {
+            kept: vec![0; batch * self.kept],
+            patches: vec![0.0; batch * self.kept * values],
+            target: vec![0.0; batch * self.patches * values],
+        }
+    }
+
+    /// The slices of `view` that belong to each image in turn.
+    pub fn slots<'a>(&self, view: &'a mut View) -> Vec<Slot<'a>> {
+        let values = self.patchify.values();
+        let kept = view.kept.chunks_exact_mut(self.kept);
+        let patches = view.patches.chunks_exact_mut(self.kept * values);
+        let target = view.target.chunks_exact_mut(self.patches * values);
+        kept.zip(patches).zip(target).map(|((kept, patches), target)| Slot { kept, patches, target }).collect()
+    }
+
+    /// Draws and makes the view that image `index` has in `epoch`.
+    pub fn make(&self, image: &RgbImage, epoch: u64, index: u32, scratch: &mut Scratch, slot: &mut Slot) {
+        let mut random = Philox::new(self.seed, epoch, index, self.stream);
+        let draws = Draws::new(&self.config, image.height() as usize, image.width() as usize, &mut random);
+        mask::draw(self.patches, slot.kept, &mut scratch.order, &mut random);
+        self.apply(image, &draws, scratch, slot);
+    }
+
+    /// Makes a view with given parameters; `slot.kept` says which patches the encoder gets.
+    pub fn apply(&self, image: &RgbImage, draws: &Draws, scratch: &mut Scratch, slot: &mut Slot) {
+        let size = self.patchify.size;
+        let all = 0..self.patches as u32;
+        scratch.planes.resize(3 * size * size, 0.0);
+        geometry::resized_crop(image, draws.crop, draws.flip, size, &mut scratch.geometry, &mut scratch.planes);
+        if self.target == Target::Clean {
+            self.patchify.write(&scratch.planes, all.clone(), slot.target);
+        }
+        corrupt(&mut scratch.planes, size, draws, &mut scratch.blur);
+        if self.target == Target::View {
+            self.patchify.write(&scratch.planes, all, slot.target);
+        }
+        self.patchify.write(&scratch.planes, slot.kept.iter().copied(), slot.patches);
+    }
+}
+
+/// The photometric steps in the order of MoCo v3 (arXiv 2104.02057): jitter, grey, blur, solarise.
+pub fn corrupt(planes: &mut [f32], size: usize, draws: &Draws, scratch: &mut blur::Scratch) {
+    for step in &draws.adjust {
+        color::adjust(planes, *step);
+    }
+    if draws.gray {
+        color::gray(planes);
+    }
+    if let Some(sigma) = draws.blur {
+        blur::gaussian(planes, size, sigma, blur::radius(size), scratch);
+    }
+    if draws.solarize {
+        color::solarize(planes);
+    }
+}

@@ -1,0 +1,36 @@
+# Thin: each line is something a person could type.  `make demo` and `make test` need Rust, git, Python with pip, nothing else.
+
+# candle-onnx's build needs protoc: the user's, the system's, or the one that setup fetched.
+export PROTOC ?= $(shell command -v protoc || echo "$(CURDIR)/.deps/bin/protoc")
+
+.PHONY: build setup demo test bench clean clean-demo distclean
+
+build: setup
+	cargo build --release
+
+# ORT=gpu fetches the CUDA build of ONNX Runtime.
+setup:
+	@scripts/setup.sh
+
+# DEMO_EXIT=1 ends it after the last step; DEMO_PORT=8080 chooses the port.
+demo: setup
+	@scripts/demo.sh
+
+test: setup
+	cargo fmt --all --check
+	cargo clippy --release --workspace --all-targets -- -D warnings
+	cargo test --release --workspace
+
+bench: setup
+	cargo bench --workspace
+
+clean:
+	cargo clean
+
+# Forgets the demo's run, so that the next demo trains again; the data stay.
+clean-demo:
+	rm -rf runs/demo
+
+# Forgets all that was fetched or made.
+distclean: clean
+	rm -rf .deps data/fashion-mnist runs

@@ -1,0 +1,91 @@
+#!/usr/bin/env bash
+# The whole way on real images: fetch, build, pretrain, evaluate, export, serve, search.
+# A finished run in runs/demo is used again; `make clean-demo` forgets it.
+#   DEMO_EXIT=1     ends after the last step, with status 0 only if every step worked
+#   DEMO_PORT=8080  the server's port (default: 8080 where it is free, else any)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+run=runs/demo
+data=data/fashion-mnist
+server=
+
+step() { printf '\n== %s   [%d:%02d]\n' "$*" $((SECONDS / 60)) $((SECONDS % 60)); }
+
+stop_server() {
+    if [ -n "$server" ]; then
+        kill -TERM "$server" 2>/dev/null || true
+        wait "$server" 2>/dev/null || true
+        server=
+    fi
+}
+trap stop_server EXIT
+trap 'printf "\nstopped\n"; exit 130' INT TERM
+
+free_port() {
+    python3 - <<'PYTHON'
+import socket
+for port in (8080, 0):
+    with socket.socket() as s:
+        try:
+            s.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        print(s.getsockname()[1])
+        break
+PYTHON
+}
+
+# Waits until $1/ready answers 200, for at most 60 seconds, and only while the server lives.
+wait_ready() {
+    for _ in $(seq 120); do
+        kill -0 "$server" 2>/dev/null || { printf 'demo: the server ended; see %s/serve.log:\n' "$run" >&2; tail -n 5 "$run/serve.log" >&2; return 1; }
+        if python3 -c 'import sys, urllib.request as u; u.urlopen(sys.argv[1] + "/ready", timeout=2)' "$1" 2>/dev/null; then
+            return 0
+        fi
+        sleep 0.5
+    done
+    printf 'demo: %s/ready did not answer within a minute\n' "$1" >&2
+    return 1
+}
+
+step "1/7 Fashion-MNIST: 70,000 real images"
+scripts/fetch-fashion-mnist.sh "$data"
+
+step "2/7 Build (release)"
+cargo build --release
+PATH="$PWD/target/release:$PATH"
+
+step "3/7 Pretrain without labels, on this machine"
+resume=()
+if [ -e "$run/checkpoints/last.safetensors" ]; then resume=(--resume); fi
+macrl-train pretrain --config configs/demo.toml --data "$data" --out "$run" "${resume[@]}"
+
+step "4/7 Evaluate, beside raw pixels and an untrained encoder"
+macrl-train evaluate --run "$run" --data "$data"
+macrl-train report --run "$run"
+
+step "5/7 Export the encoder to ONNX, proven against the original"
+macrl-export bundle "$run/bundle" --run "$run"
+
+step "6/7 Serve it"
+macrl-train unpack --data "$data" --split test --start 0 --count 12 --out "$run/queries"
+macrl-train unpack --data "$data" --split test --start 12 --count 2000 --out "$run/gallery"
+port=${DEMO_PORT:-$(free_port)}
+url=http://127.0.0.1:$port
+macrl-serve --bundle "$run/bundle" --listen "127.0.0.1:$port" >"$run/serve.log" 2>&1 &
+server=$!
+wait_ready "$url"
+
+step "7/7 Search with images that the server has not seen"
+rm -f "$run/neighbours.png"
+macrl-serve demo --url "$url" --gallery "$run/gallery" --queries "$run/queries" --out "$run/neighbours.png"
+[ -s "$run/neighbours.png" ] || { printf 'demo: %s was not written\n' "$run/neighbours.png" >&2; exit 1; }
+
+step "Done"
+printf 'neighbours  %s\nreport      %s\n' "$run/neighbours.png" "$run/report.html"
+if [ -n "${DEMO_EXIT:-}" ] && [ "$DEMO_EXIT" != 0 ]; then
+    exit 0
+fi
+printf 'server      %s   (Ctrl-C ends it)\n' "$url"
+wait "$server"

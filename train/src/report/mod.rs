@@ -1,0 +1,153 @@
+//! `report.html`: one self-contained page that shows what a run did.
+//!
+//! What a run's folder holds is read here; what takes the network (reconstructions, features) is handed in as
+//! [`Material`].  Parts that aren't there are left out, so that a report can be written at any time.
+
+mod chart;
+mod evaluation;
+mod html;
+mod metrics;
+mod pictures;
+mod projection;
+
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result};
+use image::RgbImage;
+use macrl_models::evaluation::Evaluation;
+
+use html::{Page, escape, section};
+use metrics::Metrics;
+
+use crate::evaluate::Features;
+
+/// One image through one branch.
+#[derive(Debug, Clone)]
+pub struct Reconstruction {
+    /// What the decoder is to predict.
+    pub input: RgbImage,
+    /// What the encoder sees: augmented, removed patches greyed out.
+    pub corrupted: RgbImage,
+    /// What the decoder predicts.
+    pub reconstructed: RgbImage,
+}
+
+/// Held-out images with their features.
+#[derive(Debug, Clone)]
+pub struct Samples {
+    /// n images.
+    pub images: Vec<RgbImage>,
+    /// Features and labels of the same n images.
+    pub features: Features,
+}
+
+/// What the report shows beside what the run's folder holds; everything may be empty.
+#[derive(Debug, Clone, Default)]
+pub struct Material {
+    /// Images through the strong branch.
+    pub strong: Vec<Reconstruction>,
+    /// The same images through the weak branch.
+    pub weak: Vec<Reconstruction>,
+    /// Images whose nearest neighbours among each other are shown.
+    pub samples: Option<Samples>,
+    /// Features for the projection; those of `samples` where there are none.
+    pub projected: Option<Features>,
+    /// Class names in label order; empty where there are none.
+    pub labels: Vec<String>,
+    /// Lines of the provenance: (`device`, `cpu`), (`commit`, `1a2b3c4`), ...
+    pub provenance: Vec<(String, String)>,
+}
+
+/// Writes `report.html` into the run's folder and returns its path.
+///
+/// # Errors
+/// A file of the run that is there but can't be read, or the report that can't be written.
+pub fn write(run: &Path, material: &Material) -> Result<PathBuf> {
+    let page = render(run, material)?;
+    let path = run.join("report.html");
+    macrl_models::atomic::write_file(&path, page.as_bytes())
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(path)
+}
+
+/// The page's text.
+///
+/// # Errors
+/// A file of the run that is there but can't be read.
+pub fn render(run: &Path, material: &Material) -> Result<String> {
+    let metrics = match optional(&run.join("metrics.jsonl"))? {
+        Some(text) => Metrics::parse(&text),
+        None => Metrics::default(),
+    };
+    let judged = match run.join("evaluation.json") {
+        path if path.exists() => Some(Evaluation::read(&path)?),
+        _ => None,
+    };
+    let config = optional(&run.join("config.toml"))?.unwrap_or_default();
+    let name = run.file_name().map_or_else(|| "run".into(), |name| name.to_string_lossy().into_owned());
+    let mut page = Page::new(&name);
+    page.push(evaluation::headline(&name, judged.as_ref(), &metrics));
+    page.push(evaluation::sections(judged.as_ref()));
+    page.push(section("curves", "Training", &metrics.charts()));
+    page.push(pictures::reconstructions(&material.strong, &material.weak));
+    if let Some(samples) = &material.samples {
+        page.push(pictures::neighbours(samples, &material.labels));
+    }
+    if let Some(features) = material.projected.as_ref().or(material.samples.as_ref().map(|s| &s.features)) {
+        page.push(projection::section(features, &material.labels));
+    }
+    page.push(provenance(&material.provenance, &metrics));
+    if !config.is_empty() {
+        let body = format!("<pre><code>{}</code></pre>", escape(config.trim_end()));
+        page.push(section("config", "Configuration, resolved", &body));
+    }
+    Ok(page.finish())
+}
+
+/// The file's text, or nothing where there is no file.
+fn optional(path: &Path) -> Result<Option<String>> {
+    match std::fs::read(path) {
+        // A cut-off last character must not hide the rest.
+        Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e).with_context(|| format!("cannot read {}", path.display())),
+    }
+}
+
+fn provenance(lines: &[(String, String)], metrics: &Metrics) -> String {
+    let own = [
+        ("macrl".to_string(), env!("CARGO_PKG_VERSION").to_string()),
+        ("report written".to_string(), utc(seconds_now())),
+    ];
+    let skipped = (metrics.unreadable > 0)
+        .then(|| ("unreadable metric lines".to_string(), format!("{}, left out", metrics.unreadable)));
+    let rows: String = own
+        .iter()
+        .chain(lines)
+        .chain(&skipped)
+        .map(|(key, value)| format!("<dt>{}</dt><dd>{}</dd>", escape(key), escape(value)))
+        .collect();
+    section("provenance", "Provenance", &format!("<dl>{rows}</dl>"))
+}
+
+fn seconds_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}
+
+/// `2026-11-23 02:40 UTC` for seconds since 1970 (the civil calendar of Howard Hinnant's `civil_from_days`).
+pub fn utc(seconds: u64) -> String {
+    let days = seconds / 86_400 + 719_468;
+    let (era, day_of_era) = (days / 146_097, days % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
+    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    let minutes = seconds / 60 % 1440;
+    format!("{year}-{month:02}-{day:02} {:02}:{:02} UTC", minutes / 60, minutes % 60)
+}
+
+#[cfg(test)]
+mod tests;

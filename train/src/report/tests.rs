@@ -1,0 +1,91 @@
+//! The page from a run's folder, whole and with pieces missing.
+
+use image::Rgb;
+
+use super::*;
+use crate::evaluate::testing::draws;
+
+fn metrics_text() -> String {
+    let step = |i: u32| {
+        format!(
+            r#"{{"kind":"step","step":{i},"epoch":{},"loss":{},"lr":0.001,"grad_norm":0.5,"images_per_second":900}}"#,
+            f64::from(i) / 100.0,
+            4.0 - f64::from(i) / 100.0
+        )
+    };
+    let mut lines: Vec<String> = (1..=200).map(step).collect();
+    lines.push(r#"{"kind":"eval","step":100,"epoch":1,"knn":0.5,"feature_std":0.8,"rank":20.5}"#.into());
+    lines.push(r#"{"kind":"step","step":200,"epoch":2,"loss":1.25}"#.into());
+    lines.push(r#"{"kind":"step","step":20"#.into());
+    lines.join("\n")
+}
+
+fn material() -> Material {
+    let picture = |shade: u8| RgbImage::from_pixel(8, 8, Rgb([shade, 0, 255 - shade]));
+    let triple = Reconstruction { input: picture(0), corrupted: picture(100), reconstructed: picture(200) };
+    let labels: Vec<u32> = (0..20).map(|i| i % 3).collect();
+    Material {
+        strong: vec![triple.clone(); 2],
+        weak: vec![triple; 2],
+        samples: Some(Samples {
+            images: (0..20).map(|i| picture(i * 10)).collect(),
+            features: Features { values: draws(80, 1), labels, dim: 4 },
+        }),
+        labels: vec!["<script>alert(1)</script>".into(), "b".into(), "c".into()],
+        provenance: vec![("device".into(), "cpu".into())],
+        ..Material::default()
+    }
+}
+
+#[test]
+fn a_whole_run_gives_a_whole_page() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("my & run");
+    std::fs::create_dir(&run).unwrap();
+    std::fs::write(run.join("metrics.jsonl"), metrics_text()).unwrap();
+    std::fs::write(run.join("config.toml"), "[train]\nlr = 1\n").unwrap();
+    let evaluation = r#"{"protocol": {"k": 20, "temperature": 0.07, "pooling": "mean"}, "labels": ["x<y", "b", "c"],
+        "rows": [{"features": "macrl", "knn": 0.71, "knn1": 0.69, "linear": 0.74, "per_class": [0.5, 1, 1],
+                  "confusion": [[1, 1, 0], [0, 2, 0], [0, 0, 2]]}]}"#;
+    std::fs::write(run.join("evaluation.json"), evaluation).unwrap();
+    let page = std::fs::read_to_string(write(&run, &material()).unwrap()).unwrap();
+    for id in
+        ["evaluation", "confusion", "curves", "reconstructions", "neighbours", "projection", "provenance", "config"]
+    {
+        assert!(page.contains(&format!("<section id=\"{id}\">")), "{id}");
+    }
+    assert!(page.contains("<h1>my &amp; run</h1>") && page.contains("71.0 %") && page.contains("x&lt;y"));
+    // The later of two lines for the same step counts; the one that was cut off is counted.
+    assert!(page.contains("<b>1.25</b>") && page.contains("1, left out"));
+    // Self-contained, and nothing that a class name smuggles in.
+    assert!(!page.contains("http") && !page.contains("<script") && !page.contains("NaN"));
+    for tag in ["section", "figure", "svg", "table", "div", "dl", "ul"] {
+        assert_eq!(opened_tags(&page, tag), page.matches(&format!("</{tag}>")).count(), "{tag}");
+    }
+}
+
+fn opened_tags(page: &str, tag: &str) -> usize {
+    page.matches(&format!("<{tag}>")).count() + page.matches(&format!("<{tag} ")).count()
+}
+
+#[test]
+fn an_empty_run_gives_a_page_that_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let page = render(folder.path(), &Material::default()).unwrap();
+    assert!(page.contains("Not evaluated yet") && !page.contains("id=\"curves\""));
+}
+
+#[test]
+fn a_broken_evaluation_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("evaluation.json"), "{").unwrap();
+    assert!(render(folder.path(), &Material::default()).unwrap_err().to_string().contains("evaluation.json"));
+}
+
+#[test]
+fn times_are_civil() {
+    // datetime.fromtimestamp(t, UTC) for t in (0, 951782400, 1795401600)
+    assert_eq!(utc(0), "1970-01-01 00:00 UTC");
+    assert_eq!(utc(951_782_400), "2000-02-29 00:00 UTC");
+    assert_eq!(utc(1_795_401_660), "2026-11-23 02:41 UTC");
+}

@@ -221,3 +221,131 @@ impl Drop for Loader {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use image::Rgb;
+
+    use super::*;
+    use crate::data::memory::Memory;
+
+    /// 2 x 2 patches of 4 x 4 pixels; strong keeps 1 of 4, weak 3.
+    fn config() -> Config {
+        let set = ["encoder.image_size=8", "encoder.patch_size=4", "train.batch_size=4", "views.strong.blur=0.5"];
+        Config::parse("", "test", &set.map(String::from)).unwrap()
+    }
+
+    fn images(count: u32) -> Vec<RgbImage> {
+        let pixel = |i: u32, x: u32, y: u32| Rgb([(i * 20 + x) as u8, (x * 9 + y * 5) as u8, (y * 13 + i) as u8]);
+        (0..count).map(|i| RgbImage::from_fn(9 + i, 12, |x, y| pixel(i, x, y))).collect()
+    }
+
+    fn data(count: u32) -> Arc<dyn Dataset> {
+        Arc::new(Memory::new("train", images(count), vec![None; count as usize]))
+    }
+
+    fn batches(loader: &mut Loader, count: usize) -> Vec<Batch> {
+        (0..count).map(|_| loader.next().unwrap()).collect()
+    }
+
+    #[test]
+    fn neither_threads_nor_the_first_step_change_a_batch() {
+        let start = |step, threads| Loader::with_threads(data(11), &config(), step, threads).unwrap();
+        let one = batches(&mut start(0, 1), 7);
+        assert_eq!(one, batches(&mut start(0, 3), 7));
+        assert_eq!(one[3..], batches(&mut start(3, 2), 4));
+        assert_ne!(one[0].strong, one[2].strong);
+        let other = Config::parse("[train]\nseed = 1\n", "test", &[]).unwrap().train.seed;
+        let mut seeded = config();
+        seeded.train.seed = other;
+        assert_ne!(one[0], Loader::new(data(11), &seeded, 0).unwrap().next().unwrap());
+    }
+
+    #[test]
+    fn an_epoch_shows_an_image_once_at_most() {
+        let source = Batches::new(data(11), &config()).unwrap();
+        assert_eq!(source.steps_per_epoch(), 2);
+        let epoch = |e: u64| [source.indices(2 * e), source.indices(2 * e + 1)].concat();
+        for e in 0..20 {
+            let mut seen = epoch(e);
+            seen.sort_unstable();
+            seen.dedup();
+            assert_eq!(seen.len(), 8);
+        }
+        assert_ne!(epoch(0), epoch(1));
+        // The three left over are others each time: in 20 epochs every image is seen.
+        let mut all: Vec<u32> = (0..20).flat_map(epoch).collect();
+        all.sort_unstable();
+        all.dedup();
+        assert_eq!(all.len(), 11);
+    }
+
+    #[test]
+    fn shapes_masks_and_targets_fit_together() {
+        let batch = Loader::new(data(5), &config(), 0).unwrap().next().unwrap();
+        let values = 3 * 4 * 4;
+        assert_eq!((batch.strong.kept.len(), batch.weak.kept.len()), (4, 4 * 3));
+        assert_eq!((batch.strong.patches.len(), batch.weak.patches.len()), (4 * values, 12 * values));
+        assert_eq!((batch.strong.target.len(), batch.weak.target.len()), (16 * values, 16 * values));
+        for kept in batch.weak.kept.chunks(3) {
+            assert!(kept.windows(2).all(|w| w[0] < w[1]) && kept[2] < 4, "{kept:?}");
+        }
+        // The weak view has no photometric corruption: what the encoder sees is the target's kept patches.
+        for (i, kept) in batch.weak.kept.iter().enumerate() {
+            let target = &batch.weak.target[(i / 3 * 4 + *kept as usize) * values..][..values];
+            assert_eq!(&batch.weak.patches[i * values..][..values], target);
+        }
+        // Normalised black and white bound every value.
+        let bounds = [(0.0 - 0.485) / 0.229 - 1e-4, (1.0 - 0.406) / 0.225 + 1e-4];
+        assert!(batch.strong.target.iter().all(|v| (bounds[0]..bounds[1]).contains(v)));
+    }
+
+    #[test]
+    fn the_view_as_target_is_what_the_encoder_sees() {
+        let mut config = config();
+        config.reconstruction.target = macrl_models::config::Target::View;
+        config.views.strong.jitter_probability = 1.0;
+        let view = Loader::new(data(5), &config, 0).unwrap().next().unwrap().strong;
+        config.reconstruction.target = macrl_models::config::Target::Clean;
+        let clean = Loader::new(data(5), &config, 0).unwrap().next().unwrap().strong;
+        assert_eq!(view.patches, clean.patches);
+        assert_ne!(view.target, clean.target);
+        for (i, kept) in view.kept.iter().enumerate() {
+            assert_eq!(&view.patches[i * 48..][..48], &view.target[(i * 4 + *kept as usize) * 48..][..48]);
+        }
+    }
+
+    /// A set whose images 1 and 2 have gone bad.
+    struct Bad(Memory);
+
+    impl Dataset for Bad {
+        fn len(&self) -> usize {
+            self.0.len()
+        }
+        fn label(&self, index: usize) -> Option<u32> {
+            self.0.label(index)
+        }
+        fn image(&self, index: usize) -> Result<Cow<'_, RgbImage>> {
+            if index == 1 || index == 2 { bail!("bad") } else { self.0.image(index) }
+        }
+        fn name(&self, index: usize) -> String {
+            self.0.name(index)
+        }
+    }
+
+    #[test]
+    fn an_unreadable_image_gives_way_to_the_next() {
+        let data = Arc::new(Bad(Memory::new("train", images(4), vec![None; 4])));
+        let mut loader = Loader::new(data, &config(), 0).unwrap();
+        let mut indices = loader.next().unwrap().indices;
+        indices.sort_unstable();
+        assert_eq!(indices, [0, 3, 3, 3]);
+        assert_eq!(loader.skipped(), [("train[1]".into(), "bad".into()), ("train[2]".into(), "bad".into())]);
+    }
+
+    #[test]
+    fn too_few_images_for_a_batch_are_an_error() {
+        let message = Loader::new(data(3), &config(), 0).err().unwrap().to_string();
+        assert_eq!(message, "the training split has 3 images, fewer than train.batch_size = 4");
+    }
+}

@@ -94,7 +94,7 @@ pub fn splits(
 fn class_folders(dir: &Path) -> Result<Vec<String>> {
     let mut found = Vec::new();
     for path in children(dir)? {
-        if path.is_dir() && !files_below(&path)?.is_empty() {
+        if path.is_dir() && !images_below(&path)?.is_empty() {
             found.push(name_of(&path));
         }
     }
@@ -108,7 +108,7 @@ fn list(dir: &Path, classes: &[String]) -> Result<Vec<Entry>> {
     let mut ranked = Vec::new();
     for (label, class) in classes.iter().enumerate() {
         let folder = dir.join(class);
-        let files = if folder.is_dir() { files_below(&folder)? } else { Vec::new() };
+        let files = if folder.is_dir() { images_below(&folder)? } else { Vec::new() };
         ranked.extend(files.into_iter().enumerate().map(|(rank, path)| (rank, Some(label as u32), path)));
     }
     let flat = children(dir)?.into_iter().filter(|p| p.is_file() && is_image(p));
@@ -118,7 +118,10 @@ fn list(dir: &Path, classes: &[String]) -> Result<Vec<Entry>> {
 }
 
 /// All image files at any depth, sorted.
-fn files_below(dir: &Path) -> Result<Vec<PathBuf>> {
+///
+/// # Errors
+/// When a folder cannot be listed.
+pub fn images_below(dir: &Path) -> Result<Vec<PathBuf>> {
     let (mut files, mut folders) = (Vec::new(), vec![dir.to_path_buf()]);
     while let Some(folder) = folders.pop() {
         for path in children(&folder)? {
@@ -226,5 +229,109 @@ impl Dataset for Files {
     fn name(&self, index: usize) -> String {
         let path = self.entries.get(index).map(|e| e.path.as_path()).unwrap_or(Path::new(""));
         path.strip_prefix(&self.root).unwrap_or(path).display().to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::{open_with, unpack};
+
+    const READING: Reading = Reading { pad_to: None, budget: u64::MAX };
+
+    fn write(path: PathBuf, shade: u8) {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        RgbImage::from_pixel(5, 4, image::Rgb([shade; 3])).save(path).unwrap();
+    }
+
+    fn shades(split: &Arc<dyn Dataset>) -> Vec<(Option<u32>, u8)> {
+        (0..split.len()).map(|i| (split.label(i), split.image(i).unwrap().get_pixel(0, 0)[0])).collect()
+    }
+
+    #[test]
+    fn class_folders_are_interleaved_and_damage_is_listed() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        write(at("b/1.png"), 11);
+        write(at("b/deep/2.bmp"), 12);
+        write(at("a/1.PNG"), 1);
+        std::fs::write(at("a/broken.jpg"), b"\xff\xd8\xff\xe0 no image").unwrap();
+        std::fs::write(at("a/notes.txt"), b"passed over").unwrap();
+        std::fs::create_dir(at("empty")).unwrap();
+        for budget in [u64::MAX, 0] {
+            let splits = read(dir.path(), &Reading { budget, ..READING }).unwrap().unwrap();
+            assert_eq!(splits.classes, ["a", "b"]);
+            assert_eq!(shades(&splits.train), [(Some(0), 1), (Some(1), 11), (Some(1), 12)], "budget {budget}");
+            assert_eq!(splits.skipped.len(), 1);
+            assert_eq!(splits.skipped[0].0, "a/broken.jpg");
+            assert_eq!(splits.train.name(2), "b/deep/2.bmp");
+        }
+    }
+
+    #[test]
+    fn trees_with_splits_share_their_classes() {
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path().join("train/n01440764/x.png"), 1);
+        write(dir.path().join("train/zebra/x.png"), 2);
+        write(dir.path().join("val/zebra/y.png"), 3);
+        let splits = read(dir.path(), &READING).unwrap().unwrap();
+        assert_eq!(splits.classes, ["tench", "zebra"]);
+        assert_eq!(shades(&splits.test.unwrap()), [(Some(1), 3)]);
+        assert_eq!(splits.train.len(), 2);
+    }
+
+    #[test]
+    fn flat_folders_are_unlabelled_and_a_tenth_is_held_out() {
+        let dir = tempfile::tempdir().unwrap();
+        (0..25).for_each(|i| write(dir.path().join(format!("{i:02}.png")), i));
+        let data = open_with(dir.path(), &READING, 0).unwrap();
+        let (train, test) = (shades(&data.train), shades(&data.test.unwrap()));
+        assert_eq!((train.len(), test.len(), data.classes.len()), (23, 2, 0));
+        assert_eq!(data.notes, ["no test split: 2 of 25 images are held out for evaluation"]);
+        let mut all: Vec<u8> = train.iter().chain(&test).map(|s| s.1).collect();
+        all.sort_unstable();
+        assert_eq!(all, (0..25).collect::<Vec<u8>>());
+        assert_eq!(open_with(dir.path(), &READING, 7).unwrap().train.len(), 7);
+    }
+
+    #[test]
+    fn one_image_is_a_data_set_and_none_readable_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path().join("only.png"), 5);
+        assert!(open_with(dir.path(), &READING, 0).unwrap().test.is_none());
+        std::fs::write(dir.path().join("only.png"), b"nothing").unwrap();
+        let message = format!("{:#}", open_with(dir.path(), &READING, 0).err().unwrap());
+        assert!(message.contains("none of 1 images is readable; the first, only.png:"), "{message}");
+        assert_eq!(message.lines().count(), 1);
+    }
+
+    #[test]
+    fn wrong_folders_get_one_sentence() {
+        let dir = tempfile::tempdir().unwrap();
+        let message = |path: &Path| open_with(path, &READING, 0).err().unwrap().to_string();
+        assert!(message(dir.path()).ends_with("found nothing"));
+        for name in ["a.txt", "b.txt", "c.txt", "d.txt", "e.txt"] {
+            std::fs::write(dir.path().join(name), b"x").unwrap();
+        }
+        let found = message(dir.path());
+        assert!(
+            found.contains("looked for data_batch_1.bin") && found.ends_with("found a.txt, b.txt, c.txt and 2 more")
+        );
+        assert!(message(&dir.path().join("a.txt")).ends_with("a.txt is a file"));
+        assert!(message(&dir.path().join("gone")).ends_with("gone does not exist"));
+    }
+
+    #[test]
+    fn unpacked_images_come_back_as_they_were() {
+        let (dir, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        for (i, class) in ["a/b", "c"].iter().enumerate() {
+            (0..3).for_each(|k| write(dir.path().join(format!("{class}/{k}.png")), (10 * i + k) as u8));
+        }
+        let data = read(dir.path(), &READING).unwrap().unwrap();
+        let classes = vec!["a/b".to_string(), "c".into()];
+        assert_eq!(unpack::unpack(data.train.as_ref(), &classes, 2, out.path()).unwrap(), 4);
+        let back = read(out.path(), &READING).unwrap().unwrap();
+        assert_eq!(back.classes, ["a_b", "c"]);
+        assert_eq!(shades(&back.train), [(Some(0), 0), (Some(1), 10), (Some(0), 1), (Some(1), 11)]);
     }
 }

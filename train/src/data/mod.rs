@@ -8,7 +8,10 @@ pub mod folder;
 pub mod idx;
 pub mod memory;
 pub mod names;
+pub mod parquet;
 pub mod split;
+pub mod tiny;
+pub mod unpack;
 
 use std::borrow::Cow;
 use std::path::Path;
@@ -98,6 +101,8 @@ const FORMATS: &[Format] = &[
     Format { name: "CIFAR-10 binary", looks_for: "data_batch_1.bin (CIFAR-10)", read: cifar::read_10 },
     Format { name: "CIFAR-100 binary", looks_for: "train.bin (CIFAR-100)", read: cifar::read_100 },
     Format { name: "IDX", looks_for: "train-images-idx3-ubyte[.gz] (MNIST style)", read: idx::read },
+    Format { name: "Tiny-ImageNet", looks_for: "wnids.txt (Tiny-ImageNet)", read: tiny::read },
+    Format { name: "Parquet", looks_for: "train*.parquet", read: parquet::read },
     Format { name: "image folder", looks_for: "image files", read: folder::read },
 ];
 

@@ -12,6 +12,9 @@ pub mod patchify;
 pub mod random;
 mod simd;
 
+#[cfg(test)]
+mod parity;
+
 use image::RgbImage;
 use macrl_models::config::{Config, Target, ViewConfig};
 

@@ -1,0 +1,72 @@
+//! Images per second on one core for both augmented views, beside `bench/views_torchvision.py`.
+//!
+//! `bench_views --size 32|224 IMAGE_FOLDER [SECONDS]` prints one line of JSON.  The folder's images are decoded first;
+//! what is timed is u8 pixels -> two normalised views, first without masking and patches (what torchvision does:
+//! all pixels of both views), then as training makes them (only kept patches, and the target).
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use image::RgbImage;
+use macrl_models::config::Config;
+use macrl_train::data::{Dataset, Reading, open_with};
+use macrl_train::views::{Recipe, Scratch, View};
+
+fn main() -> Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [flag, size, folder, rest @ ..] = arguments.as_slice() else {
+        bail!("usage: bench_views --size 32|224 IMAGE_FOLDER [SECONDS]");
+    };
+    let (true, Ok(size)) = (flag == "--size", size.parse::<usize>()) else {
+        bail!("usage: bench_views --size 32|224 IMAGE_FOLDER [SECONDS]");
+    };
+    let seconds = rest.first().map_or(Ok(3.0), |s| s.parse()).context("SECONDS must be a number")?;
+    let images = read(Path::new(folder))?;
+    let whole = rate(&config(size, true)?, &images, seconds);
+    let masked = rate(&config(size, false)?, &images, seconds);
+    println!("{{\"size\": {size}, \"images\": {}, \"whole\": {whole:.1}, \"masked\": {masked:.1}}}", images.len());
+    Ok(())
+}
+
+/// METHOD's corruptions: the defaults, with blur above 48 pixels.  `whole`: nothing masked, no target beside.
+fn config(size: usize, whole: bool) -> Result<Config> {
+    let mut set = vec![format!("encoder.image_size={size}"), format!("encoder.patch_size={}", size / 8)];
+    if size > 48 {
+        set =
+            vec![format!("encoder.image_size={size}"), "encoder.patch_size=16".into(), "views.strong.blur=0.5".into()];
+    }
+    if whole {
+        set.extend(["views.strong.mask_ratio=0".into(), "views.weak.mask_ratio=0".into()]);
+    }
+    Ok(Config::parse("", "bench", &set)?)
+}
+
+fn read(folder: &Path) -> Result<Vec<RgbImage>> {
+    let data = open_with(folder, &Reading { pad_to: None, budget: u64::MAX }, 0)?;
+    let split: &dyn Dataset = data.train.as_ref();
+    (0..split.len().min(2000)).map(|i| Ok(split.image(i)?.into_owned())).collect()
+}
+
+/// Images (two views each) per second on the calling thread.
+fn rate(config: &Config, images: &[RgbImage], seconds: f64) -> f64 {
+    let recipes = [Recipe::strong(config), Recipe::weak(config)];
+    let mut rooms: Vec<View> = recipes.iter().map(|r| r.room(1)).collect();
+    let mut scratch = Scratch::default();
+    let (start, mut done) = (Instant::now(), 0u32);
+    while start.elapsed() < Duration::from_secs_f64(seconds) {
+        for image in images {
+            for (recipe, room) in recipes.iter().zip(&mut rooms) {
+                for slot in &mut recipe.slots(room) {
+                    recipe.make(image, 0, done, &mut scratch, slot);
+                }
+            }
+            done += 1;
+            if done.is_multiple_of(16) && start.elapsed() > Duration::from_secs_f64(seconds) {
+                break;
+            }
+        }
+    }
+    std::hint::black_box(&rooms);
+    f64::from(done) / start.elapsed().as_secs_f64()
+}

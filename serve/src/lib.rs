@@ -1,1 +1,23 @@
-//! x
+//! A bundle -> HTTP.
+//!
+//! One request's way: [`server`] accepts it, [`routes`] finds its handler, [`input`] reads and bounds its body,
+//! [`features`] admits its images, decodes them on the [`pool`] and hands them to the [`engine`], whose worker threads
+//! batch them for ONNX Runtime; [`index`] finds neighbours; [`error`] is the one place where failures become statuses.
+
+pub mod cli;
+pub mod client;
+pub mod demo;
+pub mod engine;
+pub mod error;
+pub mod features;
+pub mod index;
+pub mod ingest;
+pub mod input;
+pub mod limits;
+pub mod metrics;
+pub mod openapi;
+pub mod pool;
+pub mod routes;
+pub mod server;
+pub mod sheet;
+pub mod state;

@@ -1,0 +1,174 @@
+//! `macrl-serve demo`: uploads a gallery, asks about some queries, prints and draws what comes back, and checks that
+//! every answer has the shape that it should have.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use clap::Args;
+use serde_json::Value;
+
+use crate::client::{Client, Picture, pictures};
+use crate::sheet::{Frame, Row, draw};
+
+/// Sends a running server real requests and shows what comes back.
+#[derive(Debug, Args)]
+pub struct DemoArgs {
+    /// The server, for instance http://127.0.0.1:8080.
+    #[arg(long)]
+    url: String,
+    /// Images to ask about; sub-folders are labels.
+    #[arg(long, value_name = "FOLDER")]
+    queries: PathBuf,
+    /// Images to find; sub-folders are labels.
+    #[arg(long, value_name = "FOLDER")]
+    gallery: PathBuf,
+    /// Picture of the queries and their neighbours, PNG.
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    /// Neighbours of each query.
+    #[arg(long, default_value_t = 5)]
+    k: usize,
+}
+
+/// A neighbour as the server gave it.
+struct Neighbour {
+    id: String,
+    score: f64,
+    label: Option<String>,
+}
+
+/// What came back for one query.
+struct Answer {
+    class: Option<(String, f64)>,
+    neighbours: Vec<Neighbour>,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// A server that does not answer, or an answer that is wrong in shape.
+pub fn run(args: &DemoArgs) -> Result<()> {
+    let (gallery, queries) = (pictures(&args.gallery)?, pictures(&args.queries)?);
+    let client = Client::new(&args.url);
+    client.wait_until_ready(Duration::from_secs(120))?;
+    let info = client.get("/info")?;
+    let dim = info["model"]["dim"].as_u64().context("/info names no dim")? as usize;
+    let has_probe = info["model"]["labels"].is_array();
+    let since = Instant::now();
+    let failed = client.upload(&gallery)?;
+    ensure!(
+        failed.is_empty(),
+        "{} of {} gallery images were refused, first: {:?}",
+        failed.len(),
+        gallery.len(),
+        failed[0]
+    );
+    let seconds = since.elapsed().as_secs_f64();
+    println!(
+        "model {} on {}: {} images uploaded in {seconds:.1} s ({:.0}/s)",
+        info["model"]["name"].as_str().unwrap_or("?"),
+        info["device"].as_str().unwrap_or("?"),
+        gallery.len(),
+        gallery.len() as f64 / seconds.max(1e-9),
+    );
+    let mut answers = Vec::new();
+    for query in &queries {
+        let k = args.k.min(gallery.len());
+        answers.push(ask(&client, query, k, dim, has_probe).with_context(|| format!("query {}", query.id))?);
+    }
+    print_table(&queries, &answers);
+    draw_sheet(args, &queries, &answers)?;
+    println!("neighbours drawn in {}", args.out.display());
+    Ok(())
+}
+
+fn ask(client: &Client, query: &Picture, k: usize, dim: usize, has_probe: bool) -> Result<Answer> {
+    let bytes = std::fs::read(&query.path)?;
+    // The server looks at the content; the type only says that it is an image.
+    let post = |path: &str| client.post(path, "image/png", &bytes);
+    let (first, second) = (embedding(&post("/embed")?, dim)?, embedding(&post("/embed")?, dim)?);
+    let apart = first.iter().zip(&second).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+    ensure!(apart <= 1e-5, "two requests for one image differ by {apart}");
+    let class = if has_probe { Some(best_class(&post("/classify?top_k=1")?)?) } else { None };
+    let neighbours = neighbours(&post(&format!("/search?k={k}"))?, k)?;
+    Ok(Answer { class, neighbours })
+}
+
+fn embedding(answer: &Value, dim: usize) -> Result<Vec<f64>> {
+    let list = answer["embeddings"][0].as_array().context("/embed gave no embedding")?;
+    let values: Vec<f64> = list.iter().filter_map(Value::as_f64).collect();
+    ensure!(values.len() == dim, "expected an embedding of {dim} numbers, found {}", values.len());
+    let norm = values.iter().map(|v| v * v).sum::<f64>().sqrt();
+    ensure!((norm - 1.0).abs() < 1e-3, "expected an embedding of length 1, found {norm}");
+    Ok(values)
+}
+
+fn best_class(answer: &Value) -> Result<(String, f64)> {
+    let best = &answer["predictions"][0][0];
+    let label = best["label"].as_str().context("/classify gave no label")?;
+    let score = best["score"].as_f64().context("/classify gave no score")?;
+    ensure!((0.0..=1.0).contains(&score), "expected a probability, found {score}");
+    Ok((label.to_string(), score))
+}
+
+fn neighbours(answer: &Value, k: usize) -> Result<Vec<Neighbour>> {
+    let hits = answer["hits"].as_array().context("/search gave no hits")?;
+    ensure!(hits.len() == k, "expected {k} hits, found {}", hits.len());
+    let found: Vec<Neighbour> = hits
+        .iter()
+        .map(|hit| {
+            Ok(Neighbour {
+                id: hit["id"].as_str().context("a hit has no id")?.to_string(),
+                score: hit["score"].as_f64().context("a hit has no score")?,
+                label: hit["metadata"]["label"].as_str().map(str::to_string),
+            })
+        })
+        .collect::<Result<_>>()?;
+    ensure!(found.iter().all(|n| (-1.0..=1.0).contains(&n.score)), "a score is no cosine");
+    ensure!(found.windows(2).all(|w| w[0].score >= w[1].score), "hits are not sorted by score");
+    Ok(found)
+}
+
+fn print_table(queries: &[Picture], answers: &[Answer]) {
+    let text = |label: &Option<String>| label.clone().unwrap_or_else(|| "-".into());
+    let mut rows = vec![["query".to_string(), "predicted".into(), "nearest neighbours (cosine)".into()]];
+    let (mut right, mut agreeing, mut total) = (0, 0, 0);
+    for (query, answer) in queries.iter().zip(answers) {
+        let class = answer.class.as_ref().map_or("-".into(), |(label, score)| format!("{label} {score:.2}"));
+        let found: Vec<String> =
+            answer.neighbours.iter().map(|n| format!("{} {:.2}", text(&n.label), n.score)).collect();
+        right += usize::from(query.label.is_some() && answer.class.as_ref().map(|c| &c.0) == query.label.as_ref());
+        agreeing += answer.neighbours.iter().filter(|n| n.label.is_some() && n.label == query.label).count();
+        total += answer.neighbours.len();
+        rows.push([text(&query.label), class, found.join(", ")]);
+    }
+    let width = |column: usize| rows.iter().map(|r| r[column].chars().count()).max().unwrap_or(0);
+    let (first, second) = (width(0), width(1));
+    for [query, class, found] in &rows {
+        println!("{query:first$}  {class:second$}  {found}");
+    }
+    println!("classes right: {right} of {}; neighbours of the query's class: {agreeing} of {total}", queries.len());
+}
+
+fn draw_sheet(args: &DemoArgs, queries: &[Picture], answers: &[Answer]) -> Result<()> {
+    let mut rows = Vec::new();
+    for (query, answer) in queries.iter().zip(answers) {
+        let mut cells = vec![(open(&query.path)?, Frame::Query)];
+        for neighbour in &answer.neighbours {
+            let same = neighbour.label.is_some() && neighbour.label == query.label;
+            let frame = if same { Frame::Same } else { Frame::Other };
+            cells.push((open(&args.gallery.join(&neighbour.id))?, frame));
+        }
+        rows.push(Row { cells });
+    }
+    let sheet = draw(&rows);
+    let mut png = Vec::new();
+    sheet.write_to(&mut std::io::Cursor::new(&mut png), image::ImageFormat::Png)?;
+    macrl_models::atomic::write_file(&args.out, &png).with_context(|| format!("cannot write {}", args.out.display()))
+}
+
+fn open(path: &std::path::Path) -> Result<image::RgbImage> {
+    let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    macrl_models::decode::decode(&bytes, &Default::default()).with_context(|| path.display().to_string())
+}

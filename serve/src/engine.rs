@@ -1,0 +1,374 @@
+//! Inference: worker threads that turn waiting images into batches.
+//!
+//! Nothing here runs on an async thread.  A request leaves its pixels in the queue and awaits a channel; a worker takes
+//! what is waiting, at most `max_batch`, as soon as it is free (greedy), or waits up to `batch_wait` for more.
+
+use std::collections::VecDeque;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use macrl_models::bundle::{Bundle, INPUT, POOLED};
+use macrl_models::preprocess::Preprocess;
+use macrl_models::runtime::{self, Device, Loaded, RuntimeError, SessionOptions};
+use ort::session::builder::PrepackedWeights;
+use ort::session::{HasSelectedOutputs, OutputSelector, RunOptions, Session};
+use ort::value::TensorRef;
+use tokio::sync::oneshot;
+
+use crate::error::ApiError;
+use crate::metrics::Metrics;
+
+/// How inference is spread over the machine.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EngineOptions {
+    /// Where it runs.
+    pub device: Device,
+    /// Sessions, each on its own thread.
+    pub workers: usize,
+    /// Threads within an operator of one session.
+    pub threads: usize,
+    /// Whether those threads spin while they wait.
+    pub spin: bool,
+    /// Largest batch.
+    pub max_batch: usize,
+    /// How long an incomplete batch waits for more images.
+    pub batch_wait: Duration,
+}
+
+impl Default for EngineOptions {
+    /// One single-threaded session per core: a batch of small images does not gain from threads within an operator.
+    fn default() -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            device: Device::Auto,
+            workers: cores,
+            threads: 1,
+            spin: false,
+            max_batch: 32,
+            batch_wait: Duration::ZERO,
+        }
+    }
+}
+
+/// Why a bundle cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// ONNX Runtime or the model file.
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    /// The graph loads and does not do what the bundle says.
+    #[error("{path} does not fit config.json: {cause}")]
+    Graph {
+        /// The model file.
+        path: String,
+        /// What was expected and found.
+        cause: String,
+    },
+    /// The system gave no thread.
+    #[error("cannot start an inference thread: {0}")]
+    Thread(std::io::Error),
+}
+
+/// One image's way through a batch.
+struct Job {
+    /// (S, S, 3) u8.
+    pixels: Vec<u8>,
+    reply: oneshot::Sender<Result<Vec<f32>, ApiError>>,
+    since: Instant,
+}
+
+#[derive(Default)]
+struct Queue {
+    jobs: VecDeque<Job>,
+    closed: bool,
+}
+
+#[derive(Default)]
+struct Shared {
+    queue: Mutex<Queue>,
+    arrived: Condvar,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(|e| e.into_inner())
+    }
+}
+
+/// The workers and their queue.  Dropping it lets the workers finish what is queued and end.
+pub struct Engine {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+    devices: Vec<&'static str>,
+    fallback: Option<String>,
+}
+
+impl Engine {
+    /// Opens the sessions, checks the graph against the bundle, warms every batch size, and starts the workers.
+    ///
+    /// # Errors
+    /// Every [`EngineError`].
+    pub fn start(bundle: &Bundle, options: &EngineOptions, metrics: &Arc<Metrics>) -> Result<Self, EngineError> {
+        let prepacked = PrepackedWeights::new();
+        let mut workers = Vec::new();
+        let mut fallback = None;
+        for _ in 0..options.workers.max(1) {
+            let session = SessionOptions {
+                device: options.device,
+                threads: options.threads,
+                spin: options.spin,
+                // Repacked weights are the CPU provider's.
+                prepacked: (options.device == Device::Cpu).then_some(&prepacked),
+            };
+            let loaded = open(bundle, &session)?;
+            fallback = loaded.fallback.clone().or(fallback);
+            workers.push(Worker::new(loaded, bundle, options, metrics)?);
+        }
+        let devices = workers.iter().map(|w| w.device).collect();
+        let shared = Arc::new(Shared::default());
+        let mut engine = Self { shared: shared.clone(), threads: Vec::new(), devices, fallback };
+        for (number, worker) in workers.into_iter().enumerate() {
+            let shared = shared.clone();
+            let thread = std::thread::Builder::new().name(format!("inference-{number}"));
+            engine.threads.push(thread.spawn(move || worker.run(&shared)).map_err(EngineError::Thread)?);
+        }
+        Ok(engine)
+    }
+
+    /// The raw pooled feature (D) of one image.  Dropping the future abandons the image.
+    ///
+    /// # Shapes
+    /// `pixels` (S, S, 3) u8, as [`Preprocess::fit`] gives.
+    ///
+    /// # Errors
+    /// [`ApiError::Internal`] where ONNX Runtime fails, [`ApiError::Stopping`] where the workers have ended.
+    pub async fn embed(&self, pixels: Vec<u8>) -> Result<Vec<f32>, ApiError> {
+        let (reply, answer) = oneshot::channel();
+        {
+            let mut queue = self.shared.lock();
+            if queue.closed {
+                return Err(ApiError::Stopping);
+            }
+            queue.jobs.push_back(Job { pixels, reply, since: Instant::now() });
+        }
+        self.shared.arrived.notify_one();
+        answer.await.unwrap_or(Err(ApiError::Stopping))
+    }
+
+    /// Images waiting for a batch.
+    pub fn queued(&self) -> usize {
+        self.shared.lock().jobs.len()
+    }
+
+    /// Where each session really runs.
+    pub fn devices(&self) -> &[&'static str] {
+        &self.devices
+    }
+
+    /// Why CUDA was not taken, where the library offers it.
+    pub fn fallback(&self) -> Option<&str> {
+        self.fallback.as_deref()
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.shared.lock().closed = true;
+        self.shared.arrived.notify_all();
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The half-precision graph where CUDA is asked for and there is one; `auto` decides by what loads.
+fn open(bundle: &Bundle, options: &SessionOptions) -> Result<Loaded, RuntimeError> {
+    if options.device != Device::Cpu
+        && let Some(fp16) = &bundle.onnx_fp16
+    {
+        let cuda = SessionOptions { device: Device::Cuda, ..options.clone() };
+        if let Ok(loaded) = runtime::session(fp16, &cuda) {
+            return Ok(loaded);
+        }
+    }
+    runtime::session(&bundle.onnx, options)
+}
+
+struct Worker {
+    session: Session,
+    run_options: RunOptions<HasSelectedOutputs>,
+    device: &'static str,
+    preprocess: Preprocess,
+    /// D.
+    dim: usize,
+    max_batch: usize,
+    batch_wait: Duration,
+    /// (B, 3, S, S), kept between batches.
+    input: Vec<f32>,
+    metrics: Arc<Metrics>,
+}
+
+impl Worker {
+    fn new(
+        loaded: Loaded,
+        bundle: &Bundle,
+        options: &EngineOptions,
+        metrics: &Arc<Metrics>,
+    ) -> Result<Self, EngineError> {
+        let fault = |cause: String| EngineError::Graph { path: bundle.onnx.display().to_string(), cause };
+        let run_options = RunOptions::new()
+            .map_err(|e| fault(e.to_string()))?
+            .with_outputs(OutputSelector::no_default().with(POOLED));
+        let mut worker = Self {
+            session: loaded.session,
+            run_options,
+            device: loaded.device,
+            preprocess: bundle.preprocess.clone(),
+            dim: bundle.config.hidden_size,
+            max_batch: options.max_batch.max(1),
+            batch_wait: options.batch_wait,
+            input: Vec::new(),
+            metrics: metrics.clone(),
+        };
+        worker.check_names().map_err(fault)?;
+        // Largest first: the memory arena grows once, and later batches fit into it.
+        for size in buckets(worker.max_batch).into_iter().rev() {
+            worker.input.resize(size * worker.preprocess.values(), 0.0);
+            let features = worker.infer(size).map_err(fault)?;
+            if features.len() != size * worker.dim {
+                return Err(fault(format!(
+                    "{POOLED} has {} values for {size} images of hidden_size {}",
+                    features.len(),
+                    worker.dim
+                )));
+            }
+        }
+        Ok(worker)
+    }
+
+    fn check_names(&self) -> Result<(), String> {
+        let names = |outlets: &[ort::value::Outlet]| outlets.iter().map(|o| o.name().to_string()).collect::<Vec<_>>();
+        let (inputs, outputs) = (names(self.session.inputs()), names(self.session.outputs()));
+        if inputs != [INPUT] {
+            return Err(format!("expected the one input {INPUT}, found {inputs:?}"));
+        }
+        if !outputs.iter().any(|o| o == POOLED) {
+            return Err(format!("expected an output {POOLED}, found {outputs:?}"));
+        }
+        Ok(())
+    }
+
+    fn run(mut self, shared: &Shared) {
+        while let Some(jobs) = self.next_batch(shared) {
+            self.answer(jobs);
+        }
+    }
+
+    /// Blocks until there is work; `None` when the queue is closed and empty.
+    fn next_batch(&self, shared: &Shared) -> Option<Vec<Job>> {
+        let mut queue = shared.lock();
+        loop {
+            self.drop_abandoned(&mut queue);
+            if let Some(first) = queue.jobs.front() {
+                let rest = self.batch_wait.saturating_sub(first.since.elapsed());
+                if queue.jobs.len() >= self.max_batch || rest.is_zero() || queue.closed {
+                    break;
+                }
+                queue = shared.arrived.wait_timeout(queue, rest).unwrap_or_else(|e| e.into_inner()).0;
+            } else if queue.closed {
+                return None;
+            } else {
+                queue = shared.arrived.wait(queue).unwrap_or_else(|e| e.into_inner());
+            }
+        }
+        let take = batch_of(queue.jobs.len().min(self.max_batch), self.device);
+        let jobs: Vec<Job> = queue.jobs.drain(..take).collect();
+        if !queue.jobs.is_empty() {
+            // The rest is another worker's.
+            shared.arrived.notify_one();
+        }
+        Some(jobs)
+    }
+
+    /// Images whose client has gone cost no inference.
+    fn drop_abandoned(&self, queue: &mut Queue) {
+        let before = queue.jobs.len();
+        queue.jobs.retain(|job| !job.reply.is_closed());
+        self.metrics.abandoned.fetch_add((before - queue.jobs.len()) as u64, Relaxed);
+    }
+
+    fn answer(&mut self, jobs: Vec<Job>) {
+        let values = self.preprocess.values();
+        // A GPU runs only the batch sizes it was warmed for; what is missing is padded with old pixels.
+        let size = if self.device == "cpu" { jobs.len() } else { padded(jobs.len(), self.max_batch) };
+        self.input.resize(size * values, 0.0);
+        for (job, slot) in jobs.iter().zip(self.input.chunks_exact_mut(values)) {
+            self.metrics.queue_seconds.time(job.since.elapsed());
+            self.preprocess.normalize(&job.pixels, slot);
+        }
+        let started = Instant::now();
+        let features = self.infer(size);
+        self.metrics.inference_seconds.time(started.elapsed());
+        self.metrics.batch_size.observe(jobs.len() as f64);
+        match features {
+            Ok(features) => {
+                self.metrics.images.fetch_add(jobs.len() as u64, Relaxed);
+                for (job, feature) in jobs.into_iter().zip(features.chunks_exact(self.dim)) {
+                    let _ = job.reply.send(Ok(feature.to_vec()));
+                }
+            }
+            Err(cause) => jobs.into_iter().for_each(|job| {
+                let _ = job.reply.send(Err(ApiError::Internal(cause.clone())));
+            }),
+        }
+    }
+
+    /// (B, 3, S, S) in `self.input` -> pooled features (B, D).
+    fn infer(&mut self, size: usize) -> Result<Vec<f32>, String> {
+        let edge = self.preprocess.image_size;
+        let view = &self.input[..size * self.preprocess.values()];
+        let input = TensorRef::from_array_view(([size, 3, edge, edge], view)).map_err(|e| e.to_string())?;
+        let outputs = self
+            .session
+            .run_with_options(ort::inputs![INPUT => input], &self.run_options)
+            .map_err(|e| e.to_string())?;
+        let pooled = outputs.get(POOLED).ok_or_else(|| format!("no output {POOLED}"))?;
+        pooled.try_extract_tensor::<f32>().map(|(_, values)| values.to_vec()).map_err(|e| e.to_string())
+    }
+}
+
+/// Batch sizes that are warmed: powers of two up to the largest, and the largest.
+fn buckets(max_batch: usize) -> Vec<usize> {
+    let mut sizes: Vec<usize> = (0..).map(|i| 1 << i).take_while(|s| *s < max_batch).collect();
+    sizes.push(max_batch);
+    sizes
+}
+
+/// The largest bucket that `waiting` fills on a CPU, where padding would cost as much as an image; all of them on a GPU.
+fn batch_of(waiting: usize, device: &str) -> usize {
+    if device != "cpu" {
+        return waiting;
+    }
+    buckets(waiting.max(1)).into_iter().rev().find(|b| b.is_power_of_two() && *b <= waiting).unwrap_or(waiting)
+}
+
+/// The smallest bucket with room for `images`.
+fn padded(images: usize, max_batch: usize) -> usize {
+    buckets(max_batch).into_iter().find(|b| *b >= images).unwrap_or(max_batch)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batches_come_in_warmed_sizes() {
+        assert_eq!(buckets(1), [1]);
+        assert_eq!(buckets(24), [1, 2, 4, 8, 16, 24]);
+        assert_eq!([1, 2, 3, 7, 8, 31].map(|n| batch_of(n, "cpu")), [1, 2, 2, 4, 8, 16]);
+        assert_eq!(batch_of(7, "cuda"), 7);
+        assert_eq!([1, 3, 17, 24].map(|n| padded(n, 24)), [1, 4, 24, 24]);
+    }
+}

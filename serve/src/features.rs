@@ -1,0 +1,83 @@
+//! Images -> features: admission, decoding, resizing, inference.
+
+use std::io::Cursor;
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::body::Bytes;
+use futures_util::future::join_all;
+use image::imageops::FilterType;
+use image::{ImageFormat, RgbImage};
+use macrl_models::decode::decode;
+
+use crate::error::{ApiError, Failure};
+use crate::state::{App, Model};
+
+/// Longest edge of a stored picture, pixels.
+const THUMBNAIL: u32 = 96;
+
+/// What became of one image.
+#[derive(Debug, Clone)]
+pub struct Feature {
+    /// (D), as the encoder pools it: not normalised.
+    pub raw: Vec<f32>,
+    /// A small PNG, where it was asked for.
+    pub thumbnail: Option<Arc<[u8]>>,
+}
+
+/// The features of a request's images, each with its own outcome.
+///
+/// # Errors
+/// What concerns the request as a whole: too many images, a full queue, no answer in time.
+pub async fn each(
+    app: &Arc<App>,
+    model: &Arc<Model>,
+    images: Vec<Bytes>,
+    thumbnails: bool,
+) -> Result<Vec<Result<Feature, ApiError>>, ApiError> {
+    let _room = app.admit(images.len())?;
+    let limit = app.settings.limits.request_timeout;
+    let all = join_all(images.into_iter().map(|bytes| one(app, model, bytes, thumbnails)));
+    tokio::time::timeout(limit, all).await.map_err(|_| ApiError::Timeout(limit.as_secs()))
+}
+
+/// [`each`], where one bad image fails the request and is named by its index.
+///
+/// # Errors
+/// The first of any kind.
+pub async fn all(app: &Arc<App>, model: &Arc<Model>, images: Vec<Bytes>) -> Result<Vec<Feature>, Failure> {
+    let outcomes = each(app, model, images, false).await?;
+    outcomes.into_iter().enumerate().map(|(i, outcome)| outcome.map_err(|e| e.at(i))).collect()
+}
+
+async fn one(app: &Arc<App>, model: &Arc<Model>, bytes: Bytes, thumbnail: bool) -> Result<Feature, ApiError> {
+    let (decoder, preparing) = (app.clone(), model.clone());
+    let (pixels, thumbnail) = app
+        .pool
+        .run(move || {
+            let started = Instant::now();
+            let image = decode(&bytes, &decoder.settings.limits.decode)?;
+            let pixels = preparing.bundle.preprocess.fit(&image).into_raw();
+            let small = if thumbnail { Some(encode_thumbnail(&image)?) } else { None };
+            decoder.metrics.decode_seconds.time(started.elapsed());
+            Ok((pixels, small))
+        })
+        .await?;
+    let raw = model.engine.embed(pixels).await?;
+    Ok(Feature { raw, thumbnail })
+}
+
+fn encode_thumbnail(image: &RgbImage) -> Result<Arc<[u8]>, ApiError> {
+    let (width, height) = image.dimensions();
+    let scale = f64::from(THUMBNAIL) / f64::from(width.max(height).max(1));
+    let mut png = Vec::new();
+    let write = |image: &RgbImage, png: &mut Vec<u8>| image.write_to(&mut Cursor::new(png), ImageFormat::Png);
+    let written = if scale < 1.0 {
+        let edge = |length: u32| ((f64::from(length) * scale).round() as u32).max(1);
+        write(&image::imageops::resize(image, edge(width), edge(height), FilterType::Triangle), &mut png)
+    } else {
+        write(image, &mut png)
+    };
+    written.map_err(|e| ApiError::Internal(e.to_string()))?;
+    Ok(png.into())
+}

@@ -1,0 +1,53 @@
+//! What one request and all of them together may cost.
+
+use std::time::Duration;
+
+use macrl_models::decode::DecodeLimits;
+
+/// Bounds that every route keeps; shown by `/info`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Limits {
+    /// Bytes of one body.
+    pub body_bytes: usize,
+    /// Bytes of all bodies that are being received.
+    pub buffered_bytes: usize,
+    /// Images of one request.
+    pub images: usize,
+    /// Images admitted at once: decoding, waiting or in a batch.
+    pub queue: usize,
+    /// Pixels and memory of one image.
+    pub decode: DecodeLimits,
+    /// Hits of one search.
+    pub hits: usize,
+    /// Bytes of one item's metadata, as JSON.
+    pub metadata_bytes: usize,
+    /// For a whole request header to arrive.
+    pub header_timeout: Duration,
+    /// For a whole body to arrive.
+    pub body_timeout: Duration,
+    /// From the body's arrival to the answer.
+    pub request_timeout: Duration,
+    /// Connections at once; further ones wait to be accepted.
+    pub connections: usize,
+    /// For accepted requests to finish after SIGTERM.
+    pub grace: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            body_bytes: 32 << 20,
+            buffered_bytes: 512 << 20,
+            images: 64,
+            queue: 256,
+            decode: DecodeLimits::default(),
+            hits: 1000,
+            metadata_bytes: 16 << 10,
+            header_timeout: Duration::from_secs(10),
+            body_timeout: Duration::from_secs(30),
+            request_timeout: Duration::from_secs(30),
+            connections: 1024,
+            grace: Duration::from_secs(20),
+        }
+    }
+}

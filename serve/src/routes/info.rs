@@ -1,0 +1,92 @@
+//! What the server says about itself: `/info`, `/health`, `/ready`, `/metrics`, `POST /admin/reload`.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+
+use crate::error::{ApiError, Failure};
+use crate::state::{App, AppState, Model};
+
+/// The model, where it really runs, and the limits.
+pub(super) async fn info(State(app): State<AppState>) -> Result<Json<Value>, Failure> {
+    let model = app.model()?;
+    let engine = &app.settings.engine;
+    Ok(Json(json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "model": describe_model(&model),
+        "device": model.engine.devices().first().copied().unwrap_or("none"),
+        "sessions": model.engine.devices(),
+        "device_fallback": model.engine.fallback(),
+        "batching": {
+            "max_batch": engine.max_batch,
+            "wait_ms": engine.batch_wait.as_secs_f64() * 1e3,
+            "workers": engine.workers,
+            "threads_per_worker": engine.threads,
+        },
+        "index": { "kind": app.index.kind(), "items": app.index.len() },
+        "limits": describe_limits(&app),
+        "uptime_seconds": app.started.elapsed().as_secs(),
+    })))
+}
+
+fn describe_model(model: &Model) -> Value {
+    let config = &model.bundle.config;
+    let labels = model.bundle.probe.as_ref().map(|p| p.labels.clone());
+    json!({
+        "name": model.name(),
+        "dim": model.dim(),
+        "image_size": config.image_size,
+        "patch_size": config.patch_size,
+        "pooling": config.pooling,
+        "labels": labels,
+        "weights_sha256": config.macrl.weights_sha256,
+        "evaluation": model.bundle.evaluation,
+        "parity": model.bundle.parity,
+    })
+}
+
+fn describe_limits(app: &App) -> Value {
+    let limits = &app.settings.limits;
+    json!({
+        "body_bytes": limits.body_bytes,
+        "images_per_request": limits.images,
+        "images_in_flight": limits.queue,
+        "pixels_per_image": limits.decode.max_pixels,
+        "hits_per_search": limits.hits,
+        "metadata_bytes": limits.metadata_bytes,
+        "header_timeout_seconds": limits.header_timeout.as_secs_f64(),
+        "body_timeout_seconds": limits.body_timeout.as_secs_f64(),
+        "request_timeout_seconds": limits.request_timeout.as_secs_f64(),
+    })
+}
+
+/// Liveness: the process answers.
+pub(super) async fn health() -> Json<Value> {
+    Json(json!({ "status": "ok" }))
+}
+
+/// Readiness: there is a model and the server is not stopping.
+pub(super) async fn ready(State(app): State<AppState>) -> Result<Json<Value>, Failure> {
+    if app.is_stopping() {
+        return Err(ApiError::Stopping.into());
+    }
+    app.model()?;
+    Ok(Json(json!({ "status": "ready" })))
+}
+
+/// Prometheus' text format.
+pub(super) async fn metrics(State(app): State<AppState>) -> Response {
+    let page = app.metrics.render(&app.gauges());
+    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], page).into_response()
+}
+
+/// Reads the bundle's folder again; only where a key is set, since it costs seconds of every core.
+pub(super) async fn reload(State(app): State<AppState>) -> Result<Json<Value>, Failure> {
+    if app.settings.api_key.is_none() {
+        return Err(ApiError::NotFound("reloading over HTTP needs a server with --api-key".into()).into());
+    }
+    app.reload().await.map_err(|e| ApiError::Conflict(format!("the old bundle keeps serving: {e:#}")))?;
+    Ok(Json(json!({ "status": "reloaded", "model": app.model()?.name() })))
+}

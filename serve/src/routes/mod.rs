@@ -1,0 +1,81 @@
+//! The routes: `app(state) -> Router`, testable without a socket.
+
+mod embed;
+mod info;
+mod items;
+mod layers;
+mod search;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, Query as AxumQuery};
+use axum::http::Uri;
+use axum::http::request::Parts;
+use axum::response::Html;
+use axum::routing::{get, post};
+use serde::de::DeserializeOwned;
+
+use crate::error::{ApiError, Failure};
+use crate::index::{Index, IndexError};
+use crate::input::malformed;
+use crate::openapi;
+use crate::state::AppState;
+
+/// The whole server as a service.
+pub fn app(state: AppState) -> Router {
+    let guarded = Router::new()
+        .route("/embed", post(embed::embed))
+        .route("/classify", post(embed::classify))
+        .route("/v1/embeddings", post(embed::openai))
+        .route("/search", post(search::search))
+        .route("/items", post(items::post).get(items::list))
+        .route("/items/{id}", get(items::get).put(items::put).delete(items::delete))
+        .route("/items/{id}/image", get(items::image))
+        .route("/info", get(info::info))
+        .route("/metrics", get(info::metrics))
+        .route("/admin/reload", post(info::reload))
+        .route_layer(axum::middleware::from_fn_with_state(state.clone(), layers::authorize));
+    let open = Router::new()
+        .route("/", get(async || Html(include_str!("../pages/index.html"))))
+        .route("/docs", get(async || Html(include_str!("../pages/docs.html"))))
+        .route("/openapi.json", get(openapi::document))
+        .route("/health", get(info::health))
+        .route("/ready", get(info::ready));
+    let routes = guarded
+        .merge(open)
+        .fallback(async |uri: Uri| Failure::from(ApiError::NotFound(format!("there is no route {}", uri.path()))))
+        .method_not_allowed_fallback(async || Failure::from(ApiError::Method))
+        // Bodies are bounded where they are read (`input.rs`), with an answer in our own words.
+        .layer(DefaultBodyLimit::disable());
+    layers::wrap(routes, &state).with_state(state)
+}
+
+/// The query string as `T`.
+fn query<T: DeserializeOwned>(parts: &Parts) -> Result<T, ApiError> {
+    query_of(&parts.uri)
+}
+
+fn query_of<T: DeserializeOwned>(uri: &Uri) -> Result<T, ApiError> {
+    AxumQuery::try_from_uri(uri).map(|AxumQuery(value)| value).map_err(|e| {
+        malformed(format!(
+            "the query cannot be read: {}",
+            e.body_text().trim_start_matches("Failed to deserialize query string: ")
+        ))
+    })
+}
+
+/// Calls the index on a blocking thread.
+async fn blocking<T: Send + 'static>(
+    app: &AppState,
+    call: impl FnOnce(&dyn Index) -> Result<T, IndexError> + Send + 'static,
+) -> Result<T, ApiError> {
+    let index: Arc<dyn Index> = app.index.clone();
+    let called = tokio::task::spawn_blocking(move || call(index.as_ref())).await;
+    match called {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(IndexError::Dimension { expected, found })) => Err(ApiError::Dimension { expected, found }),
+        Ok(Err(IndexError::Storage(cause))) => Err(ApiError::Internal(cause)),
+        Err(_) => Err(ApiError::Internal("the index failed".into())),
+    }
+}

@@ -1,0 +1,126 @@
+//! `POST /search`: the items nearest to an image, a vector or another item.
+
+use axum::Json;
+use axum::extract::State;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{blocking, query};
+use crate::error::{ApiError, Failure};
+use crate::features;
+use crate::index::{Hit, Metadata, Query, normalized};
+use crate::input::{Kind, Received, decode_base64, malformed};
+use crate::state::{AppState, Model};
+
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Params {
+    k: Option<usize>,
+    exact: Option<bool>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct SearchJson {
+    vector: Option<Vec<f32>>,
+    id: Option<String>,
+    image: Option<String>,
+    filter: Option<Metadata>,
+    exact: Option<bool>,
+    k: Option<usize>,
+}
+
+/// What is searched with.
+enum Probe {
+    Vector(Vec<f32>),
+    Item(String),
+    Image(axum::body::Bytes),
+}
+
+struct Request {
+    probe: Probe,
+    filter: Metadata,
+    exact: bool,
+    k: usize,
+}
+
+/// The nearest items by cosine; a search by `id` leaves that item out.
+pub(super) async fn search(State(app): State<AppState>, received: Received) -> Result<Json<Value>, Failure> {
+    let model = app.model()?;
+    let request = read(received, &app).await?;
+    let (vector, except) = match request.probe {
+        Probe::Vector(vector) => (check_vector(vector, &model)?, None),
+        Probe::Item(id) => (item_vector(&app, &id).await?, Some(id)),
+        Probe::Image(bytes) => {
+            let mut found = features::all(&app, &model, vec![bytes]).await?;
+            let raw = found.pop().map(|f| f.raw).unwrap_or_default();
+            (normalized(raw).map_err(ApiError::Internal)?, None)
+        }
+    };
+    let Request { filter, exact, k, .. } = request;
+    let query = Query { vector, k, filter, exact, except };
+    let hits = blocking(&app, move |index| index.search(&query)).await?;
+    let hits: Vec<Value> = hits.into_iter().map(hit).collect();
+    Ok(Json(json!({ "hits": hits })))
+}
+
+fn hit(hit: Hit) -> Value {
+    json!({ "id": hit.id, "score": hit.score, "metadata": hit.metadata, "image": hit.image })
+}
+
+async fn item_vector(app: &AppState, id: &str) -> Result<Vec<f32>, ApiError> {
+    let wanted = id.to_string();
+    let item = blocking(app, move |index| index.get(&wanted)).await?;
+    item.map(|i| i.vector).ok_or_else(|| ApiError::NotFound(format!("there is no item `{id}`")))
+}
+
+/// The client's vector, with the model's length and scaled to 1.
+pub(super) fn check_vector(vector: Vec<f32>, model: &Model) -> Result<Vec<f32>, ApiError> {
+    if vector.len() != model.dim() {
+        return Err(ApiError::Dimension { expected: model.dim(), found: vector.len() });
+    }
+    normalized(vector).map_err(ApiError::Malformed)
+}
+
+async fn read(received: Received, app: &AppState) -> Result<Request, Failure> {
+    let params: Params = query(&received.parts)?;
+    let body = match received.kind {
+        Kind::Image => (Probe::Image(received.bytes.clone()), SearchJson::default()),
+        Kind::Form => form(&received).await?,
+        Kind::Json => json_body(received.json(app).await?)?,
+    };
+    let (probe, rest) = body;
+    let (k, limit) = (params.k.or(rest.k).unwrap_or(10), app.settings.limits.hits);
+    if !(1..=limit).contains(&k) {
+        return Err(malformed(format!("k must be in 1..={limit}, found {k}")).into());
+    }
+    let exact = rest.exact.or(params.exact).unwrap_or(false);
+    Ok(Request { probe, filter: rest.filter.unwrap_or_default(), exact, k })
+}
+
+fn json_body(mut body: SearchJson) -> Result<(Probe, SearchJson), ApiError> {
+    let probe = match (body.vector.take(), body.id.take(), body.image.take()) {
+        (Some(vector), None, None) => Probe::Vector(vector),
+        (None, Some(id), None) => Probe::Item(id),
+        (None, None, Some(image)) => Probe::Image(decode_base64(&image)?),
+        _ => return Err(malformed("expected exactly one of `vector`, `id` and `image`")),
+    };
+    Ok((probe, body))
+}
+
+async fn form(received: &Received) -> Result<(Probe, SearchJson), ApiError> {
+    let (mut images, mut rest) = (Vec::new(), SearchJson::default());
+    for part in received.form().await? {
+        match part.name.as_str() {
+            _ if part.image => images.push(part.bytes),
+            "filter" => rest.filter = Some(part.json()?),
+            "exact" => rest.exact = Some(part.json()?),
+            "k" => rest.k = Some(part.json()?),
+            other => return Err(malformed(format!("the form has an unknown field `{other}`"))),
+        }
+    }
+    match (images.pop(), images.is_empty()) {
+        (Some(image), true) => Ok((Probe::Image(image), rest)),
+        _ => Err(malformed("expected exactly one image in the form")),
+    }
+}

@@ -1,0 +1,218 @@
+//! What all requests share: the model in use, the index, the limits and the counters.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, RwLock};
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+use macrl_models::bundle::Bundle;
+use sha2::{Digest, Sha256};
+
+use crate::engine::{Engine, EngineOptions};
+use crate::error::ApiError;
+use crate::index::{Index, MemoryIndex};
+use crate::limits::Limits;
+use crate::metrics::{Gauges, Metrics};
+use crate::pool::{Budget, Pool, Share};
+
+/// A bundle and the sessions that run it.
+pub struct Model {
+    /// The validated folder.
+    pub bundle: Bundle,
+    /// Its workers.
+    pub engine: Engine,
+}
+
+impl Model {
+    /// Name that answers carry.
+    pub fn name(&self) -> &str {
+        let name = &self.bundle.config.macrl.name;
+        if name.is_empty() { "macrl" } else { name }
+    }
+
+    /// D.
+    pub fn dim(&self) -> usize {
+        self.bundle.config.hidden_size
+    }
+}
+
+/// How the server is set up, besides the model.
+#[derive(Debug, Clone, Default)]
+pub struct Settings {
+    /// Bounds.
+    pub limits: Limits,
+    /// Inference.
+    pub engine: EngineOptions,
+    /// Where asked for, every request that reads or changes anything must name it.
+    pub api_key: Option<String>,
+    /// Web origins whose pages may call this server.
+    pub cors_origins: Vec<String>,
+}
+
+/// Shared by every request.
+pub struct App {
+    /// As given.
+    pub settings: Settings,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// The items.
+    pub index: Arc<dyn Index>,
+    /// Decoding.
+    pub pool: Pool,
+    /// Images admitted.
+    pub admitted: Arc<Budget>,
+    /// Bytes of bodies being received.
+    pub buffered: Arc<Budget>,
+    /// When the process began to serve.
+    pub started: Instant,
+    bundle_dir: PathBuf,
+    model: RwLock<Option<Arc<Model>>>,
+    stopping: AtomicBool,
+    key_hash: Option<[u8; 32]>,
+    reloading: tokio::sync::Mutex<()>,
+}
+
+/// Cheap to clone.
+pub type AppState = Arc<App>;
+
+impl App {
+    /// A server that holds no model yet: every route that needs one answers 503 until [`App::start`] is done.
+    pub fn new(bundle: &Bundle, settings: Settings) -> AppState {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let limits = &settings.limits;
+        Arc::new(Self {
+            metrics: Arc::default(),
+            index: Arc::new(MemoryIndex::new(bundle.config.hidden_size)),
+            pool: Pool::new(cores),
+            admitted: Budget::new(limits.queue),
+            buffered: Budget::new(limits.buffered_bytes),
+            started: Instant::now(),
+            bundle_dir: bundle.dir.clone(),
+            model: RwLock::new(None),
+            stopping: AtomicBool::new(false),
+            key_hash: settings.api_key.as_deref().map(hash),
+            reloading: tokio::sync::Mutex::new(()),
+            settings,
+        })
+    }
+
+    /// Opens the sessions (seconds; blocking) and begins to answer.
+    ///
+    /// # Errors
+    /// What keeps the bundle from being served.
+    pub fn start(&self, bundle: Bundle) -> anyhow::Result<()> {
+        let engine = Engine::start(&bundle, &self.settings.engine, &self.metrics)?;
+        self.set_model(Some(Arc::new(Model { bundle, engine })));
+        Ok(())
+    }
+
+    /// The model in use.
+    ///
+    /// # Errors
+    /// [`ApiError::Starting`] before there is one, [`ApiError::Stopping`] after SIGTERM's grace.
+    pub fn model(&self) -> Result<Arc<Model>, ApiError> {
+        let model = self.model.read().unwrap_or_else(|e| e.into_inner()).clone();
+        model.ok_or(if self.is_stopping() { ApiError::Stopping } else { ApiError::Starting })
+    }
+
+    fn set_model(&self, model: Option<Arc<Model>>) -> Option<Arc<Model>> {
+        let mut slot = self.model.write().unwrap_or_else(|e| e.into_inner());
+        std::mem::replace(&mut *slot, model)
+    }
+
+    /// Reads the bundle's folder again and swaps the new model in; requests under way finish with the old one.
+    ///
+    /// # Errors
+    /// Why the old model stays: the new bundle is broken, or the index holds vectors of other weights.
+    pub async fn reload(self: &Arc<Self>) -> anyhow::Result<()> {
+        let _one_at_a_time = self.reloading.lock().await;
+        let app = self.clone();
+        let loaded = tokio::task::spawn_blocking(move || app.reload_blocking()).await;
+        let result = loaded.context("the loader failed").and_then(|r| r);
+        let counter = if result.is_ok() { &self.metrics.reloads } else { &self.metrics.failed_reloads };
+        counter.fetch_add(1, Ordering::Relaxed);
+        match &result {
+            Ok(()) => tracing::info!("bundle reloaded"),
+            Err(e) => tracing::error!("bundle not reloaded, the old one keeps serving: {e:#}"),
+        }
+        result
+    }
+
+    fn reload_blocking(&self) -> anyhow::Result<()> {
+        let bundle = Bundle::open(&self.bundle_dir)?;
+        let old = self.model().map_err(anyhow::Error::from)?;
+        let (old, new) = (&old.bundle.config, &bundle.config);
+        let same = old.macrl.weights_sha256 == new.macrl.weights_sha256 && old.hidden_size == new.hidden_size;
+        let items = self.index.len();
+        if !same && items > 0 {
+            bail!("the index holds {items} items of other weights; delete them or start anew");
+        }
+        if old.hidden_size != new.hidden_size {
+            bail!("hidden_size was {}, the new bundle has {}; start anew", old.hidden_size, new.hidden_size);
+        }
+        self.start(bundle)
+    }
+
+    /// Takes room for `images` images in the queue, at once.
+    ///
+    /// # Errors
+    /// [`ApiError::TooManyImages`] or [`ApiError::QueueFull`].
+    pub fn admit(&self, images: usize) -> Result<Share, ApiError> {
+        let limit = self.settings.limits.images;
+        if images > limit {
+            return Err(ApiError::TooManyImages { limit, found: images });
+        }
+        self.admitted.take(images).ok_or_else(|| self.queue_full())
+    }
+
+    /// When the queue should have emptied, by the pace so far.
+    pub fn queue_full(&self) -> ApiError {
+        let images = self.metrics.images.load(Ordering::Relaxed).max(1) as f64;
+        let pace = images / self.started.elapsed().as_secs_f64().max(1.0);
+        let seconds = (self.admitted.used() as f64 / pace.max(1.0)).ceil();
+        ApiError::QueueFull { retry_after: (seconds as u64).clamp(1, 30) }
+    }
+
+    /// No new work: `/ready` says so from now on.
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::SeqCst);
+    }
+
+    /// Lets the workers end.
+    pub fn unload(&self) {
+        drop(self.set_model(None));
+    }
+
+    /// Whether [`App::stop`] was called.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::SeqCst)
+    }
+
+    /// Whether a request that names this key may pass.  Hashes are compared: their first different byte tells nothing
+    /// about the key's.
+    pub fn key_fits(&self, given: Option<&str>) -> bool {
+        match (&self.key_hash, given) {
+            (None, _) => true,
+            (Some(expected), Some(given)) => {
+                hash(given).iter().zip(expected).fold(0, |different, (a, b)| different | (a ^ b)) == 0
+            }
+            (Some(_), None) => false,
+        }
+    }
+
+    /// What `/metrics` shows beside the counters.
+    pub fn gauges(&self) -> Gauges {
+        let model = self.model().ok();
+        Gauges {
+            in_flight: self.admitted.used(),
+            queued: model.as_ref().map_or(0, |m| m.engine.queued()),
+            items: self.index.len(),
+            device: model.and_then(|m| m.engine.devices().first().copied()).unwrap_or_default(),
+        }
+    }
+}
+
+fn hash(key: &str) -> [u8; 32] {
+    Sha256::digest(key.as_bytes()).into()
+}

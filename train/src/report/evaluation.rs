@@ -8,6 +8,9 @@ use super::metrics::Metrics;
 /// Above so many classes a confusion matrix can't be read; the commonest confusions are listed instead.
 const MATRIX: usize = 20;
 
+/// Name of a column and the number it shows.
+type Column = (&'static str, fn(&Row) -> f64);
+
 /// Title and the numbers that matter most.
 pub(super) fn headline(name: &str, evaluation: Option<&Evaluation>, metrics: &Metrics) -> String {
     let mut tiles = String::new();
@@ -46,22 +49,23 @@ pub(super) fn sections(evaluation: Option<&Evaluation>) -> String {
 
 fn table(evaluation: &Evaluation) -> String {
     let best = |value: fn(&Row) -> f64| evaluation.rows.iter().map(value).fold(0.0, f64::max);
-    let columns: [(&str, fn(&Row) -> f64); 4] = [
+    let columns: [Column; 4] = [
         ("kNN", |r| r.knn),
         ("kNN, k = 1", |r| r.knn1),
         ("linear", |r| r.linear),
         ("10-shot", |r| r.few_shot.unwrap_or(0.0)),
     ];
-    let mut out = String::from("<div class=\"scroll\"><table><thead><tr><th>features</th><th>values</th>");
+    let mut out =
+        String::from("<div class=\"scroll\"><table><thead><tr><th>features</th><th class=\"wide\">values</th>");
     columns.iter().for_each(|(name, _)| out.push_str(&format!("<th>{name}</th>")));
-    out.push_str("<th>rank</th></tr></thead><tbody>");
+    out.push_str("<th class=\"wide\">rank</th></tr></thead><tbody>");
     for row in &evaluation.rows {
-        out.push_str(&format!("<tr><th>{}</th><td>{}</td>", escape(described(&row.features)), row.dim));
+        out.push_str(&format!("<tr><th>{}</th><td class=\"wide\">{}</td>", escape(described(&row.features)), row.dim));
         for (_, value) in columns {
             let class = if value(row) == best(value) { " class=\"best\"" } else { "" };
             out.push_str(&format!("<td{class}>{}</td>", percent(value(row))));
         }
-        out.push_str(&format!("<td>{}</td></tr>", row.rank.map_or_else(|| "–".into(), short)));
+        out.push_str(&format!("<td class=\"wide\">{}</td></tr>", row.rank.map_or_else(|| "–".into(), short)));
     }
     out + "</tbody></table></div>"
 }
@@ -78,16 +82,22 @@ fn described(features: &str) -> &str {
 fn protocol(evaluation: &Evaluation) -> String {
     let p = &evaluation.protocol;
     let pooling = format!("{:?}", p.pooling).to_lowercase();
-    let mut text = format!(
-        "Accuracy in percent on {} images; {} to look up in and to fit on. kNN: k = {}, temperature {}, pooling {pooling}.",
-        p.test_images, p.train_images, p.k, p.temperature
-    );
-    for part in [&p.split, &p.linear] {
-        if !part.is_empty() {
-            text.push_str(&format!(" {}.", escape(part.trim_end_matches('.'))));
-        }
-    }
-    format!("<p class=\"note\">{text}</p>")
+    let text = |key: &str| p.extra.get(key).and_then(|v| v.as_str()).unwrap_or_default();
+    let lines = [
+        ("accuracy", format!("in percent on {} images; {} to look up in and to fit on", p.test_images, p.train_images)),
+        ("split", p.split.clone()),
+        ("pooling", pooling),
+        ("kNN", format!("k = {}, temperature {}; {}", p.k, p.temperature, text("knn")).trim_end_matches("; ").into()),
+        ("linear", p.linear.clone()),
+        ("10-shot", text("few_shot").into()),
+        ("pixels", text("pixels").into()),
+    ];
+    let lines: String = lines
+        .iter()
+        .filter(|(_, value)| !value.is_empty())
+        .map(|(key, value)| format!("<dt>{key}</dt><dd>{}</dd>", escape(value)))
+        .collect();
+    format!("<dl class=\"note\">{lines}</dl>")
 }
 
 fn confusions(row: &Row, labels: &[String]) -> String {

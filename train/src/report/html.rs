@@ -72,7 +72,7 @@ pub(super) fn short(x: f64) -> String {
         s if s >= 10.0 => fixed(x, 1),
         s if s >= 1.0 => fixed(x, 2),
         s if s >= 1e-3 => fixed(x, 4),
-        _ => format!("{x:.1e}"),
+        _ => format!("{x:.1e}").replace(".0e", "e"),
     }
 }
 

@@ -69,8 +69,9 @@ step "5/7 Export the encoder to ONNX, proven against the original"
 macrl-export bundle "$run/bundle" --run "$run"
 
 step "6/7 Serve it"
-macrl-train unpack --data "$data" --split test --start 0 --count 12 --out "$run/queries"
-macrl-train unpack --data "$data" --split test --start 12 --count 2000 --out "$run/gallery"
+rm -rf "$run/gallery" "$run/queries"
+macrl-train unpack --data "$data" --split train --per-class 200 --out "$run/gallery"
+macrl-train unpack --data "$data" --split test --per-class 1 --out "$run/queries"
 port=${DEMO_PORT:-$(free_port)}
 url=http://127.0.0.1:$port
 macrl-serve --bundle "$run/bundle" --listen "127.0.0.1:$port" >"$run/serve.log" 2>&1 &

@@ -51,7 +51,7 @@ fn table(evaluation: &Evaluation) -> String {
     let best = |value: fn(&Row) -> f64| evaluation.rows.iter().map(value).fold(0.0, f64::max);
     let columns: [Column; 4] = [
         ("kNN", |r| r.knn),
-        ("kNN, k = 1", |r| r.knn1),
+        ("1-NN", |r| r.knn1),
         ("linear", |r| r.linear),
         ("10-shot", |r| r.few_shot.unwrap_or(0.0)),
     ];
@@ -72,8 +72,8 @@ fn table(evaluation: &Evaluation) -> String {
 
 fn described(features: &str) -> &str {
     match features {
-        "macrl" => "MACRL encoder",
-        "random" => "untrained encoder",
+        "macrl" => "MACRL",
+        "random" => "untrained",
         "pixels" => "raw pixels",
         other => other,
     }

@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use image::{ImageReader, RgbImage};
 use macrl_models::decode::{DecodeLimits, decode};
 use rayon::prelude::*;
@@ -195,7 +195,9 @@ fn load(
 /// Bytes that an image takes as RGB8, from its header.
 fn decoded_bytes(path: &Path) -> Result<u64> {
     let reader = ImageReader::open(path).context("cannot be opened")?;
-    let (width, height) = reader.with_guessed_format().context("cannot be read")?.into_dimensions()?;
+    let reader = reader.with_guessed_format().context("cannot be read")?;
+    // The text of these errors holds their source's already.
+    let (width, height) = reader.into_dimensions().map_err(|e| anyhow!(e.to_string()))?;
     Ok(3 * u64::from(width) * u64::from(height))
 }
 

@@ -1,1 +1,59 @@
-//! x
+//! From a training run to what outlives it: the encoder as ONNX, or a bundle with everything that serving needs.
+//!
+//! [`source`] reads the run, [`onnx`] writes the graph, [`parity`] proves it, [`write`] puts it in its place.
+
+pub mod card;
+pub mod cli;
+pub mod error;
+pub mod expand;
+pub mod graph;
+pub mod onnx;
+pub mod parity;
+pub mod source;
+pub mod write;
+
+use macrl_models::bundle::{Comparison, Parity};
+
+use crate::cli::{Job, RunArgs};
+use crate::error::Failure;
+use crate::graph::Element;
+use crate::source::Source;
+use crate::write::Graphs;
+
+/// Does one export and says in a few lines what was written and proven.
+///
+/// # Errors
+/// [`Failure`]; nothing is left at the destination.
+pub fn run(job: &Job) -> Result<String, Failure> {
+    let read = |run: &RunArgs| Source::read(&run.run, run.checkpoint.as_deref());
+    let (path, source, proof) = match job {
+        Job::Encoder(file, run) => {
+            let source = read(run)?;
+            let proof = write::encoder(file, &source, &write::graph(&source, Element::F32)?)?;
+            (file, source, proof)
+        }
+        Job::Bundle(dir, run) => {
+            let source = read(run)?;
+            let proof = write::bundle(dir, &source, &Graphs::build(&source)?)?;
+            (dir, source, proof)
+        }
+    };
+    let head = format!("{}: {} of {}, {} steps", path.display(), source.checkpoint, source.name, source.steps);
+    Ok(format!("{head}\n{}", summary(&proof)))
+}
+
+/// The proof in words, a line per comparison.
+fn summary(proof: &Parity) -> String {
+    let line = |name: &str, c: &Comparison| {
+        format!(
+            "parity with {name} on {} images: largest difference {:.1e}, smallest cosine {:.7}",
+            proof.images, c.max_abs_difference, c.min_cosine
+        )
+    };
+    let all = [
+        Some(line("ONNX Runtime", &proof.onnxruntime)),
+        proof.candle_onnx.as_ref().map(|c| line("candle-onnx", c)),
+        proof.fp16.as_ref().map(|c| line("ONNX Runtime in half precision", c)),
+    ];
+    all.into_iter().flatten().collect::<Vec<_>>().join("\n")
+}

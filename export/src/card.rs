@@ -1,0 +1,213 @@
+//! The bundle's README.md: what the model is, how it was judged, how to use it, where it ends.
+
+use std::fmt::Write;
+
+use macrl_models::bundle::{Comparison, Parity};
+use macrl_models::config::{Fit, Pooling};
+use macrl_models::evaluation::{Evaluation, Row};
+
+use crate::source::Source;
+
+/// The configuration's word.
+pub fn pooling_name(pooling: Pooling) -> &'static str {
+    match pooling {
+        Pooling::Cls => "cls",
+        Pooling::Mean => "mean",
+    }
+}
+
+/// The model card, Markdown with the front matter that model hubs read.
+pub fn render(source: &Source, proof: &Parity) -> String {
+    let sections = [
+        head(source),
+        files(source),
+        numbers(source),
+        parity(proof),
+        usage(source),
+        limits(source),
+        provenance(source),
+    ];
+    sections.join("\n")
+}
+
+fn head(source: &Source) -> String {
+    let e = &source.config.encoder;
+    format!(
+        "---\nlibrary_name: macrl\npipeline_tag: image-feature-extraction\ntags: [self-supervised, vit, onnx, timm]\n---\n\
+         # {}\n\n\
+         A Vision Transformer that turns an image into {} numbers. It was pretrained without labels by masked \
+         contrastive representation learning (MACRL, arXiv 2211.06012): images of {s} x {s} pixels, patches of {p} x {p}, \
+         {} blocks of width {}, {} heads. An image's feature is {}.\n",
+        source.name,
+        e.width,
+        e.depth,
+        e.width,
+        e.heads,
+        pooled(source),
+        s = e.image_size,
+        p = e.patch_size,
+    )
+}
+
+fn pooled(source: &Source) -> &'static str {
+    match source.config.evaluate.pooling {
+        Pooling::Cls => "its class token after the final norm",
+        Pooling::Mean => "the mean of its patch tokens after the final norm (the class token is left out)",
+    }
+}
+
+fn files(source: &Source) -> String {
+    let mut text = String::from(
+        "## Files\n\n\
+         | file | content |\n| --- | --- |\n\
+         | `config.json` | geometry in Hugging Face's ViT vocabulary, class names, the run's configuration |\n\
+         | `preprocessor_config.json` | the one transform of evaluation and serving |\n\
+         | `model.safetensors` | weights under timm's names |\n\
+         | `onnx/model.onnx` | `pixel_values` (batch, 3, H, W) -> `last_hidden_state`, `pooler_output`; 32-bit |\n\
+         | `onnx/model_fp16.onnx` | the same, half precision inside, 32-bit inputs and outputs; for GPUs |\n\
+         | `parity.json` | the proof that the graphs compute what was trained |\n",
+    );
+    if source.probe.is_some() {
+        text += "| `probe.safetensors` | linear classifier on standardised features |\n";
+    }
+    if source.evaluation.is_some() {
+        text += "| `evaluation.json` | protocol and numbers |\n";
+    }
+    text
+}
+
+fn numbers(source: &Source) -> String {
+    let Some(evaluation) = &source.evaluation else {
+        return "## Numbers\n\nThe run was not evaluated before this export: there are no numbers and no class names \
+                here. `macrl-train evaluate --run RUN` measures them; export again afterwards.\n"
+            .into();
+    };
+    let mut text = protocol(evaluation);
+    text += "\n| features | kNN % | 1-NN % | linear probe % |\n| --- | --- | --- | --- |\n";
+    for row in &evaluation.rows {
+        let [knn, knn1, linear] = [row.knn, row.knn1, row.linear].map(|v| 100.0 * v);
+        let _ = writeln!(text, "| {} | {knn:.1} | {knn1:.1} | {linear:.1} |", row_name(row));
+    }
+    if source.probe.is_none() {
+        text += "\nThe run holds no linear probe: this bundle gives features, not classes.\n";
+    }
+    text
+}
+
+fn row_name(row: &Row) -> &str {
+    match row.features.as_str() {
+        "macrl" => "**this model**",
+        "random" => "the same network, untrained",
+        "pixels" => "raw pixels",
+        other => other,
+    }
+}
+
+fn protocol(evaluation: &Evaluation) -> String {
+    let p = &evaluation.protocol;
+    let mut text = String::from("## Data, protocol and numbers\n\n");
+    if !p.split.is_empty() {
+        let _ = writeln!(text, "Data: {}.", p.split.trim_end_matches('.'));
+    }
+    if p.train_images > 0 && p.test_images > 0 {
+        let _ = writeln!(text, "{} images to look up and fit on, {} images judged.", p.train_images, p.test_images);
+    }
+    let _ = writeln!(
+        text,
+        "kNN: cosine, {} neighbours weighted by exp(cosine / {}); pooling `{}`; frozen features throughout.",
+        p.k,
+        p.temperature,
+        pooling_name(p.pooling)
+    );
+    if !p.linear.is_empty() {
+        let _ = writeln!(text, "Linear probe: {}.", p.linear.trim_end_matches('.'));
+    }
+    text
+}
+
+fn parity(proof: &Parity) -> String {
+    let mut text = format!(
+        "## Parity\n\nCandle (training) against the exported graphs, {}, {} images:\n\n\
+         | implementation | largest difference | smallest cosine | same class |\n| --- | --- | --- | --- |\n",
+        proof.source, proof.images
+    );
+    let mut row = |name: &str, c: &Comparison| {
+        let same = c.argmax_agreement.map_or("no probe".to_string(), |a| format!("{:.1} %", 100.0 * a));
+        let _ = writeln!(text, "| {name} | {:.1e} | {:.7} | {same} |", c.max_abs_difference, c.min_cosine);
+    };
+    row("ONNX Runtime, `model.onnx`", &proof.onnxruntime);
+    if let Some(c) = &proof.candle_onnx {
+        row("candle-onnx, `model.onnx`", c);
+    }
+    if let Some(c) = &proof.fp16 {
+        row("ONNX Runtime, `model_fp16.onnx`", c);
+    }
+    text
+}
+
+fn usage(source: &Source) -> String {
+    let e = &source.config.encoder;
+    let [mean, std] = [source.config.data.mean, source.config.data.std].map(|v| format!("{v:?}"));
+    let pool = if source.config.evaluate.pooling == Pooling::Mean { "avg" } else { "token" };
+    let fit = match source.config.data.fit {
+        Fit::Resize => format!("image = ImageOps.fit(image, ({s}, {s}), Image.Resampling.BICUBIC)", s = e.image_size),
+        Fit::Pad => format!(
+            "# up to {s} pixels: centred on black; larger images: ImageOps.fit(image, ({s}, {s}), Image.Resampling.BICUBIC)\n\
+             w, h = image.size\n\
+             canvas = Image.new(\"RGB\", ({s}, {s}))\n\
+             canvas.paste(image, (({s} - w + 1) // 2, ({s} - h + 1) // 2))\n\
+             image = canvas",
+            s = e.image_size
+        ),
+    };
+    format!(
+        "## Use\n\nOver HTTP:\n\n```sh\nmacrl-serve --bundle .\n\
+         curl -H 'content-type: image/png' --data-binary @image.png http://127.0.0.1:8080/embed\n```\n\n\
+         In Python with onnxruntime, numpy and pillow:\n\n```python\nimport numpy as np, onnxruntime\n\
+         from PIL import Image, ImageOps\n\n\
+         image = Image.open(\"image.png\").convert(\"RGB\")\n{fit}\n\
+         x = (np.asarray(image, np.float32) / 255 - {mean}) / {std}\n\
+         x = x.transpose(2, 0, 1)[None].astype(np.float32)                      # (1, 3, H, W)\n\
+         session = onnxruntime.InferenceSession(\"onnx/model.onnx\")\n\
+         feature = session.run([\"pooler_output\"], {{\"pixel_values\": x}})[0]   # (1, {d})\n```\n\n\
+         In timm:\n\n```python\nfrom safetensors.torch import load_file\n\
+         from timm.models.vision_transformer import VisionTransformer\n\n\
+         model = VisionTransformer(img_size={}, patch_size={}, embed_dim={d}, depth={}, num_heads={}, mlp_ratio={},\n\
+         \x20                         num_classes=0, global_pool=\"{pool}\", fc_norm=False).eval()\n\
+         model.load_state_dict(load_file(\"model.safetensors\"))\n\
+         feature = model(torch.from_numpy(x))                                   # (1, {d})\n```\n",
+        e.image_size,
+        e.patch_size,
+        e.depth,
+        e.heads,
+        e.mlp_ratio,
+        d = e.width,
+    )
+}
+
+fn limits(source: &Source) -> String {
+    let size = source.config.encoder.image_size;
+    let mut text = format!(
+        "## Limits\n\n\
+         - Everything is seen at {size} x {size} pixels; detail below that is gone before the network looks.\n\
+         - The features know what the pretraining images showed. Images of another kind get features too, with no warning.\n"
+    );
+    if source.probe.is_some() {
+        text += "- The probe names one of its own classes for every image, whatever it shows; its scores are not calibrated.\n";
+    }
+    if source.evaluation.is_some() {
+        text += "- A row above that beats this model's is a reason to use that instead.\n";
+    }
+    text
+}
+
+fn provenance(source: &Source) -> String {
+    format!(
+        "## Provenance\n\nRun `{}`, checkpoint `{}` after {} optimiser steps, written by macrl-export {}. The resolved \
+         configuration stands in `config.json` under `macrl.config` and in the ONNX files' metadata.\n",
+        source.name,
+        source.checkpoint,
+        source.steps,
+        env!("CARGO_PKG_VERSION")
+    )
+}

@@ -1,0 +1,39 @@
+//! Who is to blame when an export ends early: the exit code says it.
+
+use std::fmt;
+
+/// Why nothing was exported.
+#[derive(Debug)]
+pub enum Failure {
+    /// The arguments name something that is not there or cannot be used (exit code 2).
+    Usage(String),
+    /// The work failed (exit code 1).
+    Work(anyhow::Error),
+}
+
+impl Failure {
+    /// The process's exit code.
+    pub fn code(&self) -> u8 {
+        match self {
+            Failure::Usage(_) => 2,
+            Failure::Work(_) => 1,
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    /// One line, with the chain of causes.
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let text = match self {
+            Failure::Usage(message) => message.clone(),
+            Failure::Work(error) => format!("{error:#}"),
+        };
+        f.write_str(&text.split_whitespace().collect::<Vec<_>>().join(" "))
+    }
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Failure::Work(error)
+    }
+}

@@ -1,0 +1,186 @@
+//! An ONNX graph under construction, written through candle-onnx's protobuf types.
+//!
+//! A node has one output, named as the node itself; names follow the module path of timm's ViT
+//! (`blocks.0.attn.proj`), so that a profile of the graph reads like the network.
+
+use candle_core::{DType, Result, Tensor};
+use candle_onnx::onnx::attribute_proto::AttributeType;
+use candle_onnx::onnx::tensor_proto::DataType;
+use candle_onnx::onnx::tensor_shape_proto::{Dimension, dimension};
+use candle_onnx::onnx::type_proto::{Tensor as TensorType, Value as TypeValue};
+use candle_onnx::onnx::{
+    AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, StringStringEntryProto, TensorProto,
+    TensorShapeProto, TypeProto, ValueInfoProto,
+};
+
+/// Operator set of every graph: the first with `Gelu`.
+pub const OPSET: i64 = 20;
+/// Version of the file format that belongs to [`OPSET`].
+const IR_VERSION: i64 = 9;
+
+/// Arithmetic inside the graph; inputs and outputs are always 32-bit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Element {
+    /// 32-bit.
+    F32,
+    /// 16-bit (IEEE half): weights and activations.
+    F16,
+}
+
+impl Element {
+    /// The number that ONNX gives the type.
+    pub fn onnx(self) -> i64 {
+        match self {
+            Element::F32 => DataType::Float as i64,
+            Element::F16 => DataType::Float16 as i64,
+        }
+    }
+
+    fn candle(self) -> DType {
+        match self {
+            Element::F32 => DType::F32,
+            Element::F16 => DType::F16,
+        }
+    }
+}
+
+/// Nodes and constants so far.
+#[derive(Debug)]
+pub struct Graph {
+    element: Element,
+    nodes: Vec<NodeProto>,
+    initializers: Vec<TensorProto>,
+}
+
+impl Graph {
+    /// An empty graph that computes in `element`.
+    pub fn new(element: Element) -> Self {
+        Self { element, nodes: Vec::new(), initializers: Vec::new() }
+    }
+
+    /// Arithmetic inside the graph.
+    pub fn element(&self) -> Element {
+        self.element
+    }
+
+    /// Adds an operator and returns its output's name, which is `name`.
+    pub fn node(&mut self, name: &str, op: &str, inputs: &[&str], attributes: Vec<AttributeProto>) -> String {
+        self.nodes.push(node(name, op, inputs, attributes));
+        name.to_string()
+    }
+
+    /// Adds a constant in the graph's arithmetic and returns its name.
+    ///
+    /// # Errors
+    /// A tensor that cannot be read (candle's error).
+    pub fn weight(&mut self, name: &str, tensor: &Tensor) -> Result<String> {
+        let tensor = tensor.to_dtype(self.element.candle())?.contiguous()?;
+        let mut raw_data = Vec::with_capacity(tensor.elem_count() * tensor.dtype().size_in_bytes());
+        tensor.write_bytes(&mut raw_data)?;
+        let dims = tensor.dims().iter().map(|&d| d as i64).collect();
+        self.initializers.push(constant(name, dims, self.element.onnx() as i32, raw_data));
+        Ok(name.to_string())
+    }
+
+    /// Adds a list of integers (a shape, axes) and returns its name; one that is there already is used again.
+    pub fn ints(&mut self, name: &str, values: &[i64]) -> String {
+        if !self.initializers.iter().any(|t| t.name == name) {
+            self.initializers.push(ints_constant(name, values));
+        }
+        name.to_string()
+    }
+
+    /// Adds a single integer (an index) and returns its name.
+    pub fn index(&mut self, name: &str, value: i64) -> String {
+        let bytes = value.to_le_bytes().to_vec();
+        self.initializers.push(constant(name, vec![], DataType::Int64 as i32, bytes));
+        name.to_string()
+    }
+
+    /// Adds a single 32-bit number, whatever the graph's arithmetic, and returns its name.
+    pub fn number(&mut self, name: &str, value: f32) -> String {
+        self.initializers.push(number_constant(name, value));
+        name.to_string()
+    }
+
+    /// Closes the graph.
+    pub fn finish(
+        self,
+        inputs: Vec<ValueInfoProto>,
+        outputs: Vec<ValueInfoProto>,
+        metadata: &[(&str, String)],
+    ) -> ModelProto {
+        let graph = GraphProto {
+            name: "vit".into(),
+            node: self.nodes,
+            initializer: self.initializers,
+            input: inputs,
+            output: outputs,
+            ..Default::default()
+        };
+        let entry = |(key, value): &(&str, String)| StringStringEntryProto { key: (*key).into(), value: value.clone() };
+        ModelProto {
+            ir_version: IR_VERSION,
+            opset_import: vec![OperatorSetIdProto { domain: String::new(), version: OPSET }],
+            producer_name: "macrl-export".into(),
+            producer_version: env!("CARGO_PKG_VERSION").into(),
+            graph: Some(graph),
+            metadata_props: metadata.iter().map(entry).collect(),
+            ..Default::default()
+        }
+    }
+}
+
+/// An operator whose one output is named as itself.
+pub fn node(name: &str, op: &str, inputs: &[&str], attribute: Vec<AttributeProto>) -> NodeProto {
+    NodeProto {
+        name: name.into(),
+        op_type: op.into(),
+        input: inputs.iter().map(ToString::to_string).collect(),
+        output: vec![name.into()],
+        attribute,
+        ..Default::default()
+    }
+}
+
+/// A constant from its little-endian bytes.
+pub fn constant(name: &str, dims: Vec<i64>, data_type: i32, raw_data: Vec<u8>) -> TensorProto {
+    TensorProto { name: name.into(), dims, data_type, raw_data, ..Default::default() }
+}
+
+/// A constant list of integers.
+pub fn ints_constant(name: &str, values: &[i64]) -> TensorProto {
+    let raw_data = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+    constant(name, vec![values.len() as i64], DataType::Int64 as i32, raw_data)
+}
+
+/// A constant 32-bit number.
+pub fn number_constant(name: &str, value: f32) -> TensorProto {
+    constant(name, vec![], DataType::Float as i32, value.to_le_bytes().to_vec())
+}
+
+/// An integer attribute.
+pub fn int(name: &str, value: i64) -> AttributeProto {
+    AttributeProto { name: name.into(), r#type: AttributeType::Int as i32, i: value, ..Default::default() }
+}
+
+/// A list attribute.
+pub fn ints(name: &str, values: &[i64]) -> AttributeProto {
+    AttributeProto { name: name.into(), r#type: AttributeType::Ints as i32, ints: values.into(), ..Default::default() }
+}
+
+/// A floating-point attribute.
+pub fn float(name: &str, value: f32) -> AttributeProto {
+    AttributeProto { name: name.into(), r#type: AttributeType::Float as i32, f: value, ..Default::default() }
+}
+
+/// A 32-bit input or output of shape (batch, `rest`...); the batch is dynamic.
+pub fn batched(name: &str, rest: &[usize]) -> ValueInfoProto {
+    let dimension = |value| Dimension { value: Some(value), ..Default::default() };
+    let batch = dimension(dimension::Value::DimParam("batch".into()));
+    let fixed = rest.iter().map(|&d| dimension(dimension::Value::DimValue(d as i64)));
+    let shape = TensorShapeProto { dim: std::iter::once(batch).chain(fixed).collect() };
+    let tensor = TensorType { elem_type: DataType::Float as i32, shape: Some(shape) };
+    let r#type = TypeProto { value: Some(TypeValue::TensorType(tensor)), ..Default::default() };
+    ValueInfoProto { name: name.into(), r#type: Some(r#type), ..Default::default() }
+}

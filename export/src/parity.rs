@@ -1,0 +1,209 @@
+//! The proof that an exported graph computes what was trained: the same real images through Candle, ONNX Runtime and
+//! candle-onnx's evaluator.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+use candle_core::Tensor;
+use candle_onnx::onnx::ModelProto;
+use macrl_models::bundle::{Comparison, HIDDEN, INPUT, POOLED, Parity};
+use macrl_models::probe::Probe;
+use macrl_models::runtime::{self, Device, SessionOptions};
+use macrl_models::vit;
+use ort::value::TensorRef;
+use serde_json::json;
+
+use crate::expand;
+use crate::source::{Images, Source};
+
+/// Largest absolute difference allowed between 32-bit outputs.
+pub const MAX_DIFFERENCE: f64 = 1e-4;
+/// Smallest cosine allowed between 32-bit pooled features.
+pub const MIN_COSINE: f64 = 0.99999;
+/// Smallest cosine allowed between a half-precision pooled feature and the 32-bit one.
+pub const MIN_COSINE_HALF: f64 = 0.999;
+/// Images per call: candle-onnx keeps every intermediate value.
+const BATCH: usize = 8;
+
+/// What a network says about n images.
+#[derive(Debug, Clone, Default)]
+pub struct Outputs {
+    /// `last_hidden_state` (n, 1 + N, D).
+    pub hidden: Vec<f32>,
+    /// `pooler_output` (n, D).
+    pub pooled: Vec<f32>,
+}
+
+impl Outputs {
+    fn push(&mut self, hidden: &Tensor, pooled: &Tensor) -> candle_core::Result<()> {
+        self.hidden.extend(hidden.flatten_all()?.to_vec1::<f32>()?);
+        self.pooled.extend(pooled.flatten_all()?.to_vec1::<f32>()?);
+        Ok(())
+    }
+}
+
+/// The network as it was trained, in Candle.
+///
+/// # Errors
+/// Candle's.
+pub fn candle(source: &Source) -> Result<Outputs> {
+    let mut outputs = Outputs::default();
+    for (from, to) in batches(source.images.count) {
+        let hidden = source.encoder.forward_pixels(&source.images.batch(from, to)?)?;
+        outputs.push(&hidden, &vit::pool(&hidden, source.config.evaluate.pooling)?)?;
+    }
+    Ok(outputs)
+}
+
+/// A graph in ONNX Runtime, on the CPU.
+///
+/// # Errors
+/// No ONNX Runtime, or a graph that it does not run.
+pub fn onnx_runtime(graph: &Path, images: &Images) -> Result<Outputs> {
+    let options = SessionOptions { device: Device::Cpu, ..Default::default() };
+    let mut session = runtime::session(graph, &options)?.session;
+    let mut outputs = Outputs::default();
+    let (s, values) = (images.size, 3 * images.size * images.size);
+    for (from, to) in batches(images.count) {
+        let pixels = (vec![to - from, 3, s, s], &images.pixels[from * values..to * values]);
+        let results = session.run(ort::inputs![INPUT => TensorRef::from_array_view(pixels)?])?;
+        outputs.hidden.extend(results[HIDDEN].try_extract_tensor::<f32>()?.1);
+        outputs.pooled.extend(results[POOLED].try_extract_tensor::<f32>()?.1);
+    }
+    Ok(outputs)
+}
+
+/// A graph in candle-onnx's evaluator, its `LayerNormalization` written out.
+///
+/// # Errors
+/// An operator that the evaluator lacks.
+pub fn candle_onnx(graph: &ModelProto, images: &Images) -> Result<Outputs> {
+    let (graph, _) = expand::layer_norms(graph);
+    let mut outputs = Outputs::default();
+    for (from, to) in batches(images.count) {
+        let inputs = HashMap::from([(INPUT.to_string(), images.batch(from, to)?)]);
+        let results = candle_onnx::simple_eval(&graph, inputs)?;
+        let output = |name| results.get(name).with_context(|| format!("the graph has no output {name}"));
+        outputs.push(output(HIDDEN)?, output(POOLED)?)?;
+    }
+    Ok(outputs)
+}
+
+/// How far `other` is from `reference`; `width` is D.
+///
+/// # Errors
+/// Outputs of different sizes.
+pub fn compare(reference: &Outputs, other: &Outputs, width: usize, probe: Option<&Probe>) -> Result<Comparison> {
+    let sizes = |o: &Outputs| (o.hidden.len(), o.pooled.len());
+    let (expected, found) = (sizes(reference), sizes(other));
+    ensure!(expected == found, "expected outputs of {expected:?} values, found {found:?}");
+    let rows = || reference.pooled.chunks_exact(width).zip(other.pooled.chunks_exact(width));
+    let agreement = |probe: &Probe| {
+        let same = rows().filter(|(a, b)| argmax(&probe.logits(a)) == argmax(&probe.logits(b))).count();
+        same as f64 / rows().count() as f64
+    };
+    Ok(Comparison {
+        max_abs_difference: difference(reference, other),
+        min_cosine: rows().map(|(a, b)| cosine(a, b)).fold(1.0, worse_cosine),
+        argmax_agreement: probe.map(agreement),
+    })
+}
+
+/// Compares the graphs of a folder (`half` may be missing) with the network and applies the limits.
+///
+/// # Errors
+/// A graph that does not run, or one line with the numbers of the first comparison that is beyond its limits.
+pub fn prove(source: &Source, graph: &Path, half: Option<&Path>) -> Result<Parity> {
+    let images = &source.images;
+    let (width, probe) = (source.config.encoder.width, source.probe.as_ref());
+    let reference = candle(source).context("Candle does not run the encoder")?;
+    let against = |name: &str, outputs: Outputs, limits: &Limits| {
+        let comparison = compare(&reference, &outputs, width, probe).context(name.to_string())?;
+        limits.check(name, images.count, &comparison)?;
+        Ok::<_, anyhow::Error>(comparison)
+    };
+    let onnxruntime = against("ONNX Runtime", onnx_runtime(graph, images)?, &FULL)?;
+    let model = candle_onnx::read_file(graph).context("the graph cannot be read back")?;
+    let candle_onnx = against("candle-onnx", candle_onnx(&model, images)?, &FULL)?;
+    let half = half.map(|h| against("ONNX Runtime in half precision", onnx_runtime(h, images)?, &HALF)).transpose()?;
+    Ok(Parity {
+        images: images.count,
+        source: format!("held-out images of the run {} (samples.safetensors)", source.name),
+        onnxruntime,
+        candle_onnx: Some(candle_onnx),
+        fp16: half,
+        extra: notes(),
+    })
+}
+
+struct Limits {
+    difference: f64,
+    cosine: f64,
+    argmax: bool,
+}
+
+const FULL: Limits = Limits { difference: MAX_DIFFERENCE, cosine: MIN_COSINE, argmax: true };
+/// Half precision answers for directions only: a near tie of two classes may fall either way.
+const HALF: Limits = Limits { difference: f64::INFINITY, cosine: MIN_COSINE_HALF, argmax: false };
+
+impl Limits {
+    fn check(&self, name: &str, images: usize, c: &Comparison) -> Result<()> {
+        let agreement = c.argmax_agreement.unwrap_or(1.0);
+        // NaN is beyond every limit, so each comparison is written to be false for it.
+        let within = c.max_abs_difference <= self.difference
+            && c.min_cosine >= self.cosine
+            && (!self.argmax || agreement >= 1.0);
+        if within && c.max_abs_difference.is_finite() {
+            return Ok(());
+        }
+        bail!(
+            "parity failed: Candle against {name} on {images} images: largest difference {:.3e} (at most {:.0e}), \
+             smallest cosine {:.7} (at least {}), same class on {:.1} %{}",
+            c.max_abs_difference,
+            self.difference,
+            c.min_cosine,
+            self.cosine,
+            100.0 * agreement,
+            if self.argmax { " (100 expected)" } else { "" }
+        )
+    }
+}
+
+fn notes() -> serde_json::Map<String, serde_json::Value> {
+    let notes = json!({
+        "compared": "every value of last_hidden_state and pooler_output; cosine and argmax of pooler_output",
+        "limits": {
+            "max_abs_difference": MAX_DIFFERENCE, "min_cosine": MIN_COSINE, "argmax_agreement": 1.0,
+            "fp16_min_cosine": MIN_COSINE_HALF,
+        },
+        "candle_onnx_note": "onnx/model.onnx itself, with each LayerNormalization node replaced by its definition in \
+            basic operators on the same weights: candle-onnx's evaluator lacks that one operator",
+        "fp16_note": "weights and activations are halves, inputs and outputs 32-bit; on a CPU ONNX Runtime computes \
+            most of its operators in 32-bit",
+    });
+    notes.as_object().cloned().unwrap_or_default()
+}
+
+fn batches(count: usize) -> impl Iterator<Item = (usize, usize)> {
+    (0..count).step_by(BATCH).map(move |from| (from, (from + BATCH).min(count)))
+}
+
+/// The largest; NaN where any is.
+fn difference(a: &Outputs, b: &Outputs) -> f64 {
+    let pairs = a.hidden.iter().zip(&b.hidden).chain(a.pooled.iter().zip(&b.pooled));
+    pairs.map(|(x, y)| f64::from((x - y).abs())).fold(0.0, |m, d| if d > m || d.is_nan() { d } else { m })
+}
+
+fn cosine(a: &[f32], b: &[f32]) -> f64 {
+    let dot = |x: &[f32], y: &[f32]| x.iter().zip(y).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum::<f64>();
+    dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
+}
+
+fn worse_cosine(worst: f64, cosine: f64) -> f64 {
+    if cosine < worst || cosine.is_nan() { cosine } else { worst }
+}
+
+fn argmax(scores: &[f32]) -> Option<usize> {
+    (0..scores.len()).max_by(|&a, &b| scores[a].total_cmp(&scores[b]))
+}

@@ -1,0 +1,219 @@
+//! What an export starts from: a run folder, read once and validated.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use candle_core::{Device, Tensor};
+use macrl_models::checkpoint;
+use macrl_models::config::Config;
+use macrl_models::evaluation::Evaluation;
+use macrl_models::preprocess::Preprocess;
+use macrl_models::probe::Probe;
+use macrl_models::vit::{Encoder, positions};
+use safetensors::{Dtype, SafeTensors};
+
+use crate::error::Failure;
+
+/// Name of the fixed positions among the weights, (1, 1 + N, D).
+pub const POSITIONS: &str = "pos_embed";
+/// In front of the encoder's tensors in a training checkpoint.
+const PREFIX: &str = "encoder.";
+
+/// Everything that a bundle is made of.
+#[derive(Debug)]
+pub struct Source {
+    /// Name of the run: its folder's.
+    pub name: String,
+    /// The run's resolved configuration.
+    pub config: Config,
+    /// Optimiser steps behind the weights.
+    pub steps: u64,
+    /// File name of the checkpoint.
+    pub checkpoint: String,
+    /// The network.
+    pub encoder: Encoder,
+    /// Its weights under timm's names, and [`POSITIONS`].
+    pub weights: HashMap<String, Tensor>,
+    /// Images for the parity proof.
+    pub images: Images,
+    /// The linear probe, where the run was evaluated.
+    pub probe: Option<Probe>,
+    /// The numbers, where the run was evaluated.
+    pub evaluation: Option<Evaluation>,
+    /// `probe.safetensors` as it lies in the run.
+    pub probe_file: Option<PathBuf>,
+    /// `evaluation.json` as it lies in the run.
+    pub evaluation_file: Option<PathBuf>,
+}
+
+/// Images as the encoder takes them.
+#[derive(Debug, Clone)]
+pub struct Images {
+    /// n.
+    pub count: usize,
+    /// S, pixels.
+    pub size: usize,
+    /// (n, 3, S, S), normalised.
+    pub pixels: Vec<f32>,
+}
+
+impl Images {
+    /// Images `from..to` as a tensor (to - from, 3, S, S).
+    ///
+    /// # Errors
+    /// Candle's.
+    pub fn batch(&self, from: usize, to: usize) -> candle_core::Result<Tensor> {
+        let values = 3 * self.size * self.size;
+        let shape = (to - from, 3, self.size, self.size);
+        Tensor::from_slice(&self.pixels[from * values..to * values], shape, &Device::Cpu)
+    }
+}
+
+impl Source {
+    /// Reads a run folder; `checkpoint` is `best`, `last`, a file, or nothing: the one that was evaluated, else the
+    /// best, else the last.
+    ///
+    /// # Errors
+    /// [`Failure::Usage`] where the run or the checkpoint is not there, [`Failure::Work`] where a file is damaged or
+    /// does not fit the others.
+    pub fn read(run: &Path, checkpoint: Option<&str>) -> Result<Self, Failure> {
+        if !run.is_dir() {
+            let message = format!("--run: expected a run's folder at {}, found none", run.display());
+            return Err(Failure::Usage(message));
+        }
+        let evaluation_file = existing(run.join("evaluation.json"));
+        let evaluation = evaluation_file.as_deref().map(Evaluation::read).transpose().map_err(anyhow::Error::from)?;
+        let path = checkpoint_path(run, checkpoint, evaluation.as_ref())?;
+        Ok(Self::read_files(run, &path, evaluation, evaluation_file)?)
+    }
+
+    fn read_files(
+        run: &Path,
+        path: &Path,
+        evaluation: Option<Evaluation>,
+        evaluation_file: Option<PathBuf>,
+    ) -> Result<Self> {
+        let checkpoint = checkpoint::load(path)?;
+        let config = checkpoint.config;
+        let encoder = Encoder::from_tensors(&config.encoder, &checkpoint.tensors, PREFIX)
+            .with_context(|| format!("checkpoint {}", path.display()))?;
+        let note = |key: &str| checkpoint.notes.get(key).and_then(|v| v.parse().ok());
+        let steps = note("steps").or_else(|| note("step")).unwrap_or(0);
+        let probe_file = existing(run.join("probe.safetensors"));
+        let probe = probe_file.as_deref().map(Probe::read).transpose()?;
+        check_evaluation(run, path, steps, &config, evaluation.as_ref(), probe.as_ref())?;
+        Ok(Self {
+            name: run_name(run),
+            steps,
+            checkpoint: file_name(path),
+            weights: weights(&encoder, &config)?,
+            encoder,
+            images: read_images(&run.join("samples.safetensors"), &config)?,
+            config,
+            probe,
+            evaluation,
+            probe_file,
+            evaluation_file,
+        })
+    }
+
+    /// Class names in label order (C); empty without a probe.
+    pub fn labels(&self) -> &[String] {
+        self.probe.as_ref().map_or(&[], |p| &p.labels)
+    }
+}
+
+/// The encoder's weights under timm's names, the fixed positions among them.
+///
+/// # Errors
+/// Candle's.
+pub fn weights(encoder: &Encoder, config: &Config) -> Result<HashMap<String, Tensor>> {
+    let (e, d) = (&config.encoder, config.encoder.width);
+    let positions = Tensor::from_vec(positions(e.grid(), d), (1, 1 + e.patches(), d), &Device::Cpu)?;
+    Ok(encoder.named()?.into_iter().chain([(POSITIONS.to_string(), positions)]).collect())
+}
+
+fn checkpoint_path(run: &Path, wanted: Option<&str>, evaluation: Option<&Evaluation>) -> Result<PathBuf, Failure> {
+    let named = |name: &str| run.join("checkpoints").join(format!("{name}.safetensors"));
+    let evaluated = evaluation.and_then(|e| e.protocol.extra.get("checkpoint")).and_then(|c| c.as_str());
+    let candidates = match (wanted, evaluated) {
+        (Some(name @ ("best" | "last")), _) => vec![named(name)],
+        (Some(path), _) => vec![PathBuf::from(path)],
+        (None, Some(name @ ("best" | "last"))) => vec![named(name), named("best"), named("last")],
+        (None, _) => vec![named("best"), named("last")],
+    };
+    let missing = || {
+        let expected: Vec<String> = candidates.iter().map(|c| c.display().to_string()).collect();
+        Failure::Usage(format!("expected a checkpoint at {}, found none", expected.join(" or ")))
+    };
+    candidates.iter().find(|c| c.is_file()).cloned().ok_or_else(missing)
+}
+
+/// A probe and numbers that belong to other weights must not travel with these.
+fn check_evaluation(
+    run: &Path,
+    checkpoint: &Path,
+    steps: u64,
+    config: &Config,
+    evaluation: Option<&Evaluation>,
+    probe: Option<&Probe>,
+) -> Result<()> {
+    let (run, checkpoint) = (run.display(), checkpoint.display());
+    let again = format!("run `macrl-train evaluate --run {run}` again");
+    if let Some(evaluation) = evaluation {
+        let evaluated = evaluation.protocol.extra.get("steps").and_then(|s| s.as_u64());
+        ensure!(
+            evaluated.is_none_or(|e| e == steps),
+            "{run}/evaluation.json was measured after {} steps, {checkpoint} has {steps}: export the checkpoint that \
+             was evaluated, or {again}",
+            evaluated.unwrap_or(0)
+        );
+        let (expected, found) = (config.evaluate.pooling, evaluation.protocol.pooling);
+        ensure!(
+            expected == found,
+            "{run}/evaluation.json was measured with pooling {found:?}, {checkpoint} has {expected:?}: {again}"
+        );
+    }
+    if let Some(probe) = probe {
+        let (expected, found) = (config.encoder.width, probe.dim());
+        ensure!(
+            expected == found,
+            "{run}/probe.safetensors is for features of {found} values, not {expected}: {again}"
+        );
+    }
+    Ok(())
+}
+
+/// `samples.safetensors`: `pixels` u8 (n, S, S, 3), held-out images after the evaluation transform.
+fn read_images(path: &Path, config: &Config) -> Result<Images> {
+    let name = path.display();
+    let bytes = std::fs::read(path).with_context(|| {
+        format!("cannot read {name}, the run's held-out images for the parity proof (`macrl-train pretrain` writes it)")
+    })?;
+    let file = SafeTensors::deserialize(&bytes).with_context(|| format!("{name} is not a whole safetensors file"))?;
+    let view = file.tensor("pixels").with_context(|| format!("{name} has no tensor `pixels`"))?;
+    let size = config.encoder.image_size;
+    let fits = view.dtype() == Dtype::U8 && matches!(view.shape(), &[n, h, w, 3] if n > 0 && h == size && w == size);
+    ensure!(fits, "{name}: `pixels` should be U8 (n, {size}, {size}, 3), found {:?} {:?}", view.dtype(), view.shape());
+    let preprocess = Preprocess::from_config(config);
+    let mut pixels = vec![0.0; view.data().len()];
+    for (rgb, out) in view.data().chunks(3 * size * size).zip(pixels.chunks_mut(3 * size * size)) {
+        preprocess.normalize(rgb, out);
+    }
+    Ok(Images { count: view.shape()[0], size, pixels })
+}
+
+fn existing(path: PathBuf) -> Option<PathBuf> {
+    path.exists().then_some(path)
+}
+
+fn run_name(run: &Path) -> String {
+    // `--run .` has no file name of its own.
+    let full = run.canonicalize().unwrap_or_else(|_| run.to_path_buf());
+    file_name(&full)
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().map_or_else(|| path.display().to_string(), |n| n.to_string_lossy().into_owned())
+}

@@ -1,0 +1,166 @@
+//! Puts an export in its place: first written beside it, then proven, then renamed.  What fails leaves nothing behind.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use candle_onnx::onnx::ModelProto;
+use macrl_models::bundle::{self, Bundle, ModelConfig, Parity, Provenance};
+use macrl_models::preprocess::Preprocess;
+use macrl_models::{atomic, checkpoint};
+use prost::Message;
+use sha2::{Digest, Sha256};
+
+use crate::card;
+use crate::error::Failure;
+use crate::graph::Element;
+use crate::onnx;
+use crate::parity;
+use crate::source::{POSITIONS, Source};
+
+/// The encoder as ONNX.
+#[derive(Debug, Clone)]
+pub struct Graphs {
+    /// 32-bit.
+    pub full: ModelProto,
+    /// Half precision inside.
+    pub half: ModelProto,
+}
+
+impl Graphs {
+    /// Builds both from a run's weights.
+    ///
+    /// # Errors
+    /// A tensor that is missing or misshapen.
+    pub fn build(source: &Source) -> Result<Self> {
+        Ok(Self { full: graph(source, Element::F32)?, half: graph(source, Element::F16)? })
+    }
+}
+
+/// One graph from a run's weights; its metadata carry the run's configuration.
+///
+/// # Errors
+/// A tensor that is missing or misshapen.
+pub fn graph(source: &Source, element: Element) -> Result<ModelProto> {
+    let config = &source.config;
+    let list = |values: &[f32; 3]| format!("[{}, {}, {}]", values[0], values[1], values[2]);
+    let metadata = [
+        ("name", source.name.clone()),
+        ("version", env!("CARGO_PKG_VERSION").into()),
+        ("steps", source.steps.to_string()),
+        ("pooling", card::pooling_name(config.evaluate.pooling).into()),
+        ("image_mean", list(&config.data.mean)),
+        ("image_std", list(&config.data.std)),
+        ("config", config.to_toml()),
+    ];
+    onnx::build(&config.encoder, config.evaluate.pooling, &source.weights, element, &metadata)
+}
+
+/// Writes the encoder alone, once it is proven.
+///
+/// # Errors
+/// A destination without its folder; parity beyond its limits; what the system says.
+pub fn encoder(destination: &Path, source: &Source, graph: &ModelProto) -> Result<Parity, Failure> {
+    let folder = match destination.parent() {
+        Some(p) if !p.as_os_str().is_empty() => p,
+        _ => Path::new("."),
+    };
+    if !folder.is_dir() {
+        let message = format!("cannot write {}: there is no folder {}", destination.display(), folder.display());
+        return Err(Failure::Usage(message));
+    }
+    let name = destination.file_name().unwrap_or_default().to_string_lossy();
+    let staged = Staged(folder.join(format!(".{name}.tmp-{}", std::process::id())));
+    let cannot_write = || format!("cannot write {}", destination.display());
+    atomic::write_file(&staged.0, &graph.encode_to_vec()).with_context(cannot_write)?;
+    let proof = parity::prove(source, &staged.0, None)?;
+    std::fs::rename(&staged.0, destination).with_context(cannot_write)?;
+    Ok(proof)
+}
+
+/// A file that goes away with its owner, unless it was renamed.
+struct Staged(PathBuf);
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// Writes a bundle, once it is proven and reads back.
+///
+/// # Errors
+/// A destination that holds something else; parity beyond its limits; what the system says.
+pub fn bundle(destination: &Path, source: &Source, graphs: &Graphs) -> Result<Parity, Failure> {
+    check_destination(destination)?;
+    let filled = atomic::replace_dir(destination, |dir| fill(dir, source, graphs));
+    Ok(filled.with_context(|| format!("no bundle was written to {}", destination.display()))?)
+}
+
+/// Replacing a folder removes what is in it: only an empty one or an older bundle is.
+fn check_destination(destination: &Path) -> Result<(), Failure> {
+    let refuse = |what: &str| {
+        let message = format!("expected a new folder or an older bundle at {}, found {what}", destination.display());
+        Err(Failure::Usage(message))
+    };
+    if destination.file_name().is_none() {
+        return refuse("a path without a name");
+    }
+    if destination.is_file() {
+        return refuse("a file");
+    }
+    let Ok(mut entries) = std::fs::read_dir(destination) else { return Ok(()) };
+    let ours = destination.join(bundle::CONFIG).is_file() && destination.join(bundle::WEIGHTS).is_file();
+    if entries.next().is_some() && !ours {
+        return refuse("a folder with something else in it");
+    }
+    Ok(())
+}
+
+fn fill(dir: &Path, source: &Source, graphs: &Graphs) -> Result<Parity> {
+    let put = |name: &str, bytes: &[u8]| {
+        atomic::write_file(&dir.join(name), bytes).with_context(|| format!("cannot write {name}"))
+    };
+    std::fs::create_dir(dir.join("onnx")).context("cannot create onnx/")?;
+    put(bundle::ONNX, &graphs.full.encode_to_vec())?;
+    put(bundle::ONNX_FP16, &graphs.half.encode_to_vec())?;
+    let proof = parity::prove(source, &dir.join(bundle::ONNX), Some(&dir.join(bundle::ONNX_FP16)))?;
+
+    let weights = weights_file(source)?;
+    put(bundle::WEIGHTS, &weights)?;
+    let config = ModelConfig::new(&source.config, source.labels(), provenance(source, &weights));
+    bundle::write_json(&dir.join(bundle::CONFIG), &config)?;
+    let preprocess = Preprocess::from_config(&source.config).to_hugging_face();
+    bundle::write_json(&dir.join(bundle::PREPROCESSOR), &preprocess)?;
+    for (file, name) in [(&source.probe_file, bundle::PROBE), (&source.evaluation_file, bundle::EVALUATION)] {
+        if let Some(file) = file {
+            put(name, &std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?)?;
+        }
+    }
+    bundle::write_json(&dir.join(bundle::PARITY), &proof)?;
+    put(bundle::README, card::render(source, &proof).as_bytes())?;
+    Bundle::open(dir).context("the bundle does not read back")?;
+    Ok(proof)
+}
+
+/// `model.safetensors`: timm's names, in the network's order, positions first; the note that PyTorch readers expect.
+fn weights_file(source: &Source) -> Result<Vec<u8>> {
+    let mut tensors: Vec<_> =
+        source.weights.get(POSITIONS).map(|t| (POSITIONS.to_string(), t.clone())).into_iter().collect();
+    tensors.extend(source.encoder.named()?);
+    let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
+    Ok(checkpoint::to_bytes(&tensors, metadata)?)
+}
+
+fn provenance(source: &Source, weights: &[u8]) -> Provenance {
+    let mut extra = serde_json::Map::new();
+    extra.insert("checkpoint".into(), source.checkpoint.clone().into());
+    Provenance {
+        name: source.name.clone(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        weights_sha256: Sha256::digest(weights).iter().map(|b| format!("{b:02x}")).collect(),
+        config: source.config.to_toml(),
+        steps: source.steps,
+        extra,
+    }
+}

@@ -5,6 +5,7 @@
 //! all pixels of both views), then as training makes them (only kept patches, and the target).
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -44,8 +45,9 @@ fn config(size: usize, whole: bool) -> Result<Config> {
 
 fn read(folder: &Path) -> Result<Vec<RgbImage>> {
     let data = open_with(folder, &Reading { pad_to: None, budget: u64::MAX }, 0)?;
-    let split: &dyn Dataset = data.train.as_ref();
-    (0..split.len().min(2000)).map(|i| Ok(split.image(i)?.into_owned())).collect()
+    let splits: Vec<Arc<dyn Dataset>> = [Some(data.train), data.test].into_iter().flatten().collect();
+    let all = splits.iter().flat_map(|s| (0..s.len()).map(move |i| Ok(s.image(i)?.into_owned())));
+    all.take(2000).collect()
 }
 
 /// Images (two views each) per second on the calling thread.

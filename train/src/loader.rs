@@ -343,6 +343,36 @@ mod tests {
         assert_eq!(loader.skipped(), [("train[1]".into(), "bad".into()), ("train[2]".into(), "bad".into())]);
     }
 
+    /// Counts how many images were asked for.
+    struct Counted(Memory, std::sync::atomic::AtomicUsize);
+
+    impl Dataset for Counted {
+        fn len(&self) -> usize {
+            self.0.len()
+        }
+        fn label(&self, index: usize) -> Option<u32> {
+            self.0.label(index)
+        }
+        fn image(&self, index: usize) -> Result<Cow<'_, RgbImage>> {
+            self.1.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            self.0.image(index)
+        }
+        fn name(&self, index: usize) -> String {
+            self.0.name(index)
+        }
+    }
+
+    #[test]
+    fn a_loader_that_nobody_reads_stops_two_batches_ahead() {
+        let data = Arc::new(Counted(Memory::new("train", images(8), vec![None; 8]), Default::default()));
+        let mut loader = Loader::new(data.clone(), &config(), 0).unwrap();
+        loader.next().unwrap();
+        std::thread::sleep(Duration::from_millis(300));
+        // One taken, one that waits, one that waits to be given away: 3 batches of 4.
+        let asked = data.1.load(std::sync::atomic::Ordering::SeqCst);
+        assert!((4..=12).contains(&asked), "{asked}");
+    }
+
     #[test]
     fn too_few_images_for_a_batch_are_an_error() {
         let message = Loader::new(data(3), &config(), 0).err().unwrap().to_string();

@@ -7,7 +7,7 @@ use image::{RgbImage, imageops};
 
 use super::Dataset;
 
-/// Share of the memory that is free at start which decoded images may take; the rest is the step's.
+/// Share of the memory that is free at start which a split's decoded images may take; the rest is the step's.
 const SHARE: f64 = 0.25;
 /// Budget where the system does not say how much memory is free.
 const FALLBACK: u64 = 1 << 30;

@@ -77,7 +77,7 @@ pub struct Splits {
 pub struct Reading {
     /// Images with both edges at most this are centred on black squares of this edge (`data.fit = "pad"`).
     pub pad_to: Option<u32>,
-    /// Bytes of decoded pixels that may be held.
+    /// Bytes of decoded pixels that a split may hold.
     pub budget: u64,
 }
 

@@ -401,6 +401,9 @@ impl Dataset for Held {
     }
 }
 
+/// Encoded images of one row group.
+type Rows = Arc<Vec<Option<ByteArray>>>;
+
 /// A set too large to hold: row groups are read as they are asked for, the last few stay.
 ///
 /// Bounded in memory, and as slow as reading a row group per image where the order is random and groups are large.
@@ -409,7 +412,7 @@ struct Groups {
     labels: Vec<Option<u32>>,
     /// First row of each (file, group).
     starts: Vec<(usize, usize, usize)>,
-    held: Mutex<VecDeque<(usize, Arc<Vec<Option<ByteArray>>>)>>,
+    held: Mutex<VecDeque<(usize, Rows)>>,
     pad_to: Option<u32>,
 }
 
@@ -425,7 +428,7 @@ impl Groups {
         Groups { table, labels, starts, held: Mutex::new(VecDeque::new()), pad_to }
     }
 
-    fn group(&self, which: usize) -> Result<Arc<Vec<Option<ByteArray>>>> {
+    fn group(&self, which: usize) -> Result<Rows> {
         let lock = || self.held.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if let Some((_, rows)) = lock().iter().find(|(w, _)| *w == which) {
             return Ok(rows.clone());
@@ -490,8 +493,10 @@ mod tests {
         bytes.into_inner()
     }
 
-    /// Row groups of (image bytes, label); `None`: null.
-    fn write(path: &Path, groups: &[Vec<(Option<Vec<u8>>, i64)>]) {
+    /// Image bytes (`None`: null) and label.
+    type TestRow = (Option<Vec<u8>>, i64);
+
+    fn write(path: &Path, groups: &[Vec<TestRow>]) {
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         let entry = KeyValue::new("huggingface".to_string(), FEATURES.to_string());
         let properties =

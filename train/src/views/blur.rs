@@ -83,8 +83,7 @@ fn weigh<'a>(out: &mut [f32], weights: &[f32], source: impl Fn(usize) -> &'a [f3
     for (value, x) in out.iter_mut().zip(source(radius)) {
         *value = x * centre;
     }
-    for t in 0..radius {
-        let weight = weights[t];
+    for (t, weight) in weights[..radius].iter().enumerate() {
         let (before, after) = (source(t), source(2 * radius - t));
         for ((value, a), b) in out.iter_mut().zip(before).zip(after) {
             *value += (a + b) * weight;

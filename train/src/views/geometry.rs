@@ -123,3 +123,42 @@ fn horizontal(line: &[f32], columns: &Axis, red: &mut [f32], green: &mut [f32], 
         (*r, *g, *b) = (sum[0], sum[1], sum[2]);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_sizes_keep_a_flat_colour_flat() {
+        let mut scratch = Scratch::default();
+        let sizes = [(1, 1), (1, 40), (40, 1), (2, 3), (7, 32), (31, 33), (64, 64), (100, 37), (1500, 3)];
+        for (height, width) in sizes {
+            let image = RgbImage::from_pixel(width, height, image::Rgb([51, 102, 255]));
+            for size in [1, 2, 5, 8, 32, 33] {
+                let crop = Crop { top: 0, left: 0, height: height as usize, width: width as usize };
+                let mut planes = vec![-1.0; 3 * size * size];
+                resized_crop(&image, crop, true, size, &mut scratch, &mut planes);
+                for (channel, plane) in planes.chunks(size * size).enumerate() {
+                    let expected = [0.2, 0.4, 1.0][channel];
+                    let worst = plane.iter().map(|v: &f32| (v - expected).abs()).fold(0.0, f32::max);
+                    assert!(worst < 1e-5, "{height} x {width} to {size}: {worst}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_whole_image_of_the_right_size_stays_as_it_is() {
+        let image = RgbImage::from_fn(8, 8, |x, y| image::Rgb([x as u8, y as u8, (x * y) as u8]));
+        let crop = Crop { top: 0, left: 0, height: 8, width: 8 };
+        let mut planes = vec![0.0; 192];
+        for flip in [false, true] {
+            resized_crop(&image, crop, flip, 8, &mut Scratch::default(), &mut planes);
+            for (x, y, pixel) in image.enumerate_pixels() {
+                let x = if flip { 7 - x } else { x };
+                let at = |c: usize| planes[c * 64 + (y * 8 + x) as usize] * 255.0;
+                assert!((0..3).all(|c| (at(c) - f32::from(pixel[c])).abs() < 1e-4));
+            }
+        }
+    }
+}

@@ -8,6 +8,9 @@
 //! p, q = picture(10, 12), picture(4, 4)
 //! ```
 
+// A reference value happens to begin like log10(e).
+#![allow(clippy::approx_constant)]
+
 use image::RgbImage;
 
 use super::blur;

@@ -62,3 +62,33 @@ dispatch! {
         copy(geometry, planes, corner, out, 16);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// ```python
+    /// x = torch.arange(3 * s * s).float().reshape(1, 3, s, s)
+    /// F.unfold(x, p, stride=p)[0].T   # (N, P), P in the order of the convolution's weight (channel, row, column)
+    /// ```
+    /// The value at (channel c, row y, column x) is `c * s * s + y * s + x`, whatever s and p.
+    #[test]
+    fn patches_are_in_the_order_of_a_convolution() {
+        for (size, patch) in [(4, 2), (8, 4), (16, 8), (32, 16), (9, 3)] {
+            let planes: Vec<f32> = (0..3 * size * size).map(|i| i as f32).collect();
+            let geometry = Patchify { size, patch, scale: [1.0, 2.0, 1.0], shift: [0.0, 0.0, 0.5] };
+            let grid = size / patch;
+            let which = [1, (grid * grid - 1) as u32];
+            let mut out = vec![0.0; 2 * geometry.values()];
+            geometry.write(&planes, which.into_iter(), &mut out);
+            for (slot, n) in which.iter().map(|n| *n as usize).enumerate() {
+                for i in 0..geometry.values() {
+                    let (c, y, x) = (i / (patch * patch), i / patch % patch, i % patch);
+                    let source = c * size * size + (n / grid * patch + y) * size + n % grid * patch + x;
+                    let expected = source as f32 * geometry.scale[c] + geometry.shift[c];
+                    assert_eq!(out[slot * geometry.values() + i], expected, "size {size}, patch {patch}, value {i}");
+                }
+            }
+        }
+    }
+}

@@ -380,8 +380,7 @@ impl Config {
     /// Every [`ConfigError`].
     pub fn load(path: &Path, overrides: &[String]) -> Result<Self, ConfigError> {
         let name = path.display().to_string();
-        let text =
-            std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: name.clone(), source })?;
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: name.clone(), source })?;
         Self::parse(&text, &name, overrides)
     }
 
@@ -531,7 +530,8 @@ fn require(holds: bool, key: &str, expected: &str, found: impl ToString) -> Resu
 }
 
 fn require_range(key: &str, value: f64, low: f64, high: f64) -> Result<(), ConfigError> {
-    let expected = if high == f64::MAX { format!("must be at least {low}") } else { format!("must be in [{low}, {high}]") };
+    let expected =
+        if high == f64::MAX { format!("must be at least {low}") } else { format!("must be in [{low}, {high}]") };
     require((low..=high).contains(&value), key, &expected, value)
 }
 
@@ -644,7 +644,8 @@ mod tests {
 
     #[test]
     fn overrides_win_and_integers_pass_for_floats() {
-        let set = ["encoder.width=64".into(), "contrast.key_branch=shared".into(), "views.strong.crop_scale=[1, 1]".into()];
+        let set =
+            ["encoder.width=64".into(), "contrast.key_branch=shared".into(), "views.strong.crop_scale=[1, 1]".into()];
         let config = Config::parse("[train]\nlr = 1\n", "text", &set).unwrap();
         assert_eq!(config.encoder.width, 64);
         assert_eq!(config.contrast.key_branch, KeyBranch::Shared);
@@ -655,7 +656,10 @@ mod tests {
     #[test]
     fn mistakes_are_named() {
         let message = |text: &str| Config::parse(text, "x.toml", &[]).unwrap_err().to_string();
-        assert_eq!(message("[encoder]\nwidht = 3"), "unknown key `encoder.widht` in x.toml; did you mean `encoder.width`?");
+        assert_eq!(
+            message("[encoder]\nwidht = 3"),
+            "unknown key `encoder.widht` in x.toml; did you mean `encoder.width`?"
+        );
         assert_eq!(message("[encoder]\nwidth = 'a'"), "`encoder.width` must be of type integer, found \"a\" (string)");
         assert_eq!(message("[encoder]\nheads = 5"), "`encoder.heads` must divide the width (192), found 5");
         assert_eq!(message("[contrast]\nkey_branch = 'both'").lines().count(), 1);

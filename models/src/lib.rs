@@ -5,9 +5,14 @@
 
 pub mod atomic;
 pub mod bundle;
+pub mod checkpoint;
 pub mod config;
 pub mod decode;
 pub mod evaluation;
+pub mod ops;
+pub mod params;
 pub mod preprocess;
 pub mod probe;
+pub mod rng;
 pub mod runtime;
+pub mod vit;

@@ -1,8 +1,9 @@
 //! The one evaluation transform: an image -> S x S pixels -> normalised floats.  Training, evaluation, export and
 //! serving all call this file; `preprocessor_config.json` says the same in Hugging Face's vocabulary.
 
-use fast_image_resize::images::{Image, ImageRef};
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+use fast_image_resize::images::{TypedImage, TypedImageRef};
+use fast_image_resize::pixels::U8x3;
+use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
 
@@ -215,11 +216,15 @@ fn convolve(image: &RgbImage, (width, height): (u32, u32), [left, top, across, d
         // Catmull-Rom is the cubic with a = -0.5: Pillow's BICUBIC.
         .resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom))
         .crop(left, top, across, down);
-    let mut out = Image::new(width, height, PixelType::U8x3);
-    let resized = ImageRef::new(image.width(), image.height(), image.as_raw(), PixelType::U8x3)
+    let mut values = vec![0u8; 3 * width as usize * height as usize];
+    // The typed call compiles the convolution for this pixel type alone; the untyped one for all of them.
+    let resized = TypedImageRef::<U8x3>::from_buffer(image.width(), image.height(), image.as_raw())
+        .and_then(|source| TypedImage::<U8x3>::from_buffer(width, height, &mut values).map(|out| (source, out)))
         .map_err(|e| e.to_string())
-        .and_then(|source| Resizer::new().resize(&source, &mut out, &options).map_err(|e| e.to_string()));
+        .and_then(|(source, mut out)| {
+            Resizer::new().resize_typed(&source, &mut out, &options).map_err(|e| e.to_string())
+        });
     // Both can only fail on a box outside of the image or a buffer of the wrong length, which neither is.
     debug_assert!(resized.is_ok(), "{resized:?}");
-    RgbImage::from_raw(width, height, out.into_vec()).unwrap_or_else(|| RgbImage::new(width, height))
+    RgbImage::from_raw(width, height, values).unwrap_or_else(|| RgbImage::new(width, height))
 }

@@ -1,6 +1,24 @@
-//! x
+//! Images -> views -> two branches -> losses -> checkpoint; evaluation; report.
+//!
+//! The method is in [`method`], its loop in [`trainer`].
+
+pub mod bank;
+pub mod commands;
 pub mod data;
+pub mod decoder;
+pub mod encode;
 pub mod evaluate;
 pub mod loader;
+pub mod method;
+pub mod metrics;
+pub mod online;
+pub mod optimizer;
+pub mod progress;
+pub mod projector;
 pub mod report;
+pub mod run;
+pub mod schedule;
+pub mod sentinel;
+pub mod state;
+pub mod trainer;
 pub mod views;

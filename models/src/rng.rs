@@ -1,0 +1,47 @@
+//! Counter-based random numbers: any draw can be made from its coordinates alone, in any order, on any thread.
+
+/// A stream of draws named by up to four coordinates, for example (seed, epoch, image, view).
+///
+/// SplitMix64 (Steele, Lea, Flood 2014) over a key that mixes the coordinates in one after the other.
+#[derive(Debug, Clone)]
+pub struct Rng {
+    state: u64,
+}
+
+fn mix(mut z: u64) -> u64 {
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+
+impl Rng {
+    /// The stream with these coordinates.
+    pub fn new(coordinates: [u64; 4]) -> Self {
+        let state = coordinates.iter().fold(STEP, |key, c| mix(key ^ mix(c.wrapping_add(STEP))).wrapping_add(STEP));
+        Rng { state }
+    }
+
+    /// 64 random bits.
+    pub fn bits(&mut self) -> u64 {
+        self.state = self.state.wrapping_add(STEP);
+        mix(self.state)
+    }
+
+    /// Uniform in [0, 1).
+    pub fn uniform(&mut self) -> f64 {
+        (self.bits() >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    /// Uniform in 0..n (n above 0).
+    pub fn below(&mut self, n: usize) -> usize {
+        ((u128::from(self.bits()) * n as u128) >> 64) as usize
+    }
+
+    /// Standard normal (Box-Muller).
+    pub fn normal(&mut self) -> f64 {
+        let radius = (-2.0 * (1.0 - self.uniform()).ln()).sqrt();
+        radius * (std::f64::consts::TAU * self.uniform()).cos()
+    }
+}

@@ -1,0 +1,217 @@
+//! The encoder: a Vision Transformer (arXiv 2010.11929) that can leave out removed patches, as in MAE
+//! (arXiv 2111.06377).
+//!
+//! Patch embedding, class token, fixed 2-D sine-cosine positions, pre-norm blocks, final norm.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use candle_core::{Device, Result, Tensor, bail};
+
+use crate::config::{EncoderConfig, Pooling};
+use crate::ops::attention::Heads;
+use crate::ops::block::Block;
+use crate::ops::graph;
+use crate::params::{Group, Init, Layout};
+
+/// Standard deviation of fresh class and mask tokens, as MAE starts them.
+pub const TOKEN_DEVIATION: f32 = 0.02;
+
+/// A stack of blocks of one width; encoder and decoder both have one.
+#[derive(Debug, Clone)]
+pub struct Blocks {
+    /// One group of parameters per block.
+    pub groups: Vec<Group>,
+    heads: usize,
+    width: usize,
+    hidden: usize,
+}
+
+impl Blocks {
+    /// Where the parameters of `depth` blocks lie; names are `PREFIX.0.norm1.weight` and so on.
+    pub fn layouts(prefix: &str, depth: usize, width: usize, hidden: usize) -> Vec<Layout> {
+        let block = Block { at: Heads { tokens: 1, heads: 1, width }, hidden };
+        let layout = |i: usize| {
+            block.parameters().iter().fold(Layout::new(&format!("{prefix}.{i}.")), |layout, (name, shape)| {
+                let init = match (shape.len(), name.starts_with("norm") && name.ends_with("weight")) {
+                    (2, _) => Init::Xavier,
+                    (_, true) => Init::Ones,
+                    _ => Init::Zeros,
+                };
+                layout.with(name, shape, init)
+            })
+        };
+        (0..depth).map(layout).collect()
+    }
+
+    /// A stack over groups made from [`Blocks::layouts`].
+    pub fn new(groups: Vec<Group>, heads: usize, width: usize, hidden: usize) -> Self {
+        Blocks { groups, heads, width, hidden }
+    }
+
+    /// # Shapes
+    /// `x` and the result (B, T, D).
+    ///
+    /// # Errors
+    /// A width that is not the stack's.
+    pub fn forward(&self, x: Tensor) -> Result<Tensor> {
+        let tokens = x.dim(1)?;
+        let block = Block { at: Heads { tokens, heads: self.heads, width: self.width }, hidden: self.hidden };
+        self.groups.iter().try_fold(x, |x, group| graph::block(block, &x, group.values()))
+    }
+}
+
+/// The ViT that is kept after training.
+#[derive(Debug, Clone)]
+pub struct Encoder {
+    config: EncoderConfig,
+    embed: Group,
+    blocks: Blocks,
+    norm: Group,
+    positions: Arc<Vec<f32>>,
+}
+
+impl Encoder {
+    /// Fresh weights, a function of the seed alone.
+    ///
+    /// # Errors
+    /// Candle's.
+    pub fn init(config: &EncoderConfig, seed: u64) -> Result<Self> {
+        Self::build(config, &|layout| layout.init(seed))
+    }
+
+    /// Weights under timm's names, with `prefix` in front of each (a training checkpoint: `encoder.`).
+    ///
+    /// # Errors
+    /// A missing tensor, or one of another shape: both named.
+    pub fn from_tensors(config: &EncoderConfig, tensors: &HashMap<String, Tensor>, prefix: &str) -> Result<Self> {
+        Self::build(config, &|layout| layout.load(tensors, prefix))
+    }
+
+    fn build(config: &EncoderConfig, make: &dyn Fn(Layout) -> Result<Group>) -> Result<Self> {
+        let (d, p) = (config.width, config.patch_size);
+        let hidden = d * config.mlp_ratio;
+        let embed = Layout::new("")
+            .with("cls_token", &[1, 1, d], Init::Normal(TOKEN_DEVIATION))
+            .with_linear("patch_embed.proj", &[d, 3, p, p]);
+        let blocks = Blocks::layouts("blocks", config.depth, d, hidden).into_iter().map(make).collect::<Result<_>>()?;
+        Ok(Encoder {
+            config: config.clone(),
+            embed: make(embed)?,
+            blocks: Blocks::new(blocks, config.heads, d, hidden),
+            norm: make(Layout::new("").with_norm("norm", d))?,
+            positions: Arc::new(positions(config.grid(), d)),
+        })
+    }
+
+    /// The geometry.
+    pub fn config(&self) -> &EncoderConfig {
+        &self.config
+    }
+
+    /// All parameters, in a fixed order.
+    pub fn groups(&self) -> Vec<&Group> {
+        std::iter::once(&self.embed).chain(&self.blocks.groups).chain([&self.norm]).collect()
+    }
+
+    /// The same encoder with every group replaced.
+    ///
+    /// # Errors
+    /// The first that `f` gives.
+    pub fn map(self, f: impl Fn(Group) -> Result<Group>) -> Result<Self> {
+        let groups = self.blocks.groups.into_iter().map(&f).collect::<Result<_>>()?;
+        let blocks = Blocks { groups, ..self.blocks };
+        Ok(Encoder { embed: f(self.embed)?, blocks, norm: f(self.norm)?, ..self })
+    }
+
+    /// Every weight under timm's name.
+    ///
+    /// # Errors
+    /// Candle's.
+    pub fn named(&self) -> Result<Vec<(String, Tensor)>> {
+        self.groups().into_iter().map(Group::named).collect::<Result<Vec<_>>>().map(|named| named.concat())
+    }
+
+    /// Encodes kept patches only.
+    ///
+    /// # Shapes
+    /// `patches` (B, K, P) normalised pixels in (channel, row, column) order, `kept` (B, K) indexes into the N
+    /// patches; the result (B, 1 + K, D), normed.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    pub fn forward(&self, patches: &Tensor, kept: Arc<Vec<u32>>) -> Result<Tensor> {
+        let x = graph::embed(patches, self.embed.values(), kept, self.positions.clone())?;
+        graph::norm(&self.blocks.forward(x)?, self.norm.values())
+    }
+
+    /// Encodes whole images: what evaluation and serving compute.
+    ///
+    /// # Shapes
+    /// `pixels` (B, 3, S, S) normalised; the result, last_hidden_state, (B, 1 + N, D).
+    ///
+    /// # Errors
+    /// Another image size than the configuration's.
+    pub fn forward_pixels(&self, pixels: &Tensor) -> Result<Tensor> {
+        let (b, channels, height, width) = pixels.dims4()?;
+        let s = self.config.image_size;
+        if (channels, height, width) != (3, s, s) {
+            bail!("expected images of (3, {s}, {s}), got ({channels}, {height}, {width})")
+        }
+        let values = pixels.flatten_all()?.to_vec1::<f32>()?;
+        let (n, p) = (self.config.patches(), self.config.patch_values());
+        let patches = patchify(&values, s, self.config.patch_size);
+        let kept = (0..b).flat_map(|_| 0..n as u32).collect();
+        self.forward(&Tensor::from_vec(patches, (b, n, p), &Device::Cpu)?, Arc::new(kept))
+    }
+}
+
+/// Cuts images into patches, row by row over the grid.
+///
+/// # Shapes
+/// `pixels` (B, 3, S, S), the result (B, N, P) with P in (channel, row, column) order.
+pub fn patchify(pixels: &[f32], size: usize, patch: usize) -> Vec<f32> {
+    let grid = size / patch;
+    let mut out = Vec::with_capacity(pixels.len());
+    for image in pixels.chunks_exact(3 * size * size) {
+        for (row, column) in (0..grid * grid).map(|n| (n / grid * patch, n % grid * patch)) {
+            for (channel, y) in (0..3 * patch).map(|i| (i / patch, i % patch)) {
+                let start = (channel * size + row + y) * size + column;
+                out.extend_from_slice(&image[start..start + patch]);
+            }
+        }
+    }
+    out
+}
+
+/// Fixed 2-D sine-cosine positions, as MAE has them: half of the width for the column, half for the row, each half
+/// sines then cosines of frequencies 10000^(-4 i / D).  Row 0 is the class token's and zero.
+///
+/// # Shapes
+/// The result (1 + grid^2, `width`), flat.
+pub fn positions(grid: usize, width: usize) -> Vec<f32> {
+    let quarter = width / 4;
+    let mut out = vec![0f32; width];
+    for (row, column) in (0..grid * grid).map(|n| (n / grid, n % grid)) {
+        for coordinate in [column, row] {
+            let angle = |i: usize| coordinate as f64 / 10_000f64.powf(i as f64 / quarter as f64);
+            out.extend((0..quarter).map(|i| angle(i).sin() as f32));
+            out.extend((0..quarter).map(|i| angle(i).cos() as f32));
+        }
+    }
+    out
+}
+
+/// What stands for an image among its tokens.
+///
+/// # Shapes
+/// `tokens` (B, 1 + K, D), the result (B, D).
+///
+/// # Errors
+/// Candle's.
+pub fn pool(tokens: &Tensor, pooling: Pooling) -> Result<Tensor> {
+    match pooling {
+        Pooling::Cls => tokens.narrow(1, 0, 1)?.squeeze(1)?.contiguous(),
+        Pooling::Mean => tokens.narrow(1, 1, tokens.dim(1)? - 1)?.mean(1)?.contiguous(),
+    }
+}

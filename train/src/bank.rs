@@ -1,0 +1,88 @@
+//! The memory bank: a first-in first-out queue of past keys (as in MoCo, arXiv 1911.05722), each with the index of the
+//! image that it came from, so that an image never meets its own older key as a negative.
+
+use anyhow::{Result, ensure};
+
+/// Up to `capacity` L2-normalised keys.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Bank {
+    /// (M, C), M the number of keys held so far.
+    pub keys: Vec<f32>,
+    /// (M)
+    pub images: Vec<u32>,
+    /// Where the next key goes: the oldest key's place once the bank is full.
+    pub next: usize,
+    capacity: usize,
+    width: usize,
+}
+
+impl Bank {
+    /// An empty bank for keys of `width` values.
+    pub fn new(capacity: usize, width: usize) -> Self {
+        Bank { keys: Vec::new(), images: Vec::new(), next: 0, capacity, width }
+    }
+
+    /// A bank as a checkpoint holds it.
+    ///
+    /// # Errors
+    /// Parts that do not fit each other.
+    pub fn restore(mut self, keys: Vec<f32>, images: Vec<u32>, next: usize) -> Result<Self> {
+        ensure!(
+            keys.len() == images.len() * self.width && images.len() <= self.capacity && next <= images.len(),
+            "the memory bank does not fit: {} values, {} images, next {next}; capacity {} of width {}",
+            keys.len(),
+            images.len(),
+            self.capacity,
+            self.width
+        );
+        (self.keys, self.images, self.next) = (keys, images, next);
+        Ok(self)
+    }
+
+    /// Takes in a batch of keys in order; the oldest go.
+    ///
+    /// # Shapes
+    /// `keys` (B, C), `images` (B).
+    pub fn push(&mut self, keys: &[f32], images: &[u32]) {
+        if self.capacity == 0 {
+            return;
+        }
+        for (key, image) in keys.chunks_exact(self.width).zip(images) {
+            if self.images.len() < self.capacity {
+                self.keys.extend_from_slice(key);
+                self.images.push(*image);
+            } else {
+                self.keys[self.next * self.width..][..self.width].copy_from_slice(key);
+                self.images[self.next] = *image;
+            }
+            self.next = (self.next + 1) % self.capacity;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_keys_go_first() {
+        let mut bank = Bank::new(3, 1);
+        bank.push(&[1.0, 2.0], &[1, 2]);
+        assert_eq!((bank.images.as_slice(), bank.next), ([1, 2].as_slice(), 2));
+        bank.push(&[3.0, 4.0], &[3, 4]);
+        assert_eq!((bank.images.as_slice(), bank.next), ([4, 2, 3].as_slice(), 1));
+        assert_eq!(bank.keys, [4.0, 2.0, 3.0]);
+        let copy = Bank::new(3, 1).restore(bank.keys.clone(), bank.images.clone(), bank.next).unwrap();
+        assert_eq!(copy, bank);
+        assert!(Bank::new(2, 1).restore(bank.keys.clone(), bank.images.clone(), 0).is_err());
+    }
+
+    #[test]
+    fn a_batch_larger_than_the_bank_leaves_its_last_keys() {
+        let mut bank = Bank::new(2, 1);
+        bank.push(&[1.0, 2.0, 3.0], &[1, 2, 3]);
+        let mut images = bank.images.clone();
+        images.sort_unstable();
+        assert_eq!(images, [2, 3]);
+    }
+}

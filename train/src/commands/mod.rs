@@ -1,0 +1,104 @@
+//! The command line: arguments -> one function per command -> exit code.
+
+mod evaluate;
+mod pretrain;
+mod unpack;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand, ValueEnum};
+use macrl_models::config::ConfigError;
+
+use crate::data::{self, Data};
+use crate::run::Run;
+
+/// Pretrains a vision encoder on images without labels, and says how good it is.
+#[derive(Debug, Parser)]
+#[command(name = "macrl-train", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Pretrain an encoder (MACRL: masked contrastive representation learning).
+    Pretrain(pretrain::Arguments),
+    /// kNN and linear probe of a run's encoder, beside an untrained encoder and raw pixels.
+    Evaluate(evaluate::Arguments),
+    /// Write a split's images as PNG files into class sub-folders.
+    Unpack(unpack::Arguments),
+}
+
+/// Where to compute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum DeviceChoice {
+    /// A GPU where one works, else the CPU.
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// A CUDA GPU.
+    Cuda,
+}
+
+/// A mistake in the arguments: exit code 2.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Usage(String);
+
+/// Runs the command that the arguments name; errors are printed here, once, in one line.
+pub fn run() -> ExitCode {
+    let cli = Cli::parse();
+    let done = match cli.command {
+        Command::Pretrain(arguments) => pretrain::run(&arguments),
+        Command::Evaluate(arguments) => evaluate::run(&arguments),
+        Command::Unpack(arguments) => unpack::run(&arguments),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {}", format!("{error:#}").replace('\n', " "));
+            let mistake = error.chain().any(|e| e.is::<ConfigError>() || e.is::<Usage>());
+            ExitCode::from(if mistake { 2 } else { 1 })
+        }
+    }
+}
+
+fn check_device(choice: DeviceChoice) -> Result<()> {
+    match choice {
+        DeviceChoice::Auto | DeviceChoice::Cpu => Ok(()),
+        DeviceChoice::Cuda => Err(Usage("--device cuda: this build computes on the CPU only".into()).into()),
+    }
+}
+
+/// Opens the data set, and says what was found.
+fn open_data(dir: &std::path::Path, config: &macrl_models::config::Config) -> Result<Data> {
+    let data = data::open(dir, config)?;
+    let test = data.test.as_ref().map_or(0, |t| t.len());
+    eprintln!(
+        "data: {} ({}), {} training and {test} test images, {} classes",
+        dir.display(),
+        data.format,
+        data.train.len(),
+        data.classes.len()
+    );
+    data.notes.iter().for_each(|note| eprintln!("note: {note}"));
+    if !data.skipped.is_empty() {
+        eprintln!("left out {} unreadable files:", data.skipped.len());
+        const SHOWN: usize = 10;
+        data.skipped.iter().take(SHOWN).for_each(|(file, why)| eprintln!("  {file}: {why}"));
+    }
+    Ok(data)
+}
+
+/// `--data`, or where the run found its data.
+fn data_dir(given: &Option<PathBuf>, run: &Run) -> Result<PathBuf> {
+    match given {
+        Some(dir) => Ok(dir.clone()),
+        None => std::fs::read_to_string(run.data())
+            .map(|text| PathBuf::from(text.trim()))
+            .with_context(|| format!("{} does not say where its data is: give --data DIR", run.dir().display())),
+    }
+}

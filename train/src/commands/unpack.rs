@@ -1,0 +1,44 @@
+//! `macrl-train unpack`: what the reader reads, as files to look at or to send to a server.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::{Args, ValueEnum};
+use macrl_models::config::Config;
+
+use super::open_data;
+use crate::data::unpack::unpack;
+
+/// What `unpack` takes.
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// The images.
+    #[arg(long)]
+    data: PathBuf,
+    /// Which split.
+    #[arg(long, value_enum, default_value = "test")]
+    split: Split,
+    /// So many images of each class at most; 0: all.
+    #[arg(long, default_value_t = 0)]
+    per_class: usize,
+    /// Folder for the class sub-folders.
+    #[arg(long)]
+    out: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Split {
+    Train,
+    Test,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<()> {
+    let data = open_data(&arguments.data, &Config::default())?;
+    let split = match arguments.split {
+        Split::Train => &data.train,
+        Split::Test => data.test.as_ref().context("the data has no test split")?,
+    };
+    let written = unpack(split.as_ref(), &data.classes, arguments.per_class, &arguments.out)?;
+    eprintln!("{written} images in {}", arguments.out.display());
+    Ok(())
+}

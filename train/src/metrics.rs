@@ -1,0 +1,65 @@
+//! metrics.jsonl: every logged number, one JSON object a line.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use macrl_models::atomic;
+use serde_json::Value;
+
+/// Appends lines; a line is in the file when `write` returns.
+pub struct Metrics {
+    file: File,
+}
+
+impl Metrics {
+    /// Opens the file and drops what was logged after `step`: a resumed run logs those steps again.
+    ///
+    /// # Errors
+    /// The file cannot be read or written.
+    pub fn open(path: &Path, step: u64) -> Result<Self> {
+        let named = || format!("cannot write {}", path.display());
+        if path.exists() {
+            let text = std::fs::read_to_string(path).with_context(named)?;
+            let kept: String = lines(&text).filter(|(_, s)| *s <= step).map(|(line, _)| format!("{line}\n")).collect();
+            if kept != text {
+                atomic::write_file(path, kept.as_bytes()).with_context(named)?;
+            }
+        }
+        let file = OpenOptions::new().create(true).append(true).open(path).with_context(named)?;
+        Ok(Metrics { file })
+    }
+
+    /// Appends one object.
+    ///
+    /// # Errors
+    /// The disk is full, for instance.
+    pub fn write(&mut self, line: &Value) -> Result<()> {
+        writeln!(self.file, "{line}").context("cannot write metrics.jsonl")
+    }
+}
+
+/// Whole lines with their step; a line cut off by a crash is no JSON and falls away.
+fn lines(text: &str) -> impl Iterator<Item = (&str, u64)> {
+    text.lines().filter_map(|line| {
+        let value: Value = serde_json::from_str(line).ok()?;
+        Some((line, value.get("step")?.as_u64()?))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn resuming_drops_later_and_broken_lines() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("metrics.jsonl");
+        std::fs::write(&path, "{\"step\":1}\n{\"step\":2}\n{\"step\":3}\n{\"ste").unwrap();
+        let mut metrics = Metrics::open(&path, 2).unwrap();
+        metrics.write(&serde_json::json!({"step": 3, "loss": 0.5})).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(text, "{\"step\":1}\n{\"step\":2}\n{\"step\":3,\"loss\":0.5}\n");
+    }
+}

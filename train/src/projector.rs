@@ -1,0 +1,69 @@
+//! The projector: an MLP on the pooled encoder feature whose L2-normalised output is compared with keys.  Thrown away
+//! after training.
+
+use std::collections::HashMap;
+
+use candle_core::{Result, Tensor};
+use macrl_models::config::Config;
+use macrl_models::ops::graph;
+use macrl_models::params::{Group, Layout};
+
+/// `fc2(gelu(fc1(x)))`, L2-normalised.
+#[derive(Debug, Clone)]
+pub struct Projector {
+    fc1: Group,
+    fc2: Group,
+    hidden: usize,
+    dim: usize,
+}
+
+impl Projector {
+    /// Fresh weights, a function of the seed alone.
+    ///
+    /// # Errors
+    /// Candle's.
+    pub fn init(config: &Config, seed: u64) -> Result<Self> {
+        Self::build(config, &|layout| layout.init(seed))
+    }
+
+    /// Weights from a checkpoint, names with `prefix` in front.
+    ///
+    /// # Errors
+    /// A missing tensor, or one of another shape.
+    pub fn from_tensors(config: &Config, tensors: &HashMap<String, Tensor>, prefix: &str) -> Result<Self> {
+        Self::build(config, &|layout| layout.load(tensors, prefix))
+    }
+
+    fn build(config: &Config, make: &dyn Fn(Layout) -> Result<Group>) -> Result<Self> {
+        let (d, hidden, dim) = (config.encoder.width, config.projector.hidden, config.projector.dim);
+        Ok(Projector {
+            fc1: make(Layout::new("").with_linear("projector.fc1", &[hidden, d]))?,
+            fc2: make(Layout::new("").with_linear("projector.fc2", &[dim, hidden]))?,
+            hidden,
+            dim,
+        })
+    }
+
+    /// All parameters, in a fixed order.
+    pub fn groups(&self) -> Vec<&Group> {
+        vec![&self.fc1, &self.fc2]
+    }
+
+    /// The same projector with every group replaced.
+    ///
+    /// # Errors
+    /// The first that `f` gives.
+    pub fn map(self, f: impl Fn(Group) -> Result<Group>) -> Result<Self> {
+        Ok(Projector { fc1: f(self.fc1)?, fc2: f(self.fc2)?, ..self })
+    }
+
+    /// # Shapes
+    /// `features` (B, D), the result (B, C), rows of length 1.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    pub fn forward(&self, features: &Tensor) -> Result<Tensor> {
+        let x = graph::linear(features, self.fc1.values(), self.hidden, true)?;
+        graph::l2_normalize(&graph::linear(&x, self.fc2.values(), self.dim, false)?)
+    }
+}

@@ -1,0 +1,69 @@
+//! What changes over a run: the learning rate and the key branch's momentum.
+
+use std::f64::consts::PI;
+
+use macrl_models::config::Config;
+
+/// A run's length in steps, and what follows from it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Schedule {
+    /// Steps of the whole run.
+    pub total: u64,
+    warmup: f64,
+    lr: f64,
+    momentum: f64,
+}
+
+impl Schedule {
+    /// For `steps_per_epoch` optimiser steps an epoch.
+    pub fn new(config: &Config, steps_per_epoch: u64) -> Self {
+        Schedule {
+            total: steps_per_epoch * config.train.epochs as u64,
+            warmup: config.train.warmup_epochs * steps_per_epoch as f64,
+            lr: config.train.absolute_lr(),
+            momentum: config.contrast.momentum,
+        }
+    }
+
+    /// Learning rate of a step (counted from 0): linear warm-up, then half a cosine down to 0.
+    pub fn lr(&self, step: u64) -> f64 {
+        let at = step as f64 + 1.0;
+        if at < self.warmup {
+            return self.lr * at / self.warmup;
+        }
+        let rest = (self.total as f64 - self.warmup).max(1.0);
+        self.lr * half_cosine((step as f64 - self.warmup).max(0.0) / rest)
+    }
+
+    /// Momentum of the key branch at a step: from its start to 1 along half a cosine (as BYOL, arXiv 2006.07733).
+    pub fn momentum(&self, step: u64) -> f64 {
+        1.0 - (1.0 - self.momentum) * half_cosine(step as f64 / self.total.max(1) as f64)
+    }
+}
+
+/// 1 at 0, 0 at 1.
+fn half_cosine(progress: f64) -> f64 {
+    0.5 * (1.0 + (PI * progress.clamp(0.0, 1.0)).cos())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn warm_up_peak_and_end() {
+        let mut config = Config::default();
+        config.train.epochs = 10;
+        config.train.warmup_epochs = 2.0;
+        config.train.batch_size = 256;
+        config.train.lr = 1.0;
+        config.contrast.momentum = 0.9;
+        let schedule = Schedule::new(&config, 100);
+        assert_eq!(schedule.lr(0), 1.0 / 200.0);
+        assert_eq!(schedule.lr(199), 1.0);
+        assert!((schedule.lr(600) - 0.5).abs() < 1e-9);
+        assert!(schedule.lr(999) < 1e-5);
+        assert!((schedule.momentum(0) - 0.9).abs() < 1e-12);
+        assert!((schedule.momentum(1000) - 1.0).abs() < 1e-12);
+    }
+}

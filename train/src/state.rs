@@ -1,0 +1,132 @@
+//! A run's state <-> its checkpoints: networks, moments, moving average, bank and counters.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use candle_core::{Device, Tensor};
+use macrl_models::checkpoint::{self, Checkpoint};
+use macrl_models::config::Config;
+use macrl_models::params::Group;
+
+use crate::method::{Method, Part};
+use crate::optimizer::{AdamW, Moments};
+
+/// Everything that a step changes.
+pub struct State {
+    /// Networks and bank.
+    pub method: Method,
+    /// Moments and step count.
+    pub optimizer: AdamW,
+    /// Steps done.
+    pub step: u64,
+    /// Best online kNN accuracy so far.
+    pub best_knn: Option<f64>,
+}
+
+const STEP: &str = "step";
+const BEST: &str = "best_knn";
+const NEXT: &str = "bank.next";
+
+impl State {
+    /// The start of a run.
+    ///
+    /// # Errors
+    /// Candle's.
+    pub fn init(config: &Config) -> Result<Self> {
+        let method = Method::init(config)?;
+        let optimizer = AdamW::new(&method.trainable(), &config.train);
+        Ok(State { method, optimizer, step: 0, best_knn: None })
+    }
+
+    /// Writes all of it, atomically.
+    ///
+    /// # Errors
+    /// The file cannot be written; the old one is then as it was.
+    pub fn save(&self, path: &Path, config: &Config) -> Result<()> {
+        let mut tensors = Vec::new();
+        let mut add = |prefix: &str, groups: Vec<&Group>| -> candle_core::Result<()> {
+            for (name, tensor) in groups.into_iter().map(Group::named).collect::<candle_core::Result<Vec<_>>>()?.concat() {
+                tensors.push((format!("{prefix}{name}"), tensor));
+            }
+            Ok(())
+        };
+        add("encoder.", self.method.encoder.groups())?;
+        if let Some(decoder) = &self.method.decoder {
+            add("", decoder.groups())?;
+        }
+        if let Some(projector) = &self.method.projector {
+            add("", projector.groups())?;
+        }
+        if let Some((encoder, projector)) = &self.method.key {
+            add("key.encoder.", encoder.groups())?;
+            add("key.", projector.groups())?;
+        }
+        for (i, moments) in self.optimizer.moments.iter().enumerate() {
+            for (name, values) in [("first", &moments.first), ("second", &moments.second)] {
+                tensors.push((moment_name(name, i), Tensor::from_slice(values, values.len(), &Device::Cpu)?));
+            }
+        }
+        let bank = &self.method.bank;
+        if !bank.images.is_empty() {
+            let rows = bank.images.len();
+            tensors.push(("bank.keys".into(), Tensor::from_slice(&bank.keys, (rows, bank.keys.len() / rows), &Device::Cpu)?));
+            tensors.push(("bank.images".into(), Tensor::from_slice(&bank.images, rows, &Device::Cpu)?));
+        }
+        let mut notes = HashMap::from([
+            (STEP.to_string(), self.step.to_string()),
+            (NEXT.to_string(), bank.next.to_string()),
+            ("version".to_string(), env!("CARGO_PKG_VERSION").to_string()),
+        ]);
+        if let Some(best) = self.best_knn {
+            notes.insert(BEST.into(), best.to_string());
+        }
+        checkpoint::save(path, config, &notes, &tensors)?;
+        Ok(())
+    }
+
+    /// Reads a state back.
+    ///
+    /// # Errors
+    /// A damaged checkpoint, or one of another configuration.
+    pub fn load(path: &Path) -> Result<(Self, Config)> {
+        let Checkpoint { config, notes, tensors, .. } = checkpoint::load(path)?;
+        let named = || format!("checkpoint {}", path.display());
+        let number = |key: &str| -> Result<u64> {
+            let text = notes.get(key).with_context(|| format!("{} has no `{key}`", named()))?;
+            text.parse().with_context(|| format!("{}: `{key}` is {text}, not a number", named()))
+        };
+        let mut method = Method::from_tensors(&config, &tensors).with_context(named)?;
+        let step = number(STEP)?;
+        if let (Some(keys), Some(images)) = (tensors.get("bank.keys"), tensors.get("bank.images")) {
+            let keys = keys.flatten_all()?.to_vec1::<f32>()?;
+            method.bank = method.bank.restore(keys, images.to_vec1::<u32>()?, number(NEXT)? as usize)?;
+        }
+        let optimizer = moments(&method.trainable(), &config, &tensors, step).with_context(named)?;
+        let best_knn = notes.get(BEST).and_then(|text| text.parse().ok());
+        Ok((State { method, optimizer, step, best_knn }, config))
+    }
+}
+
+fn moment_name(kind: &str, group: usize) -> String {
+    format!("adamw.{kind}.{group:03}")
+}
+
+fn moments(
+    groups: &[(Part, &Group)],
+    config: &Config,
+    tensors: &HashMap<String, Tensor>,
+    step: u64,
+) -> Result<AdamW> {
+    let mut optimizer = AdamW::new(groups, &config.train);
+    optimizer.step = step;
+    for (i, Moments { first, second }) in optimizer.moments.iter_mut().enumerate() {
+        for (kind, values) in [("first", first), ("second", second)] {
+            let name = moment_name(kind, i);
+            let stored = tensors.get(&name).with_context(|| format!("tensor `{name}` is missing"))?.to_vec1::<f32>()?;
+            ensure!(stored.len() == values.len(), "`{name}` should have {} values, found {}", values.len(), stored.len());
+            *values = stored;
+        }
+    }
+    Ok(optimizer)
+}

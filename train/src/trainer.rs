@@ -1,0 +1,281 @@
+//! The pretraining loop: batches -> losses -> gradients -> update -> bank, with logs and checkpoints.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use macrl_models::atomic;
+use macrl_models::config::Config;
+use macrl_models::preprocess::Preprocess;
+use serde_json::json;
+
+use crate::data::Data;
+use crate::encode::Images;
+use crate::loader::Loader;
+use crate::method::Losses;
+use crate::metrics::Metrics;
+use crate::online::Online;
+use crate::optimizer::{Gradients, Norms};
+use crate::progress::Progress;
+use crate::run::Run;
+use crate::schedule::Schedule;
+use crate::sentinel::Sentinel;
+use crate::state::State;
+use crate::views::{Batch, View};
+
+/// Held-out images kept in the run's folder.
+const SAMPLES: usize = 64;
+
+/// How a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// All epochs are done.
+    Finished,
+    /// Stopped on request after this step; a checkpoint is written.
+    Interrupted(u64),
+}
+
+/// What one optimiser step measured.
+pub struct Measured {
+    /// Losses of the last part of the batch (all of it without accumulation).
+    pub losses: Losses,
+    /// The loss averaged over the parts.
+    pub loss: f64,
+    /// Gradient norms before clipping.
+    pub norms: Norms,
+    /// Which groups got no gradient.
+    pub without_gradient: Vec<String>,
+}
+
+/// One optimiser step; the state is the next step's afterwards.
+///
+/// # Errors
+/// A batch that does not fit, or what the sentinel finds.
+pub fn step(state: &mut State, batch: &Batch, config: &Config, schedule: &Schedule) -> Result<Measured> {
+    let parts = split(batch, config.train.accumulate);
+    let mut gradients: Option<Gradients> = None;
+    let (mut keys, mut total, mut losses) = (Vec::new(), 0.0, None);
+    for part in &parts {
+        let of_part = state.method.losses(part)?;
+        total += f64::from(of_part.total.to_scalar::<f32>()?) / parts.len() as f64;
+        let taken = Gradients::take(of_part.total.backward()?, &state.method.trainable());
+        match &mut gradients {
+            Some(sum) => sum.add(taken)?,
+            None => gradients = Some(taken),
+        }
+        keys.extend_from_slice(&of_part.keys);
+        losses = Some(Losses { total: of_part.total.detach(), ..of_part });
+    }
+    let (Some(gradients), Some(losses)) = (gradients, losses) else { anyhow::bail!("an empty batch") };
+
+    let share = 1.0 / parts.len() as f64;
+    let groups = state.method.trainable();
+    let raw = gradients.norms(&groups)?;
+    let norms = Norms {
+        total: raw.total * share,
+        encoder: raw.encoder * share,
+        decoder: raw.decoder * share,
+        projector: raw.projector * share,
+    };
+    let names = groups.iter().zip(&gradients.0).filter(|(_, g)| g.is_none());
+    let without_gradient = names.map(|((_, group), _)| group.parameters()[0].name.clone()).collect();
+    let measured = Measured { losses, loss: total, norms, without_gradient };
+    if !(measured.loss.is_finite() && norms.total.is_finite()) {
+        return Ok(measured); // the sentinel speaks; the weights stay as they were
+    }
+    let clip = config.train.clip_norm;
+    let scale = if clip > 0.0 && norms.total > clip { clip / norms.total } else { 1.0 };
+    state.optimizer.update(&groups, &gradients, schedule.lr(state.step), scale * share)?;
+    drop(groups);
+    state.method.follow(schedule.momentum(state.step) as f32)?;
+    state.method.bank.push(&keys, &batch.indices);
+    state.step += 1;
+    Ok(measured)
+}
+
+/// A batch in equal parts.
+fn split(batch: &Batch, parts: usize) -> Vec<Batch> {
+    if parts <= 1 {
+        return vec![batch.clone()];
+    }
+    let cut = |view: &View, i: usize| {
+        let (kept, patches, target) = (view.kept.len() / parts, view.patches.len() / parts, view.target.len() / parts);
+        View {
+            kept: view.kept[i * kept..(i + 1) * kept].to_vec(),
+            patches: view.patches[i * patches..(i + 1) * patches].to_vec(),
+            target: view.target[i * target..(i + 1) * target].to_vec(),
+        }
+    };
+    let size = batch.indices.len() / parts;
+    let part = |i: usize| Batch {
+        indices: batch.indices[i * size..(i + 1) * size].to_vec(),
+        strong: cut(&batch.strong, i),
+        weak: cut(&batch.weak, i),
+    };
+    (0..parts).map(part).collect()
+}
+
+/// Trains until the last epoch or until `stop` is set.
+///
+/// # Errors
+/// Unreadable data, a full disk, or a sentinel's finding.
+pub fn pretrain(run: &Run, config: &Config, data: &Data, mut state: State, stop: &AtomicBool) -> Result<Ending> {
+    let mut loader = Loader::new(data.train.clone(), config, state.step)?;
+    let per_epoch = loader.steps_per_epoch();
+    let schedule = Schedule::new(config, per_epoch);
+    let mut metrics = Metrics::open(&run.metrics(), state.step)?;
+    let mut progress = Progress::start(config, per_epoch, state.step);
+    let mut sentinel = Sentinel::default();
+    let online = Online::prepare(config, data);
+    write_samples(run, config, data)?;
+
+    while state.step < schedule.total {
+        if stop.load(Ordering::SeqCst) {
+            state.save(&run.last(), config)?;
+            progress.finish();
+            return Ok(Ending::Interrupted(state.step));
+        }
+        let (start, waited) = (Instant::now(), loader.waited());
+        let batch = loader.next()?;
+        let lr = schedule.lr(state.step);
+        let measured = step(&mut state, &batch, config, &schedule)?;
+        sentinel.check_step(run, &measured, &batch, &state)?;
+        let seconds = start.elapsed().as_secs_f64();
+        let waiting = (loader.waited() - waited).as_secs_f64() / seconds.max(1e-9);
+        sentinel.check_waiting(waiting);
+        progress.step(&measured, seconds);
+        metrics.write(&line(&measured, &state, per_epoch, lr, batch.indices.len() as f64 / seconds, waiting))?;
+
+        let end_of_epoch = state.step.is_multiple_of(per_epoch);
+        if end_of_epoch {
+            at_epoch_end(run, config, &mut state, per_epoch, online.as_ref(), &mut metrics, &progress, &mut sentinel)?;
+        } else if config.train.checkpoint_every > 0 && state.step.is_multiple_of(config.train.checkpoint_every as u64) {
+            state.save(&run.last(), config)?;
+        }
+    }
+    progress.finish();
+    for (file, why) in loader.skipped() {
+        eprintln!("left out {file}: {why}");
+    }
+    Ok(Ending::Finished)
+}
+
+#[allow(clippy::too_many_arguments)]
+fn at_epoch_end(
+    run: &Run,
+    config: &Config,
+    state: &mut State,
+    per_epoch: u64,
+    online: Option<&Online>,
+    metrics: &mut Metrics,
+    progress: &Progress,
+    sentinel: &mut Sentinel,
+) -> Result<()> {
+    let epoch = state.step / per_epoch;
+    let every = config.evaluate.every_epochs as u64;
+    let due = every > 0 && (epoch.is_multiple_of(every) || epoch == config.train.epochs as u64);
+    let mut best = false;
+    if let (true, Some(online)) = (due, online) {
+        let seen = online.check(&state.method.encoder)?;
+        progress.message(&format!(
+            "epoch {epoch}: kNN {:.1} %, feature std {:.3}, effective rank {:.1}",
+            100.0 * seen.knn,
+            seen.feature_std,
+            seen.rank
+        ));
+        metrics.write(&json!({"kind": "eval", "step": state.step, "epoch": epoch, "knn": seen.knn,
+            "feature_std": seen.feature_std, "rank": seen.rank}))?;
+        best = state.best_knn.is_none_or(|b| seen.knn > b);
+        if best {
+            state.best_knn = Some(seen.knn);
+        }
+        sentinel.check_features(&seen)?;
+    }
+    state.save(&run.last(), config)?;
+    if best {
+        copy(&run.last(), &run.best())?;
+    }
+    if config.train.keep_checkpoints > 0 {
+        copy(&run.last(), &run.numbered(state.step))?;
+        let all = run.all_numbered();
+        for old in &all[..all.len().saturating_sub(config.train.keep_checkpoints)] {
+            std::fs::remove_file(old).with_context(|| format!("cannot remove {}", old.display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// A second name for a file that is only ever replaced, never written to; a copy where the disk has no links.
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    let beside = to.with_extension("tmp");
+    let _ = std::fs::remove_file(&beside); // left behind by a crash
+    std::fs::hard_link(from, &beside)
+        .or_else(|_| std::fs::copy(from, &beside).map(|_| ()))
+        .and_then(|()| std::fs::rename(&beside, to))
+        .with_context(|| format!("cannot write {}", to.display()))
+}
+
+fn line(
+    measured: &Measured,
+    state: &State,
+    per_epoch: u64,
+    lr: f64,
+    images_per_second: f64,
+    waiting: f64,
+) -> serde_json::Value {
+    let Measured { losses, loss, norms, .. } = measured;
+    let mut line = json!({
+        "kind": "step", "step": state.step, "epoch": state.step as f64 / per_epoch as f64, "loss": loss, "lr": lr,
+        "grad_norm": norms.total, "grad_norm_encoder": norms.encoder, "images_per_second": images_per_second,
+        "waiting": waiting,
+    });
+    if let Some(contrast) = &losses.contrast {
+        let bank = &state.method.bank;
+        line["contrast"] = contrast.loss.into();
+        line["positive_similarity"] = contrast.positive.into();
+        line["negative_similarity"] = contrast.negative.into();
+        line["grad_norm_projector"] = norms.projector.into();
+        line["bank_keys"] = bank.images.len().into();
+    }
+    if let Some([strong, weak]) = losses.reconstruction {
+        line["reconstruction_strong"] = strong.into();
+        line["reconstruction_weak"] = weak.into();
+        line["grad_norm_decoder"] = norms.decoder.into();
+    }
+    line
+}
+
+/// Keeps some held-out images with the run: the export proves its parity on them.
+fn write_samples(run: &Run, config: &Config, data: &Data) -> Result<()> {
+    use candle_core::{Device, Tensor};
+    let size = config.encoder.image_size;
+    let preprocess = Preprocess::from_config(config);
+    let split = data.test.as_ref().unwrap_or(&data.train);
+    let n = SAMPLES.min(split.len());
+    let mut pixels = Vec::new();
+    let mut labels = Vec::new();
+    for i in (0..n).map(|i| i * split.len() / n) {
+        if let Ok(image) = split.image(i) {
+            pixels.extend(preprocess.fit(&image).into_raw());
+            labels.push(split.label(i).map_or(-1, i64::from));
+        }
+    }
+    let count = labels.len();
+    let tensors = [
+        ("pixels".to_string(), Tensor::from_vec(pixels, (count, size, size, 3), &Device::Cpu)?),
+        ("labels".to_string(), Tensor::from_vec(labels, count, &Device::Cpu)?),
+    ];
+    let bytes = macrl_models::checkpoint::to_bytes(&tensors, std::collections::HashMap::new())?;
+    atomic::write_file(&run.samples(), &bytes).with_context(|| format!("cannot write {}", run.samples().display()))?;
+    Ok(())
+}
+
+/// Held-out images for the online check.
+pub(crate) fn held_out(config: &Config, data: &Data, train: usize, test: usize) -> Option<(Images, Images)> {
+    let preprocess = Preprocess::from_config(config);
+    let split = data.test.as_ref()?;
+    let train = Images::read(data.train.as_ref(), train, &preprocess).ok()?;
+    let test = Images::read(split.as_ref(), test, &preprocess).ok()?;
+    Some((train, test))
+}

@@ -1,0 +1,171 @@
+//! Rows whose images are encoded: held in memory, or read a row group at a time.
+
+use std::borrow::Cow;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+
+use anyhow::{Context, Result, anyhow};
+use image::{ImageReader, RgbImage};
+use macrl_models::decode::{DecodeLimits, decode};
+use parquet::data_type::ByteArray;
+use parquet::file::reader::FileReader;
+use rayon::prelude::*;
+
+use super::Table;
+use crate::data::memory::{Memory, pad};
+use crate::data::{Dataset, Reading};
+
+/// Row groups of a large set that are held at once.
+const GROUPS_HELD: usize = 8;
+
+/// One row whose image is in memory as it came.
+pub(super) struct Encoded {
+    pub(super) row: usize,
+    pub(super) label: Option<u32>,
+    pub(super) bytes: Option<ByteArray>,
+}
+
+impl Encoded {
+    fn decode(&self, pad_to: Option<u32>) -> Result<RgbImage> {
+        let bytes = self.bytes.as_ref().context("the row has no image bytes")?;
+        Ok(pad(decode(bytes.data(), &DecodeLimits::default())?, pad_to))
+    }
+
+    /// Bytes that the image takes as RGB8, from its header.
+    fn decoded_bytes(&self) -> Result<u64> {
+        let bytes = self.bytes.as_ref().context("the row has no image bytes")?;
+        let (width, height) = ImageReader::new(std::io::Cursor::new(bytes.data()))
+            .with_guessed_format()?
+            .into_dimensions()
+            .map_err(|e| anyhow!(e.to_string()))?;
+        Ok(3 * u64::from(width) * u64::from(height))
+    }
+}
+
+/// Decodes all rows where they fit, else keeps them encoded; unreadable ones are listed.
+pub(super) fn hold(
+    split: &'static str,
+    rows: Vec<Encoded>,
+    reading: &Reading,
+    skipped: &mut Vec<(String, String)>,
+) -> Result<Arc<dyn Dataset>> {
+    let sizes: Vec<Result<u64>> = rows.par_iter().map(Encoded::decoded_bytes).collect();
+    let name = |row: &Encoded| format!("{split}[{}]", row.row);
+    if sizes.iter().flatten().sum::<u64>() > reading.budget {
+        let mut kept = Vec::new();
+        for (row, size) in rows.into_iter().zip(sizes) {
+            match size {
+                Ok(_) => kept.push(row),
+                Err(why) => skipped.push((name(&row), format!("{why:#}"))),
+            }
+        }
+        return Ok(Arc::new(Held { split, rows: kept, pad_to: reading.pad_to }));
+    }
+    let decoded: Vec<Result<RgbImage>> = rows.par_iter().map(|r| r.decode(reading.pad_to)).collect();
+    let (mut images, mut labels, mut names) = (Vec::new(), Vec::new(), Vec::new());
+    for (row, image) in rows.iter().zip(decoded) {
+        match image {
+            Ok(image) => {
+                images.push(image);
+                labels.push(row.label);
+                names.push(name(row));
+            }
+            Err(why) => skipped.push((name(row), format!("{why:#}"))),
+        }
+    }
+    Ok(Arc::new(Memory::named(split, images, labels, names)))
+}
+
+/// Encoded images in memory, decoded each time they are asked for.
+struct Held {
+    split: &'static str,
+    rows: Vec<Encoded>,
+    pad_to: Option<u32>,
+}
+
+impl Dataset for Held {
+    fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    fn label(&self, index: usize) -> Option<u32> {
+        self.rows.get(index)?.label
+    }
+
+    fn image(&self, index: usize) -> Result<Cow<'_, RgbImage>> {
+        let row = self.rows.get(index).with_context(|| format!("no image {index} in {}", self.split))?;
+        row.decode(self.pad_to).with_context(|| self.name(index)).map(Cow::Owned)
+    }
+
+    fn name(&self, index: usize) -> String {
+        self.rows.get(index).map(|r| format!("{}[{}]", self.split, r.row)).unwrap_or_default()
+    }
+}
+
+/// Encoded images of one row group.
+type Rows = Arc<Vec<Option<ByteArray>>>;
+
+/// A set too large to hold: row groups are read as they are asked for, the last few stay.
+///
+/// Bounded in memory, and as slow as reading a row group per image where the order is random and groups are large.
+pub(super) struct Groups {
+    table: Table,
+    labels: Vec<Option<u32>>,
+    /// First row of each (file, group).
+    starts: Vec<(usize, usize, usize)>,
+    held: Mutex<VecDeque<(usize, Rows)>>,
+    pad_to: Option<u32>,
+}
+
+impl Groups {
+    pub(super) fn new(table: Table, labels: Vec<Option<u32>>, pad_to: Option<u32>) -> Self {
+        let (mut starts, mut row) = (Vec::new(), 0);
+        for (f, file) in table.files.iter().enumerate() {
+            for (g, group) in file.reader.metadata().row_groups().iter().enumerate() {
+                starts.push((row, f, g));
+                row += group.num_rows().max(0) as usize;
+            }
+        }
+        Groups { table, labels, starts, held: Mutex::new(VecDeque::new()), pad_to }
+    }
+
+    fn group(&self, which: usize) -> Result<Rows> {
+        let lock = || self.held.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if let Some((_, rows)) = lock().iter().find(|(w, _)| *w == which) {
+            return Ok(rows.clone());
+        }
+        let (_, file, group) = self.starts[which];
+        let mut rows = Vec::new();
+        self.table.files[file].images(group, &mut rows)?;
+        let rows = Arc::new(rows);
+        let mut held = lock();
+        held.push_back((which, rows.clone()));
+        if held.len() > GROUPS_HELD {
+            held.pop_front();
+        }
+        Ok(rows)
+    }
+}
+
+impl Dataset for Groups {
+    fn len(&self) -> usize {
+        self.labels.len()
+    }
+
+    fn label(&self, index: usize) -> Option<u32> {
+        self.labels.get(index).copied().flatten()
+    }
+
+    fn image(&self, index: usize) -> Result<Cow<'_, RgbImage>> {
+        let which = self.starts.partition_point(|(first, _, _)| *first <= index).checked_sub(1);
+        let which = which.filter(|_| index < self.len()).with_context(|| format!("no image {index}"))?;
+        let group = self.group(which)?;
+        let bytes = group.get(index - self.starts[which].0).cloned().flatten();
+        let row = Encoded { row: index, label: None, bytes };
+        row.decode(self.pad_to).with_context(|| self.name(index)).map(Cow::Owned)
+    }
+
+    fn name(&self, index: usize) -> String {
+        format!("row {index}")
+    }
+}

@@ -16,7 +16,7 @@ pub const L2_GRID: [f64; 6] = [1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6];
 /// Images held out to choose among them: a sixth, at most so many.
 const HELD_OUT: usize = 10_000;
 /// Largest absolute value in the gradient at the end of a fit (scikit-learn's default is 1e-4).
-const CONVERGED: Stop = Stop { gradient: 2e-5, iterations: 500 };
+const CONVERGED: Stop = Stop { gradient: 1e-5, iterations: 500 };
 /// The same while strengths are compared.
 const COMPARED: Stop = Stop { gradient: 2e-4, iterations: 100 };
 

@@ -1,7 +1,285 @@
-//! stub
+//! The OpenAPI 3.1 description, generated from the handlers' annotations and the shapes below.
+
 use axum::Json;
-use serde_json::{Value, json};
-/// The document.
-pub async fn document() -> Json<Value> {
-    Json(json!({}))
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use utoipa::{OpenApi, ToSchema};
+
+use crate::routes::{embed, info, items, search};
+
+/// `GET /openapi.json`.
+pub async fn document() -> Json<utoipa::openapi::OpenApi> {
+    Json(Description::openapi())
+}
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "macrl-serve",
+        description = "Images to embeddings, classes and neighbours.  An image is sent as the body (image/*), in a form, or as base64 in JSON; addresses are not fetched."
+    ),
+    paths(
+        embed::embed,
+        embed::classify,
+        embed::openai,
+        search::search,
+        items::post,
+        items::list,
+        items::put,
+        items::get,
+        items::delete,
+        items::image,
+        info::info,
+        info::health,
+        info::ready,
+        info::metrics,
+        info::reload
+    )
+)]
+struct Description;
+
+/// An error: what programs compare, what people read, and which image of the request it concerns.
+#[derive(ToSchema, Deserialize)]
+#[allow(dead_code, reason = "described, not built")]
+pub(crate) struct ErrorBody {
+    error: ErrorDetail,
+}
+
+#[derive(ToSchema, Deserialize)]
+#[allow(dead_code, reason = "described, not built")]
+pub(crate) struct ErrorDetail {
+    #[schema(example = "image_undecodable")]
+    code: String,
+    message: String,
+    /// Position in the request, from 0.
+    #[schema(required = false, nullable = false)]
+    index: Option<usize>,
+}
+
+/// Images as base64 or `data:` URIs.
+#[derive(ToSchema, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(dead_code, reason = "described, not built")]
+pub(crate) struct ImagesBody {
+    #[schema(min_items = 1, max_items = 64)]
+    images: Vec<String>,
+    /// Scale vectors to length 1; true unless said otherwise.
+    #[schema(required = false)]
+    normalize: Option<bool>,
+    #[schema(required = false)]
+    encoding_format: Option<EncodingFormat>,
+    /// Classes per image (`/classify`).
+    #[schema(required = false, minimum = 1)]
+    top_k: Option<usize>,
+}
+
+/// A list of numbers, or little-endian f32 as base64.
+#[derive(ToSchema, Deserialize)]
+#[schema(rename_all = "lowercase")]
+#[allow(dead_code, reason = "described, not built")]
+pub(crate) enum EncodingFormat {
+    Float,
+    Base64,
+}
+
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "described, not built")]
+pub(crate) struct Embeddings {
+    model: String,
+    /// Numbers per vector.
+    dim: usize,
+    embeddings: Vec<Vector>,
+}
+
+/// A list of numbers, or base64 where that was asked for.
+#[derive(ToSchema, Deserialize)]
+#[serde(untagged)]
+#[allow(dead_code, reason = "described, not built")]
+pub(crate) enum Vector {
+    Numbers(Vec<f32>),
+    Base64(String),
+}
+
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "described, not built")]
+pub(crate) struct Predictions {
+    model: String,
+    /// For each image its classes, best first.
+    predictions: Vec<Vec<Prediction>>,
+}
+
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "described, not built")]
+pub(crate) struct Prediction {
+    label: String,
+    /// Probability.
+    #[schema(minimum = 0, maximum = 1)]
+    score: f32,
+}
+
+/// OpenAI's request, with images as data URIs in `input`.
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "described, not built")]
+pub(crate) struct OpenAiBody {
+    input: OneOrManyImages,
+    #[schema(required = false)]
+    model: Option<String>,
+    #[schema(required = false)]
+    encoding_format: Option<EncodingFormat>,
+    /// Must be the model's own.
+    #[schema(required = false, minimum = 0)]
+    dimensions: Option<usize>,
+}
+
+#[derive(ToSchema, Deserialize)]
+#[serde(untagged)]
+#[allow(dead_code, reason = "described, not built")]
+pub(crate) enum OneOrManyImages {
+    One(String),
+    Many(Vec<String>),
+}
+
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "described, not built")]
+pub(crate) struct OpenAiEmbeddings {
+    object: String,
+    data: Vec<OpenAiEmbedding>,
+    model: String,
+    usage: OpenAiUsage,
+}
+
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "described, not built")]
+pub(crate) struct OpenAiEmbedding {
+    object: String,
+    index: usize,
+    embedding: Vector,
+}
+
+/// Patch tokens of all images.
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "described, not built")]
+pub(crate) struct OpenAiUsage {
+    prompt_tokens: usize,
+    total_tokens: usize,
+}
+
+/// Exactly one of `vector`, `id` and `image`.
+#[derive(ToSchema, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(dead_code, reason = "described, not built")]
+pub(crate) struct SearchBody {
+    #[schema(required = false)]
+    vector: Option<Vec<f32>>,
+    /// An item, which is left out of its own answer.
+    #[schema(required = false)]
+    id: Option<String>,
+    /// Base64 or a `data:` URI.
+    #[schema(required = false)]
+    image: Option<String>,
+    /// Metadata fields and the values they must have.
+    #[schema(required = false)]
+    filter: Option<Map<String, Value>>,
+    /// No approximation.
+    #[schema(required = false)]
+    exact: Option<bool>,
+    #[schema(required = false, minimum = 1, maximum = 1000)]
+    k: Option<usize>,
+}
+
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "described, not built")]
+pub(crate) struct Hits {
+    /// Best first.
+    hits: Vec<HitBody>,
+}
+
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "described, not built")]
+pub(crate) struct HitBody {
+    id: String,
+    /// Cosine.
+    #[schema(minimum = -1, maximum = 1)]
+    score: f32,
+    metadata: Map<String, Value>,
+    /// Whether `/items/{id}/image` has a picture.
+    image: bool,
+}
+
+/// Exactly one of `image` and `vector`.
+#[derive(ToSchema, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(dead_code, reason = "described, not built")]
+pub(crate) struct ItemBody {
+    /// Needed in a batch; where the path names the item too, both must agree.
+    #[schema(required = false)]
+    id: Option<String>,
+    /// Base64 or a `data:` URI.
+    #[schema(required = false)]
+    image: Option<String>,
+    #[schema(required = false)]
+    vector: Option<Vec<f32>>,
+    /// At most 16 KiB as JSON.
+    #[schema(required = false)]
+    metadata: Map<String, Value>,
+}
+
+#[derive(ToSchema, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(dead_code, reason = "described, not built")]
+pub(crate) struct ItemsBody {
+    #[schema(min_items = 1, max_items = 64)]
+    items: Vec<ItemBody>,
+}
+
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "described, not built")]
+pub(crate) struct Results {
+    /// For each item `{"id", "status"}` or `{"error"}`.
+    results: Vec<ItemResult>,
+}
+
+#[derive(ToSchema, Deserialize)]
+#[serde(untagged)]
+#[allow(dead_code, reason = "described, not built")]
+pub(crate) enum ItemResult {
+    Stored(Outcome),
+    Refused(ErrorBody),
+}
+
+#[derive(ToSchema, Deserialize)]
+#[allow(dead_code, reason = "described, not built")]
+pub(crate) struct Outcome {
+    id: String,
+    /// created, updated or deleted
+    #[schema(example = "created")]
+    status: String,
+}
+
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "described, not built")]
+pub(crate) struct ItemDescription {
+    id: String,
+    metadata: Map<String, Value>,
+    /// Whether `/items/{id}/image` has a picture.
+    image: bool,
+    /// Length 1; where `?vector=true` asks for it.
+    #[schema(required = false, nullable = false)]
+    vector: Option<Vec<f32>>,
+}
+
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "described, not built")]
+pub(crate) struct ItemsPage {
+    items: Vec<ItemDescription>,
+    /// Cursor of the next page; null on the last.
+    next: Option<String>,
+    /// Items in the index.
+    total: usize,
+}
+
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "described, not built")]
+pub(crate) struct Status {
+    status: String,
 }

@@ -12,6 +12,7 @@ use crate::error::{ApiError, Failure};
 use crate::features;
 use crate::index::normalized;
 use crate::input::{Kind, Received, decode_base64, encode_base64, malformed};
+use crate::openapi::{Embeddings, EncodingFormat, ErrorBody, ImagesBody, OpenAiBody, OpenAiEmbeddings, Predictions};
 use crate::state::{App, AppState};
 
 /// How numbers are written.
@@ -107,7 +108,28 @@ fn finish(raw: Vec<f32>, normalize: bool) -> Result<Vec<f32>, ApiError> {
 }
 
 /// One vector for each image, L2-normalised unless `normalize` is false.
-pub(super) async fn embed(State(app): State<AppState>, received: Received) -> Result<Json<Value>, Failure> {
+#[utoipa::path(
+    post,
+    path = "/embed",
+    tag = "images",
+    params(
+        ("normalize" = Option<bool>, Query, description = "scale vectors to length 1 (default true)"),
+        ("encoding_format" = Option<EncodingFormat>, Query, description = "float (default) or base64"),
+    ),
+    request_body(content((ImagesBody = "application/json"), (Vec<u8> = "image/*"), (Vec<u8> = "multipart/form-data"))),
+    responses(
+        (status = 200, description = "one vector for each image", body = Embeddings),
+        (status = 400, description = "malformed", body = ErrorBody),
+        (status = 401, description = "a key is asked for", body = ErrorBody),
+        (status = 408, description = "the body came too slowly", body = ErrorBody),
+        (status = 413, description = "too large", body = ErrorBody),
+        (status = 415, description = "unsupported type", body = ErrorBody),
+        (status = 422, description = "undecodable image", body = ErrorBody),
+        (status = 429, description = "queue full", body = ErrorBody),
+        (status = 503, description = "starting, stopping or timed out", body = ErrorBody),
+    )
+)]
+pub(crate) async fn embed(State(app): State<AppState>, received: Received) -> Result<Json<Value>, Failure> {
     let model = app.model()?;
     let (images, options) = images(received, &app).await?;
     let (normalize, encoding) = (options.normalize.unwrap_or(true), options.encoding_format.unwrap_or_default());
@@ -118,7 +140,28 @@ pub(super) async fn embed(State(app): State<AppState>, received: Received) -> Re
 }
 
 /// The most probable classes of each image, by the bundle's linear probe.
-pub(super) async fn classify(State(app): State<AppState>, received: Received) -> Result<Json<Value>, Failure> {
+#[utoipa::path(
+    post,
+    path = "/classify",
+    tag = "images",
+    params(
+        ("top_k" = Option<usize>, Query, minimum = 1, description = "classes per image (default 5)"),
+    ),
+    request_body(content((ImagesBody = "application/json"), (Vec<u8> = "image/*"), (Vec<u8> = "multipart/form-data"))),
+    responses(
+        (status = 200, description = "the most probable classes", body = Predictions),
+        (status = 400, description = "malformed", body = ErrorBody),
+        (status = 401, description = "a key is asked for", body = ErrorBody),
+        (status = 408, description = "the body came too slowly", body = ErrorBody),
+        (status = 413, description = "too large", body = ErrorBody),
+        (status = 415, description = "unsupported type", body = ErrorBody),
+        (status = 422, description = "undecodable image", body = ErrorBody),
+        (status = 429, description = "queue full", body = ErrorBody),
+        (status = 503, description = "starting, stopping or timed out", body = ErrorBody),
+        (status = 404, description = "unknown", body = ErrorBody),
+    )
+)]
+pub(crate) async fn classify(State(app): State<AppState>, received: Received) -> Result<Json<Value>, Failure> {
     let model = app.model()?;
     if model.bundle.probe.is_none() {
         return Err(ApiError::NotFound("this bundle has no linear probe to classify with".into()).into());
@@ -157,7 +200,25 @@ enum OneOrMany {
 }
 
 /// OpenAI's `/v1/embeddings`, with images as data URIs (or base64) in `input`.
-pub(super) async fn openai(State(app): State<AppState>, received: Received) -> Result<Json<Value>, Failure> {
+#[utoipa::path(
+    post,
+    path = "/v1/embeddings",
+    tag = "images",
+    request_body(content((OpenAiBody = "application/json"))),
+    responses(
+        (status = 200, description = "one vector for each image, OpenAI's shape", body = OpenAiEmbeddings),
+        (status = 400, description = "malformed", body = ErrorBody),
+        (status = 401, description = "a key is asked for", body = ErrorBody),
+        (status = 408, description = "the body came too slowly", body = ErrorBody),
+        (status = 413, description = "too large", body = ErrorBody),
+        (status = 415, description = "unsupported type", body = ErrorBody),
+        (status = 422, description = "undecodable image", body = ErrorBody),
+        (status = 429, description = "queue full", body = ErrorBody),
+        (status = 503, description = "starting, stopping or timed out", body = ErrorBody),
+        (status = 409, description = "wrong dimension, or a conflict", body = ErrorBody),
+    )
+)]
+pub(crate) async fn openai(State(app): State<AppState>, received: Received) -> Result<Json<Value>, Failure> {
     let model = app.model()?;
     if received.kind != Kind::Json {
         return Err(ApiError::UnsupportedType("another one than application/json".into()).into());

@@ -7,10 +7,21 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use crate::error::{ApiError, Failure};
+use crate::openapi::{ErrorBody, Status};
 use crate::state::{App, AppState, Model};
 
 /// The model, where it really runs, and the limits.
-pub(super) async fn info(State(app): State<AppState>) -> Result<Json<Value>, Failure> {
+#[utoipa::path(
+    get,
+    path = "/info",
+    tag = "server",
+    responses(
+        (status = 200, description = "model, device in use, limits", body = Value),
+        (status = 401, description = "a key is asked for", body = ErrorBody),
+        (status = 503, description = "starting, stopping or timed out", body = ErrorBody),
+    )
+)]
+pub(crate) async fn info(State(app): State<AppState>) -> Result<Json<Value>, Failure> {
     let model = app.model()?;
     let engine = &app.settings.engine;
     Ok(Json(json!({
@@ -63,12 +74,29 @@ fn describe_limits(app: &App) -> Value {
 }
 
 /// Liveness: the process answers.
-pub(super) async fn health() -> Json<Value> {
+#[utoipa::path(
+    get,
+    path = "/health",
+    tag = "server",
+    responses(
+        (status = 200, description = "the process answers", body = Status),
+    )
+)]
+pub(crate) async fn health() -> Json<Value> {
     Json(json!({ "status": "ok" }))
 }
 
 /// Readiness: there is a model and the server is not stopping.
-pub(super) async fn ready(State(app): State<AppState>) -> Result<Json<Value>, Failure> {
+#[utoipa::path(
+    get,
+    path = "/ready",
+    tag = "server",
+    responses(
+        (status = 200, description = "there is a model", body = Status),
+        (status = 503, description = "starting, stopping or timed out", body = ErrorBody),
+    )
+)]
+pub(crate) async fn ready(State(app): State<AppState>) -> Result<Json<Value>, Failure> {
     if app.is_stopping() {
         return Err(ApiError::Stopping.into());
     }
@@ -77,13 +105,33 @@ pub(super) async fn ready(State(app): State<AppState>) -> Result<Json<Value>, Fa
 }
 
 /// Prometheus' text format.
-pub(super) async fn metrics(State(app): State<AppState>) -> Response {
+#[utoipa::path(
+    get,
+    path = "/metrics",
+    tag = "server",
+    responses(
+        (status = 200, description = "Prometheus' text format", body = String, content_type = "text/plain"),
+        (status = 401, description = "a key is asked for", body = ErrorBody),
+    )
+)]
+pub(crate) async fn metrics(State(app): State<AppState>) -> Response {
     let page = app.metrics.render(&app.gauges());
     ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], page).into_response()
 }
 
 /// Reads the bundle's folder again; only where a key is set, since it costs seconds of every core.
-pub(super) async fn reload(State(app): State<AppState>) -> Result<Json<Value>, Failure> {
+#[utoipa::path(
+    post,
+    path = "/admin/reload",
+    tag = "server",
+    responses(
+        (status = 200, description = "the new bundle serves", body = Status),
+        (status = 401, description = "a key is asked for", body = ErrorBody),
+        (status = 404, description = "unknown", body = ErrorBody),
+        (status = 409, description = "wrong dimension, or a conflict", body = ErrorBody),
+    )
+)]
+pub(crate) async fn reload(State(app): State<AppState>) -> Result<Json<Value>, Failure> {
     if app.settings.api_key.is_none() {
         return Err(ApiError::NotFound("reloading over HTTP needs a server with --api-key".into()).into());
     }

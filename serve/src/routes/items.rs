@@ -19,6 +19,7 @@ use crate::error::{ApiError, Failure};
 use crate::features::{self, Feature};
 use crate::index::{Item, Metadata, check_id, normalized};
 use crate::input::{Kind, Part, Received, decode_base64, malformed};
+use crate::openapi::{ErrorBody, ItemBody, ItemDescription, ItemsBody, ItemsPage, Outcome, Results};
 use crate::state::{App, AppState, Model};
 
 /// What an item is made from.
@@ -111,7 +112,30 @@ fn check_draft(draft: Draft, app: &App) -> Result<Draft, ApiError> {
 }
 
 /// `PUT /items/{id}`: 201 where it is new, else 200.
-pub(super) async fn put(State(app): State<AppState>, id: Id, received: Received) -> Result<Response, Failure> {
+#[utoipa::path(
+    put,
+    path = "/items/{id}",
+    tag = "items",
+    params(
+        ("id" = String, Path, description = "1 to 512 bytes without control characters"),
+        ("metadata" = Option<String>, Query, description = "a JSON object, for a raw image"),
+    ),
+    request_body(content((ItemBody = "application/json"), (Vec<u8> = "image/*"), (Vec<u8> = "multipart/form-data"))),
+    responses(
+        (status = 200, description = "replaced", body = Outcome),
+        (status = 201, description = "created", body = Outcome),
+        (status = 400, description = "malformed", body = ErrorBody),
+        (status = 401, description = "a key is asked for", body = ErrorBody),
+        (status = 408, description = "the body came too slowly", body = ErrorBody),
+        (status = 413, description = "too large", body = ErrorBody),
+        (status = 415, description = "unsupported type", body = ErrorBody),
+        (status = 422, description = "undecodable image", body = ErrorBody),
+        (status = 429, description = "queue full", body = ErrorBody),
+        (status = 503, description = "starting, stopping or timed out", body = ErrorBody),
+        (status = 409, description = "wrong dimension, or a conflict", body = ErrorBody),
+    )
+)]
+pub(crate) async fn put(State(app): State<AppState>, id: Id, received: Received) -> Result<Response, Failure> {
     let (model, id) = (app.model()?, path_id(id)?);
     let draft = match received.kind {
         Kind::Image => raw_draft(id, &received)?,
@@ -153,7 +177,24 @@ async fn form_draft(id: String, received: &Received) -> Result<Draft, ApiError> 
 ///
 /// JSON `{"items": [{"id", "image" | "vector", "metadata"}]}`, or a form whose image parts are named by their file
 /// names, with an optional part `metadata`: `{"file name": {...}}`.
-pub(super) async fn post(State(app): State<AppState>, received: Received) -> Result<Json<Value>, Failure> {
+#[utoipa::path(
+    post,
+    path = "/items",
+    tag = "items",
+    request_body(content((ItemsBody = "application/json"), (Vec<u8> = "multipart/form-data"))),
+    responses(
+        (status = 200, description = "a result for each item", body = Results),
+        (status = 400, description = "malformed", body = ErrorBody),
+        (status = 401, description = "a key is asked for", body = ErrorBody),
+        (status = 408, description = "the body came too slowly", body = ErrorBody),
+        (status = 413, description = "too large", body = ErrorBody),
+        (status = 415, description = "unsupported type", body = ErrorBody),
+        (status = 422, description = "undecodable image", body = ErrorBody),
+        (status = 429, description = "queue full", body = ErrorBody),
+        (status = 503, description = "starting, stopping or timed out", body = ErrorBody),
+    )
+)]
+pub(crate) async fn post(State(app): State<AppState>, received: Received) -> Result<Json<Value>, Failure> {
     let model = app.model()?;
     let drafts = match received.kind {
         Kind::Json => {
@@ -265,7 +306,22 @@ fn unknown(id: &str) -> ApiError {
 }
 
 /// `GET /items/{id}`; `?vector=true` adds the normalised vector.
-pub(super) async fn get(State(app): State<AppState>, id: Id, uri: Uri) -> Result<Json<Value>, Failure> {
+#[utoipa::path(
+    get,
+    path = "/items/{id}",
+    tag = "items",
+    params(
+        ("id" = String, Path, description = "1 to 512 bytes without control characters"),
+        ("vector" = Option<bool>, Query, description = "with its vector"),
+    ),
+    responses(
+        (status = 200, description = "the item", body = ItemDescription),
+        (status = 400, description = "malformed", body = ErrorBody),
+        (status = 401, description = "a key is asked for", body = ErrorBody),
+        (status = 404, description = "unknown", body = ErrorBody),
+    )
+)]
+pub(crate) async fn get(State(app): State<AppState>, id: Id, uri: Uri) -> Result<Json<Value>, Failure> {
     let id = path_id(id)?;
     let params: GetParams = query_of(&uri)?;
     let wanted = id.clone();
@@ -278,7 +334,21 @@ pub(super) async fn get(State(app): State<AppState>, id: Id, uri: Uri) -> Result
 }
 
 /// `GET /items/{id}/image`: the small PNG of an item that came as an image.
-pub(super) async fn image(State(app): State<AppState>, id: Id) -> Result<Response, Failure> {
+#[utoipa::path(
+    get,
+    path = "/items/{id}/image",
+    tag = "items",
+    params(
+        ("id" = String, Path, description = "1 to 512 bytes without control characters"),
+    ),
+    responses(
+        (status = 200, description = "a small picture", body = Vec<u8>, content_type = "image/png"),
+        (status = 400, description = "malformed", body = ErrorBody),
+        (status = 401, description = "a key is asked for", body = ErrorBody),
+        (status = 404, description = "unknown", body = ErrorBody),
+    )
+)]
+pub(crate) async fn image(State(app): State<AppState>, id: Id) -> Result<Response, Failure> {
     let id = path_id(id)?;
     let wanted = id.clone();
     let item = blocking(&app, move |index| index.get(&wanted)).await?.ok_or_else(|| unknown(&id))?;
@@ -287,7 +357,21 @@ pub(super) async fn image(State(app): State<AppState>, id: Id) -> Result<Respons
 }
 
 /// `DELETE /items/{id}`.
-pub(super) async fn delete(State(app): State<AppState>, id: Id) -> Result<Json<Value>, Failure> {
+#[utoipa::path(
+    delete,
+    path = "/items/{id}",
+    tag = "items",
+    params(
+        ("id" = String, Path, description = "1 to 512 bytes without control characters"),
+    ),
+    responses(
+        (status = 200, description = "deleted", body = Outcome),
+        (status = 400, description = "malformed", body = ErrorBody),
+        (status = 401, description = "a key is asked for", body = ErrorBody),
+        (status = 404, description = "unknown", body = ErrorBody),
+    )
+)]
+pub(crate) async fn delete(State(app): State<AppState>, id: Id) -> Result<Json<Value>, Failure> {
     let id = path_id(id)?;
     let wanted = id.clone();
     let existed = blocking(&app, move |index| index.delete(&wanted)).await?;
@@ -295,7 +379,21 @@ pub(super) async fn delete(State(app): State<AppState>, id: Id) -> Result<Json<V
 }
 
 /// `GET /items?cursor=&limit=`: pages in the order of ids; `next` is the following page's cursor.
-pub(super) async fn list(State(app): State<AppState>, parts: Parts) -> Result<Json<Value>, Failure> {
+#[utoipa::path(
+    get,
+    path = "/items",
+    tag = "items",
+    params(
+        ("cursor" = Option<String>, Query, description = "from the page before"),
+        ("limit" = Option<usize>, Query, minimum = 1, maximum = 1000, description = "items per page (default 100)"),
+    ),
+    responses(
+        (status = 200, description = "a page in the order of ids", body = ItemsPage),
+        (status = 400, description = "malformed", body = ErrorBody),
+        (status = 401, description = "a key is asked for", body = ErrorBody),
+    )
+)]
+pub(crate) async fn list(State(app): State<AppState>, parts: Parts) -> Result<Json<Value>, Failure> {
     let params: ListParams = query(&parts)?;
     let (limit, most) = (params.limit.unwrap_or(100), app.settings.limits.hits);
     if !(1..=most).contains(&limit) {

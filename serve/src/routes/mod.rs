@@ -1,10 +1,10 @@
 //! The routes: `app(state) -> Router`, testable without a socket.
 
-mod embed;
-mod info;
-mod items;
+pub(crate) mod embed;
+pub(crate) mod info;
+pub(crate) mod items;
 mod layers;
-mod search;
+pub(crate) mod search;
 
 use std::sync::Arc;
 

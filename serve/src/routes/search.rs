@@ -10,6 +10,7 @@ use crate::error::{ApiError, Failure};
 use crate::features;
 use crate::index::{Hit, Metadata, Query, normalized};
 use crate::input::{Kind, Received, decode_base64, malformed};
+use crate::openapi::{ErrorBody, Hits, SearchBody};
 use crate::state::{AppState, Model};
 
 #[derive(Default, Deserialize)]
@@ -45,7 +46,30 @@ struct Request {
 }
 
 /// The nearest items by cosine; a search by `id` leaves that item out.
-pub(super) async fn search(State(app): State<AppState>, received: Received) -> Result<Json<Value>, Failure> {
+#[utoipa::path(
+    post,
+    path = "/search",
+    tag = "search",
+    params(
+        ("k" = Option<usize>, Query, minimum = 1, maximum = 1000, description = "hits (default 10)"),
+        ("exact" = Option<bool>, Query, description = "no approximation"),
+    ),
+    request_body(content((SearchBody = "application/json"), (Vec<u8> = "image/*"), (Vec<u8> = "multipart/form-data"))),
+    responses(
+        (status = 200, description = "the nearest items, best first", body = Hits),
+        (status = 400, description = "malformed", body = ErrorBody),
+        (status = 401, description = "a key is asked for", body = ErrorBody),
+        (status = 408, description = "the body came too slowly", body = ErrorBody),
+        (status = 413, description = "too large", body = ErrorBody),
+        (status = 415, description = "unsupported type", body = ErrorBody),
+        (status = 422, description = "undecodable image", body = ErrorBody),
+        (status = 429, description = "queue full", body = ErrorBody),
+        (status = 503, description = "starting, stopping or timed out", body = ErrorBody),
+        (status = 404, description = "unknown", body = ErrorBody),
+        (status = 409, description = "wrong dimension, or a conflict", body = ErrorBody),
+    )
+)]
+pub(crate) async fn search(State(app): State<AppState>, received: Received) -> Result<Json<Value>, Failure> {
     let model = app.model()?;
     let request = read(received, &app).await?;
     let (vector, except) = match request.probe {

@@ -1,0 +1,62 @@
+"""The usual Python server for the same bundle: FastAPI, uvicorn, onnxruntime, Pillow.  For comparison only.
+
+One worker process per core, one runtime thread each: the arrangement that gives it the most throughput.
+BUNDLE=runs/demo/bundle python bench/serve_fastapi.py PORT [WORKERS]
+"""
+import io, json, os, sys
+
+import numpy as np
+import onnxruntime
+import uvicorn
+from fastapi import FastAPI, Request
+from PIL import Image
+
+bundle = os.environ["BUNDLE"]
+with open(f"{bundle}/preprocessor_config.json") as file:
+    config = json.load(file)
+size = config["size"]["shortest_edge"]
+mean = np.array(config["image_mean"], np.float32)
+std = np.array(config["image_std"], np.float32)
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = 1
+options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+session = onnxruntime.InferenceSession(f"{bundle}/onnx/model.onnx", options)
+app = FastAPI()
+
+
+def prepare(data):
+    image = Image.open(io.BytesIO(data)).convert("RGB")
+    w, h = image.size
+    if config["do_pad"] and w <= size and h <= size:
+        canvas = Image.new("RGB", (size, size))
+        canvas.paste(image, (-(-(size - w) // 2), -(-(size - h) // 2)))
+        image = canvas
+    else:
+        r = (size * w // min(w, h), size * h // min(w, h))
+        image = image.resize(r, Image.Resampling.BICUBIC)
+        left, top = (r[0] - size) // 2, (r[1] - size) // 2
+        image = image.crop((left, top, left + size, top + size))
+    return ((np.asarray(image, np.float32) / 255 - mean) / std).transpose(2, 0, 1)[None]
+
+
+def work(data):
+    feature = session.run(["pooler_output"], {"pixel_values": prepare(data)})[0][0]
+    return (feature / np.linalg.norm(feature)).tolist()
+
+
+@app.get("/ready")
+async def ready():
+    return {}
+
+
+@app.post("/embed")
+async def embed(request: Request):
+    from fastapi.concurrency import run_in_threadpool
+    feature = await run_in_threadpool(work, await request.body())
+    return {"model": "macrl", "dim": len(feature), "embeddings": [feature]}
+
+
+if __name__ == "__main__":
+    workers = int(sys.argv[2]) if len(sys.argv) > 2 else os.cpu_count()
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+    uvicorn.run("serve_fastapi:app", port=int(sys.argv[1]), workers=workers, log_level="error", access_log=False)

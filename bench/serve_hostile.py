@@ -1,0 +1,162 @@
+"""Hostile input against a running server; standard library only.
+
+    python bench/serve_hostile.py http://127.0.0.1:8080 FOLDER_OF_IMAGES GOOD_IMAGE [MUTATIONS]
+
+Every file of the folder, mutated copies of them (byte flips, truncations, announced sizes that lie), wrong types, deep
+JSON, endless bodies and slow-loris connections.  Meanwhile an ordinary client asks for GOOD_IMAGE ten times a second.
+Fails on any 5xx, any missing answer, or where the ordinary client's p99 exceeds twice its p99 under a load of the same
+images unharmed.
+"""
+import collections, http.client, os, random, socket, sys, threading, time, urllib.parse
+
+url, folder, good = urllib.parse.urlparse(sys.argv[1]), sys.argv[2], open(sys.argv[3], "rb").read()
+mutations = int(sys.argv[4]) if len(sys.argv) > 4 else 5000
+host, port = url.hostname, url.port
+statuses, faults = collections.Counter(), []
+
+
+def post(body, kind="image/png", path="/embed", connection=None):
+    c = connection or http.client.HTTPConnection(host, port, timeout=60)
+    c.request("POST", path, body, {"Content-Type": kind})
+    answer = c.getresponse()
+    return answer.status, answer.read()
+
+
+def attack(name, body, kind="image/png", path="/embed"):
+    try:
+        status, text = post(body, kind, path)
+    except OSError as error:
+        faults.append(f"{name}: no answer ({error})")
+        return
+    statuses[status] += 1
+    if status >= 500:
+        faults.append(f"{name}: {status} {text[:200]}")
+
+
+def mutate(data, rng):
+    data = bytearray(data)
+    choice = rng.random()
+    if choice < 0.5:
+        for _ in range(rng.randint(1, 20)):
+            data[rng.randrange(len(data))] = rng.randrange(256)
+    elif choice < 0.7:
+        del data[rng.randrange(len(data)):]
+    elif choice < 0.9:  # sizes stand within the first bytes of every format
+        for _ in range(rng.randint(1, 6)):
+            data[rng.randrange(min(64, len(data)))] = rng.choice([0, 1, 0x7F, 0x80, 0xFF])
+    else:
+        start = rng.randrange(len(data))
+        data[start:start + rng.randrange(200)] = rng.randbytes(rng.randrange(200))
+    return bytes(data)
+
+
+class Ordinary(threading.Thread):
+    """A client with good images; `times` in seconds."""
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.times, self.going = [], True
+
+    def run(self):
+        connection = http.client.HTTPConnection(host, port, timeout=60)
+        while self.going:
+            since = time.perf_counter()
+            status, _ = post(good, connection=connection)
+            self.times.append(time.perf_counter() - since)
+            if status != 200:
+                faults.append(f"ordinary client: {status}")
+            time.sleep(0.1)
+
+    def p99(self):
+        self.going = False
+        self.join()
+        ordered = sorted(self.times)
+        return ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))]
+
+
+def several(work, items, threads=4):
+    queue, lock = iter(items), threading.Lock()
+
+    def worker():
+        while True:
+            with lock:
+                item = next(queue, None)
+            if item is None:
+                return
+            work(*item)
+
+    pool = [threading.Thread(target=worker) for _ in range(threads)]
+    [t.start() for t in pool]
+    [t.join() for t in pool]
+
+
+names = sorted(n for n in os.listdir(folder) if os.path.isfile(os.path.join(folder, n)) and n != "SHA256SUMS")
+files = [(n, open(os.path.join(folder, n), "rb").read()) for n in names]
+files = [(n, d) for n, d in files if d]
+
+ordinary = Ordinary()
+ordinary.start()
+several(attack, [(n, d) for _ in range(max(1, mutations // 4 // len(files))) for n, d in files])
+usual = ordinary.p99()
+print(f"{len(files)} files as they are, again and again: {dict(statuses)}; ordinary client's p99 {usual * 1e3:.1f} ms")
+statuses.clear()
+
+rng = random.Random(1)
+small = [(n, d) for n, d in files if len(d) < 300_000]
+ordinary = Ordinary()
+ordinary.start()
+loris = []
+for _ in range(100):
+    s = socket.create_connection((host, port))
+    s.sendall(b"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 1000\r\n" + rng.choice([b"", b"\r\nxx"]))
+    loris.append(s)
+several(attack, ((f"{n} mutated {i}", mutate(d, rng)) for i, (n, d) in enumerate(rng.choices(small, k=mutations))))
+print(f"{mutations} mutations: {dict(statuses)}")
+statuses.clear()
+
+deep = b'{"images":' + b"[" * 1_000_000
+odd = [
+    ("empty", b"", "image/png", "/embed"),
+    ("text as image", b"hello", "image/png", "/embed"),
+    ("svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>", "image/svg+xml", "/embed"),
+    ("deep JSON", deep, "application/json", "/embed"),
+    ("deep object", b'{"a":' * 500_000, "application/json", "/items"),
+    ("binary JSON", os.urandom(1_000_000), "application/json", "/search"),
+    ("many strings", b'{"images":[' + b'"",' * 1_000_000 + b'""]}', "application/json", "/embed"),
+    ("huge vector", b'{"vector":[' + b"1," * 2_000_000 + b"1]}", "application/json", "/search"),
+    ("form without end", b"--x\r\n" * 100_000, "multipart/form-data; boundary=x", "/embed"),
+    ("form of headers", b"--x\r\n" + b"A: b\r\n" * 100_000, "multipart/form-data; boundary=x", "/embed"),
+    ("no type", b"x", "", "/embed"),
+    ("text", b"x", "text/plain", "/embed"),
+    ("unknown route", good, "image/png", "/../../etc/passwd"),
+]
+several(attack, odd)
+
+
+def endless():
+    """A chunked body without end: the server must cut it off."""
+    s = socket.create_connection((host, port), timeout=60)
+    s.sendall(b"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nTransfer-Encoding: chunked\r\n\r\n")
+    chunk = b"10000\r\n" + bytes(0x10000) + b"\r\n"
+    sent = 0
+    try:
+        while sent < 1 << 30:
+            s.sendall(chunk)
+            sent += 0x10000
+    except OSError:
+        pass
+    if sent >= 1 << 30:
+        faults.append("an endless body was read to 1 GiB")
+    return sent
+
+
+print(f"endless body cut off after {endless() / 1e6:.0f} MB; others: {dict(statuses)}")
+hostile = ordinary.p99()
+print(f"ordinary client's p99 meanwhile {hostile * 1e3:.1f} ms ({hostile / usual:.2f} x usual)")
+if hostile > 2 * max(usual, 0.005):
+    faults.append("the ordinary client was slowed down more than twofold")
+status, _ = post(good)
+print(f"afterwards: {status}; faults: {len(faults)}")
+for fault in faults[:20]:
+    print("  " + fault)
+sys.exit(1 if faults or status != 200 else 0)

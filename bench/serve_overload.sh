@@ -1,0 +1,39 @@
+#!/bin/sh
+# Far more requests than the server can do: how much good work is left, what the others hear, and does memory stay flat.
+#
+#   bench/serve_overload.sh BUNDLE IMAGE [SECONDS]
+#
+# First the sustainable rate (8 connections), then four times as many images in flight as the queue admits.
+set -eu
+bundle=$1 image=$2 seconds=${3:-60} queue=64
+server=${MACRL_SERVE:-target/release/macrl-serve}
+work=$(mktemp -d)
+trap 'kill $pid 2>/dev/null || true; rm -rf "$work"' EXIT
+# A client that is told to come back later waits before it asks again (wrk's delay), as a client that reads Retry-After does.
+cat > "$work/post.lua" <<LUA
+local file = io.open("$image", "rb")
+wrk.method, wrk.body = "POST", file:read("*a")
+wrk.headers["Content-Type"] = "image/png"
+LUA
+"$server" --bundle "$bundle" --listen 127.0.0.1:8973 --queue $queue --max-images 16 ${SERVE_FLAGS:-} > "$work/log" &
+pid=$!
+url=http://127.0.0.1:8973
+until curl -sf $url/ready > /dev/null; do sleep 0.1; done
+rss() { curl -s $url/metrics | awk '/^process_resident_memory_bytes/{printf "%.1f", $2/1048576}'; }
+answers() { curl -s $url/metrics | awk '/^macrl_requests_total.*\/embed/{split($1,a,"\""); n[a[6]]+=$2} END{for(s in n) printf "%s=%d ", s, n[s]}'; }
+good() { curl -s $url/metrics | awk '/^macrl_images_total/{print $2}'; }
+a=$(good); wrk -t1 -c8 -d5s -s "$work/post.lua" $url/embed > /dev/null; b=$(good)
+peak=$(( (b - a) / 5 ))
+echo "sustainable: $peak images/s, RSS $(rss) MiB"
+wrk -t1 -c$((4 * queue)) -d"${seconds}s" --latency -s "$work/post.lua" $url/embed > "$work/out" &
+load=$!
+sleep 2
+first=$(good); since=$(date +%s.%N)
+for i in 1 2 3 4; do sleep $(( (seconds - 4) / 4 )); echo "  RSS $(rss) MiB, answers $(answers)"; done
+last=$(good); until_=$(date +%s.%N)
+wait $load
+echo "$first $last $since $until_ $peak" | awk '{g=($2-$1)/($4-$3); printf "goodput %.0f images/s = %.2f of sustainable\n", g, g/$5}'
+grep -E "99%|Non-2xx|Requests/sec" "$work/out"
+sleep 1
+curl -s -o /dev/null -w "a second later: %{http_code} in %{time_total} s\n" -X POST -H 'Content-Type: image/png' --data-binary @"$image" $url/embed
+echo "RSS $(rss) MiB"

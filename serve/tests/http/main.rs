@@ -1,0 +1,9 @@
+//! The HTTP contract, over the router without a socket (and, in `process`, over the real binary).
+
+mod embed;
+mod errors;
+mod images;
+mod items;
+mod process;
+mod reload;
+mod support;

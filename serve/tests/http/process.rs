@@ -1,0 +1,238 @@
+//! The real binary: socket, signals, exit codes, the demo client.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::support::*;
+
+const BINARY: &str = env!("CARGO_BIN_EXE_macrl-serve");
+
+/// A running server; killed when dropped.
+struct Process {
+    child: Child,
+    url: String,
+}
+
+impl Process {
+    fn start(bundle: &Path, more: &[&str]) -> Self {
+        let mut child = Command::new(BINARY)
+            .args(["--listen", "127.0.0.1:0", "--device", "cpu", "--bundle"])
+            .arg(bundle)
+            .args(more)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let url = lines.next().unwrap().unwrap().strip_prefix("listening on ").unwrap().to_string();
+        assert!(lines.next().unwrap().unwrap().starts_with("ready: tiny on "));
+        // Whatever follows is read, so that the process never waits for us.
+        std::thread::spawn(move || lines.for_each(drop));
+        Self { child, url }
+    }
+
+    fn address(&self) -> &str {
+        self.url.strip_prefix("http://").unwrap()
+    }
+
+    fn signal(&self, name: &str) {
+        assert!(Command::new("kill").args([name, &self.child.id().to_string()]).status().unwrap().success());
+    }
+
+    /// One request over a new connection; the whole answer.
+    fn ask(&self, request: &[u8]) -> String {
+        let mut stream = TcpStream::connect(self.address()).unwrap();
+        stream.write_all(request).unwrap();
+        let mut answer = String::new();
+        let _ = stream.read_to_string(&mut answer);
+        answer
+    }
+
+    fn wait(&mut self, patience: Duration) -> Option<i32> {
+        let since = Instant::now();
+        while since.elapsed() < patience {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.code();
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        None
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn bundle() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    write_bundle(dir.path(), "tiny", true);
+    dir
+}
+
+fn request(body: &[u8]) -> Vec<u8> {
+    let head = format!(
+        "POST /embed HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: image/png\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    [head.as_bytes(), body].concat()
+}
+
+fn run(args: &[&str]) -> Output {
+    Command::new(BINARY).args(args).output().unwrap()
+}
+
+fn one_line(output: &Output) -> String {
+    let text = String::from_utf8(output.stderr.clone()).unwrap();
+    assert_eq!(text.trim_end().lines().count(), 1, "{text}");
+    text
+}
+
+#[test]
+fn sigterm_finishes_what_was_accepted_and_exits_0() {
+    let dir = bundle();
+    let mut server = Process::start(dir.path(), &["--grace", "10"]);
+    // A request whose body comes half before the signal and half after it.
+    let whole = request(&png(0));
+    let (first, second) = whole.split_at(whole.len() - 30);
+    let mut slow = TcpStream::connect(server.address()).unwrap();
+    slow.write_all(first).unwrap();
+    let idle = TcpStream::connect(server.address()).unwrap();
+    std::thread::sleep(Duration::from_millis(200));
+    server.signal("-TERM");
+    std::thread::sleep(Duration::from_millis(200));
+    assert!(TcpStream::connect(server.address()).is_err(), "it still accepts");
+    slow.write_all(second).unwrap();
+    let mut answer = String::new();
+    slow.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    drop(idle);
+    assert_eq!(server.wait(Duration::from_secs(10)), Some(0));
+}
+
+#[test]
+fn a_header_that_never_ends_is_cut_off_and_disturbs_nobody() {
+    let dir = bundle();
+    let server = Process::start(dir.path(), &["--header-timeout", "0.3"]);
+    let mut loris: Vec<TcpStream> = (0..50).map(|_| TcpStream::connect(server.address()).unwrap()).collect();
+    for stream in &mut loris {
+        stream.write_all(b"POST /embed HTTP/1.1\r\nHost: x\r\n").unwrap();
+    }
+    assert!(server.ask(&request(&png(0))).starts_with("HTTP/1.1 200"));
+    for stream in &mut loris {
+        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let mut answer = Vec::new();
+        // Closed by the server, with or without a word.
+        assert!(stream.read_to_end(&mut answer).is_ok(), "still open");
+    }
+}
+
+#[test]
+fn sighup_reads_the_bundle_again() {
+    let dir = bundle();
+    let server = Process::start(dir.path(), &[]);
+    write_bundle(dir.path(), "second", true);
+    server.signal("-HUP");
+    let since = Instant::now();
+    while !server.ask(b"GET /info HTTP/1.0\r\n\r\n").contains("\"name\":\"second\"") {
+        assert!(since.elapsed() < Duration::from_secs(10), "not reloaded");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn mistakes_are_one_line_with_the_right_exit_code() {
+    let dir = bundle();
+    let path = dir.path().to_str().unwrap();
+    for args in [
+        &["--bundel", "x"][..],
+        &[],
+        &["--bundle", path, "--device", "tpu"],
+        &["--bundle", path, "--workers", "0"],
+        &["--bundle", path, "--grace", "-1"],
+        &["--bundle", path, "--max-images", "500"],
+        &["ingest", path],
+    ] {
+        let output = run(args);
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {}", one_line(&output));
+        one_line(&output);
+    }
+    let missing = run(&["--bundle", "/nowhere"]);
+    assert_eq!(missing.status.code(), Some(1));
+    assert!(one_line(&missing).contains("there is no bundle at /nowhere"));
+
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().to_string();
+    let output = run(&["--bundle", path, "--listen", &port]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(one_line(&output).contains(&format!("cannot listen on {port}")));
+
+    std::fs::write(dir.path().join("probe.safetensors"), b"cut").unwrap();
+    let output = run(&["--bundle", path]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(one_line(&output).contains("probe.safetensors"));
+}
+
+#[test]
+fn a_missing_runtime_is_one_sentence() {
+    let dir = bundle();
+    let output =
+        Command::new(BINARY).arg("--bundle").arg(dir.path()).env("ORT_DYLIB_PATH", "/nowhere.so").output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let line = one_line(&output);
+    assert!(line.contains("ORT_DYLIB_PATH=/nowhere.so") && line.contains("make setup"), "{line}");
+}
+
+#[test]
+fn a_log_that_cannot_be_written_ends_nothing() {
+    let dir = bundle();
+    let Ok(full) = std::fs::File::options().write(true).open("/dev/full") else { return };
+    let mut child = Command::new(BINARY)
+        .args(["--listen", "127.0.0.1:0", "--log-level", "info", "--device", "cpu", "--bundle"])
+        .arg(dir.path())
+        .stdout(Stdio::piped())
+        .stderr(full)
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let url = lines.next().unwrap().unwrap().strip_prefix("listening on ").unwrap().to_string();
+    lines.next().unwrap().unwrap();
+    let server = Process { child, url };
+    for _ in 0..3 {
+        assert!(server.ask(&request(&png(0))).starts_with("HTTP/1.1 200"));
+    }
+}
+
+#[test]
+fn the_demo_uploads_asks_and_draws() {
+    let (dir, work) = (bundle(), tempfile::tempdir().unwrap());
+    for (folder, seeds) in [("gallery", 0..6u32), ("queries", 6..8)] {
+        for seed in seeds {
+            let label = work.path().join(folder).join(if seed % 2 == 0 { "even" } else { "odd" });
+            std::fs::create_dir_all(&label).unwrap();
+            std::fs::write(label.join(format!("{seed}.png")), png(seed)).unwrap();
+        }
+    }
+    let server = Process::start(dir.path(), &[]);
+    let at = |name: &str| work.path().join(name).to_str().unwrap().to_string();
+    let demo =
+        ["demo", "--url", &server.url, "--queries", &at("queries"), "--gallery", &at("gallery"), "--out", &at("n.png")];
+    let output = run(&demo);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(text.contains("neighbours of the query's class:"), "{text}");
+    // Two rows of a query and five neighbours.
+    assert_eq!(image::image_dimensions(at("n.png")).unwrap(), (6 * 110 + 6 + 14, 2 * 110 + 6));
+    let ingested = run(&["ingest", "--url", &server.url, &at("queries")]);
+    assert!(String::from_utf8(ingested.stdout).unwrap().starts_with("2 of 2 images stored"));
+    let mut wrong = demo;
+    let nowhere = at("nothing");
+    wrong[4] = &nowhere;
+    assert_eq!(run(&wrong).status.code(), Some(1));
+}

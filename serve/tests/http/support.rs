@@ -1,0 +1,191 @@
+//! A tiny bundle, a server on it, and short ways to ask.
+
+use std::io::Cursor;
+use std::path::Path;
+
+use axum::Router;
+use axum::body::{Body, to_bytes};
+use axum::http::{HeaderMap, Request, StatusCode};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use image::{DynamicImage, ImageFormat, Rgb, RgbImage};
+use macrl_models::bundle::{self, Bundle, ModelConfig, Provenance};
+use macrl_models::config::Config;
+use macrl_models::preprocess::Preprocess;
+use macrl_models::probe::Probe;
+use macrl_models::runtime::Device;
+use macrl_serve::engine::EngineOptions;
+use macrl_serve::routes::app;
+use macrl_serve::state::{App, AppState, Settings};
+use serde_json::Value;
+use tower::ServiceExt;
+
+/// D of the tiny model.
+pub(crate) const DIM: usize = 8;
+
+/// data/tiny.onnx: input (batch, 3, 8, 8); pooler_output = tanh(flat input . w), w[i, j] = 0.1 sin(0.37 (8 i + j)).
+///
+///   w = (np.sin(np.arange(192 * 8) * 0.37).reshape(192, 8) * 0.1).astype(np.float32)
+///   nodes = [make_node("Flatten", ["pixel_values"], ["flat"], axis=1), make_node("MatMul", ["flat", "w"], ["m"]),
+///            make_node("Tanh", ["m"], ["pooler_output"]), make_node("Unsqueeze", ["pooler_output", "one"], ["u"]),
+///            make_node("Tile", ["u", "reps"], ["last_hidden_state"])]         # one = [1], reps = [1, 5, 1]
+pub(crate) const TINY: &[u8] = include_bytes!("../data/tiny.onnx");
+
+/// Writes the tiny model's bundle into `dir`; `name` is the model's.
+pub(crate) fn write_bundle(dir: &Path, name: &str, probe: bool) {
+    let set = ["image_size=8", "patch_size=4", "width=8", "depth=1", "heads=2"].map(|s| format!("encoder.{s}"));
+    let mut config = Config::parse("", "test", &set).unwrap();
+    (config.data.mean, config.data.std) = ([0.5; 3], [0.25; 3]);
+    let labels = ["red", "green", "blue"].map(String::from).to_vec();
+    let provenance = Provenance { name: name.into(), weights_sha256: name.into(), ..Provenance::default() };
+    std::fs::create_dir_all(dir.join("onnx")).unwrap();
+    bundle::write_json(&dir.join(bundle::CONFIG), &ModelConfig::new(&config, &labels, provenance)).unwrap();
+    let preprocess = Preprocess::from_config(&config);
+    bundle::write_json(&dir.join(bundle::PREPROCESSOR), &preprocess.to_hugging_face()).unwrap();
+    std::fs::write(dir.join(bundle::ONNX), TINY).unwrap();
+    std::fs::write(dir.join(bundle::WEIGHTS), zero_weights(&config)).unwrap();
+    if probe {
+        let weight = (0..3 * DIM).map(|i| (i as f32 * 0.7).cos()).collect();
+        let probe = Probe { weight, bias: vec![0.0, 0.1, -0.1], mean: vec![0.0; DIM], std: vec![1.0; DIM], labels };
+        std::fs::write(dir.join(bundle::PROBE), probe.to_bytes().unwrap()).unwrap();
+    }
+}
+
+fn zero_weights(config: &Config) -> Vec<u8> {
+    use safetensors::tensor::{Dtype, TensorView};
+    let shapes = bundle::encoder_shapes(&config.encoder);
+    let largest = shapes.iter().map(|(_, s)| s.iter().product::<usize>()).max().unwrap();
+    let zeros = vec![0u8; 4 * largest];
+    let views = shapes.iter().map(|(name, shape)| {
+        let bytes = 4 * shape.iter().product::<usize>();
+        (name.clone(), TensorView::new(Dtype::F32, shape.clone(), &zeros[..bytes]).unwrap())
+    });
+    safetensors::serialize(views, None).unwrap()
+}
+
+/// A server that lives as long as this.
+pub(crate) struct Server {
+    /// For tests that look inside.
+    pub(crate) state: AppState,
+    /// The bundle's folder.
+    pub(crate) dir: tempfile::TempDir,
+    router: Router,
+}
+
+/// Small and quick: one worker.
+pub(crate) fn settings() -> Settings {
+    let engine = EngineOptions { workers: 1, max_batch: 4, device: Device::Cpu, ..EngineOptions::default() };
+    Settings { engine, ..Settings::default() }
+}
+
+/// A server that is not started: it has no model yet.
+pub(crate) fn unstarted(settings: Settings, probe: bool) -> Server {
+    let dir = tempfile::tempdir().unwrap();
+    write_bundle(dir.path(), "tiny", probe);
+    let state = App::new(&Bundle::open(dir.path()).unwrap(), settings);
+    Server { router: app(state.clone()), state, dir }
+}
+
+/// A server with these settings.
+pub(crate) fn server_with(settings: Settings) -> Server {
+    let server = unstarted(settings, true);
+    server.state.start(Bundle::open(server.dir.path()).unwrap()).unwrap();
+    server
+}
+
+/// A server.
+pub(crate) fn server() -> Server {
+    server_with(settings())
+}
+
+/// What came back.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Vec<u8>,
+}
+
+impl Answer {
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_slice(&self.body)
+            .unwrap_or_else(|_| panic!("not JSON: {:?}", String::from_utf8_lossy(&self.body)))
+    }
+
+    /// The error's code, after checking its shape.
+    pub(crate) fn code(&self) -> String {
+        let json = self.json();
+        assert!(json["error"]["message"].as_str().is_some_and(|m| !m.is_empty() && !m.contains('\n')), "{json}");
+        json["error"]["code"].as_str().unwrap().to_string()
+    }
+}
+
+impl Server {
+    pub(crate) async fn send(&self, request: Request<Body>) -> Answer {
+        let response = self.router.clone().oneshot(request).await.unwrap();
+        let (status, headers) = (response.status(), response.headers().clone());
+        let body = to_bytes(response.into_body(), usize::MAX).await.unwrap().to_vec();
+        Answer { status, headers, body }
+    }
+
+    pub(crate) async fn call(&self, method: &str, path: &str, content_type: &str, body: impl Into<Body>) -> Answer {
+        let mut request = Request::builder().method(method).uri(path);
+        if !content_type.is_empty() {
+            request = request.header("Content-Type", content_type);
+        }
+        self.send(request.body(body.into()).unwrap()).await
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Answer {
+        self.call("GET", path, "", Body::empty()).await
+    }
+
+    pub(crate) async fn post_json(&self, path: &str, body: Value) -> Answer {
+        self.call("POST", path, "application/json", body.to_string()).await
+    }
+
+    pub(crate) async fn post_image(&self, path: &str, bytes: Vec<u8>) -> Answer {
+        self.call("POST", path, "image/png", bytes).await
+    }
+}
+
+/// An 8 x 8 pattern that differs with `seed`.
+pub(crate) fn pattern(seed: u32) -> RgbImage {
+    RgbImage::from_fn(8, 8, |x, y| Rgb([0, 1, 2].map(|c| ((x * 16 + y * 3 + c * 40 + seed * 31) % 256) as u8)))
+}
+
+pub(crate) fn encode(image: impl Into<DynamicImage>, format: ImageFormat) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    image.into().write_to(&mut Cursor::new(&mut bytes), format).unwrap();
+    bytes
+}
+
+/// [`pattern`] as PNG.
+pub(crate) fn png(seed: u32) -> Vec<u8> {
+    encode(pattern(seed), ImageFormat::Png)
+}
+
+pub(crate) fn base64(bytes: &[u8]) -> String {
+    STANDARD.encode(bytes)
+}
+
+/// A form's body: (field name, file name, content).
+pub(crate) fn form(parts: &[(&str, Option<&str>, &[u8])]) -> (String, Vec<u8>) {
+    let mut body = Vec::new();
+    for (name, file, content) in parts {
+        let file = file.map_or(String::new(), |f| format!("; filename=\"{f}\""));
+        body.extend(format!("--XX\r\nContent-Disposition: form-data; name=\"{name}\"{file}\r\n\r\n").bytes());
+        body.extend_from_slice(content);
+        body.extend(b"\r\n");
+    }
+    body.extend(b"--XX--\r\n");
+    ("multipart/form-data; boundary=XX".into(), body)
+}
+
+pub(crate) fn floats(value: &Value) -> Vec<f32> {
+    value.as_array().unwrap().iter().map(|v| v.as_f64().unwrap() as f32).collect()
+}
+
+pub(crate) fn close(a: &[f32], b: &[f32]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).all(|(x, y)| (x - y).abs() < 1e-5)
+}

@@ -9,6 +9,7 @@ use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use image::error::{ImageError, LimitErrorKind};
+use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageReader, Limits, RgbImage};
 
 /// What an image may cost before it is refused.
@@ -108,11 +109,44 @@ fn decode_known(
     // The output is ours to allocate: it counts too.
     strict.reserve(decoder.total_bytes()).map_err(fault)?;
     decoder.set_limits(strict).map_err(fault)?;
-    // A broken EXIF block is no reason to refuse the picture.
-    let orientation = decoder.orientation().unwrap_or(image::metadata::Orientation::NoTransforms);
+    let orientation = orientation(&mut decoder);
     let mut pixels = DynamicImage::from_decoder(decoder).map_err(fault)?;
+    if format == image::ImageFormat::Jpeg && !is_whole_jpeg(bytes) {
+        let cause = "the file ends before the image does".into();
+        return Err(DecodeError::Broken { format: name, cause });
+    }
     pixels.apply_orientation(orientation);
     Ok(over_black(pixels))
+}
+
+/// What EXIF says about the picture's top; a broken block is no reason to refuse the picture.
+fn orientation(decoder: &mut impl ImageDecoder) -> Orientation {
+    let exif = decoder.exif_metadata().ok().flatten().unwrap_or_default();
+    // WebP files written by some programs keep JPEG's prefix in front of the block.
+    let block = exif.strip_prefix(b"Exif\0\0").unwrap_or(&exif);
+    Orientation::from_exif_chunk(block).unwrap_or(Orientation::NoTransforms)
+}
+
+/// Whether a JPEG's markers lead to its end.  The decoder fills up a file that was cut short with grey, and an
+/// embedding of grey looks like any other.
+fn is_whole_jpeg(bytes: &[u8]) -> bool {
+    let mut at = 2;
+    while let Some(offset) = bytes.get(at..).and_then(|rest| rest.iter().position(|b| *b == 0xff)) {
+        at += offset + 1;
+        match bytes.get(at) {
+            // End of the image.
+            Some(0xd9) => return true,
+            // A stuffed byte, padding, a restart, a stray start: data goes on.
+            Some(0x00 | 0x01 | 0xff | 0xd0..=0xd8) => {}
+            // A segment with its length; after the one that starts a scan, its data are searched for the next marker.
+            Some(_) => match bytes.get(at + 1..at + 3) {
+                Some(length) => at += 1 + usize::from(u16::from_be_bytes([length[0], length[1]])),
+                None => return false,
+            },
+            None => return false,
+        }
+    }
+    false
 }
 
 /// Any colour type -> RGB8, alpha over black.

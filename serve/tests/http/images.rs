@@ -90,6 +90,45 @@ fn exif_orientation_is_applied() {
 }
 
 #[test]
+fn webps_orientation_is_found_behind_jpegs_prefix() {
+    let plain = encode(RgbImage::from_fn(6, 4, |x, _| Rgb([if x < 3 { 220 } else { 20 }; 3])), ImageFormat::WebP);
+    // RIFF, VP8X with the EXIF flag and the canvas size less one, the image's own chunk, EXIF.
+    let mut exif = b"Exif\0\0MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0".to_vec();
+    exif.truncate(32);
+    let mut body = b"WEBPVP8X\x0a\0\0\0\x08\0\0\0\x05\0\0\x03\0\0".to_vec();
+    body.extend(&plain[12..]);
+    body.extend(b"EXIF");
+    body.extend((exif.len() as u32).to_le_bytes());
+    body.extend(exif);
+    let mut bytes = b"RIFF".to_vec();
+    bytes.extend((body.len() as u32).to_le_bytes());
+    bytes.extend(body);
+    let turned = decode(&bytes, &DecodeLimits::default()).unwrap();
+    assert_eq!(turned.dimensions(), (4, 6));
+    assert_eq!((turned.get_pixel(0, 0)[0], turned.get_pixel(0, 5)[0]), (220, 20));
+}
+
+#[test]
+fn a_file_that_was_cut_short_is_no_image() {
+    let noisy = RgbImage::from_fn(64, 64, |x, y| Rgb([(x * 97 + y * 61) as u8, (x * y) as u8, y as u8]));
+    for format in
+        [ImageFormat::Jpeg, ImageFormat::Png, ImageFormat::WebP, ImageFormat::Bmp, ImageFormat::Tiff, ImageFormat::Gif]
+    {
+        let whole = encode(noisy.clone(), format);
+        assert!(decode(&whole, &DecodeLimits::default()).is_ok(), "{format:?}");
+        for part in [2, 3] {
+            let cut = &whole[..whole.len() * part / 4];
+            assert!(decode(cut, &DecodeLimits::default()).is_err(), "{part}/4 of a {format:?}");
+        }
+    }
+    // What follows the end is nobody's business.
+    let mut jpeg = oriented(&noisy, 1);
+    jpeg.extend(b"appended");
+    assert!(decode(&jpeg, &DecodeLimits::default()).is_ok());
+    assert!(decode(&jpeg[..jpeg.len() - 10], &DecodeLimits::default()).is_err());
+}
+
+#[test]
 fn sizes_are_checked_on_the_header() {
     // A PNG that announces 65,000 x 65,000 pixels and holds none.
     let mut bomb = encode(RgbImage::new(1, 1), ImageFormat::Png);

@@ -2,6 +2,7 @@
 
 mod evaluate;
 mod pretrain;
+mod report;
 mod unpack;
 
 use std::path::PathBuf;
@@ -28,6 +29,8 @@ enum Command {
     Pretrain(pretrain::Arguments),
     /// kNN and linear probe of a run's encoder, beside an untrained encoder and raw pixels.
     Evaluate(evaluate::Arguments),
+    /// Write report.html, one self-contained page about a run.
+    Report(report::Arguments),
     /// Write a split's images as PNG files into class sub-folders.
     Unpack(unpack::Arguments),
 }
@@ -54,6 +57,7 @@ pub fn run() -> ExitCode {
     let done = match cli.command {
         Command::Pretrain(arguments) => pretrain::run(&arguments),
         Command::Evaluate(arguments) => evaluate::run(&arguments),
+        Command::Report(arguments) => report::run(&arguments),
         Command::Unpack(arguments) => unpack::run(&arguments),
     };
     match done {

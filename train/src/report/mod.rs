@@ -1,11 +1,12 @@
 //! `report.html`: one self-contained page that shows what a run did.
 //!
-//! What a run's folder holds is read here; what takes the network (reconstructions, features) is handed in as
-//! [`Material`].  Parts that aren't there are left out, so that a report can be written at any time.
+//! What a run's folder holds as text is read here; what takes the network (reconstructions, features) comes as
+//! [`Material`], which [`gather`] makes.  Parts that aren't there are left out, so that a report can be written at any time.
 
 mod chart;
 mod evaluation;
 mod html;
+mod material;
 mod metrics;
 mod pictures;
 mod projection;
@@ -18,6 +19,7 @@ use image::RgbImage;
 use macrl_models::evaluation::Evaluation;
 
 use html::{Page, escape, section};
+pub use material::gather;
 use metrics::Metrics;
 
 use crate::evaluate::Features;

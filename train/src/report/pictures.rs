@@ -25,7 +25,8 @@ pub(super) fn reconstructions(strong: &[Reconstruction], weak: &[Reconstruction]
         return String::new();
     }
     let note = "<p class=\"note\">In each group: the decoder's target, what the encoder sees (removed patches greyed out), \
-                what the decoder makes of it. Left the strong branch, right the weak one.</p>";
+                what the decoder makes of it (patches that it was shown are put back where only the removed ones are \
+                judged). Left the strong branch, right the weak one.</p>";
     section("reconstructions", "Reconstructions of both branches", &format!("{note}<div class=\"pairs\">{rows}</div>"))
 }
 

@@ -433,7 +433,7 @@ impl Config {
             require(value > 0, key, "must be at least 1", value)?;
         }
         require(
-            e.image_size % e.patch_size == 0,
+            e.image_size.is_multiple_of(e.patch_size),
             "encoder.patch_size",
             &format!("must divide encoder.image_size ({})", e.image_size),
             e.patch_size,
@@ -447,7 +447,7 @@ impl Config {
             require(width % 4 == 0, key, "must be a multiple of 4 (2-D sine-cosine positions)", width)?;
         }
         require(
-            self.train.batch_size % self.train.accumulate == 0,
+            self.train.batch_size.is_multiple_of(self.train.accumulate),
             "train.accumulate",
             &format!("must divide train.batch_size ({})", self.train.batch_size),
             self.train.accumulate,

@@ -22,7 +22,7 @@ test: setup
 	cargo test --release --workspace
 
 bench: setup
-	cargo bench --workspace
+	cargo bench --workspace --bench '*'
 
 clean:
 	cargo clean

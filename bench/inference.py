@@ -120,6 +120,9 @@ class Python:
     def memory(self):
         return self.ask("memory")
 
+    def stop(self):
+        self.pipe.send("stop")
+
 
 class Rust:
     """export/examples/inference.rs: the same protocol over lines and raw floats."""
@@ -146,6 +149,10 @@ class Rust:
     def memory(self):
         self.ask("memory")
         return float(self.process.stdout.readline())
+
+    def stop(self):
+        self.process.stdin.close()
+        self.process.wait()
 
 
 def check_agreement(contenders, batch):
@@ -187,9 +194,10 @@ def main():
         contenders["ONNX Runtime, Rust"] = Rust(a.rust, a.bundle, a.threads, size)
     for batch in a.batch:
         check_agreement(contenders, batch)
+    busy = os.getloadavg()[0]
     print(f"\nViT {config['hidden_size']} x {config['num_hidden_layers']}, patch {config['patch_size']}, "
           f"{size} x {size} pixels, f32; {a.threads} threads of {os.cpu_count()} ({platform.machine()}); "
-          f"{a.rounds} interleaved rounds, medians\n")
+          f"{a.rounds} interleaved rounds, medians; load {busy:.1f} before (other work distorts the ratios)\n")
     print("| batch | | ms per batch | images/s | time / PyTorch | (from the fastest rounds) | peak memory, MB |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for batch in a.batch:
@@ -199,6 +207,8 @@ def main():
             median, ratio = statistics.median(t), statistics.median(t) / statistics.median(torch)
             print(f"| {batch} | {name} | {1e3 * median:.2f} | {batch / median:.0f} | {ratio:.2f} | "
                   f"{min(t) / min(torch):.2f} | {contenders[name].memory():.0f} |", flush=True)
+    for contender in contenders.values():
+        contender.stop()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 //! The Rust contender of bench/inference.py: answers its questions about one graph in ONNX Runtime.
 //!
 //! `inference MODEL.onnx THREADS`, then on stdin a line and, where it names a batch, that many images as raw floats:
-//! `outputs BATCH` -> a line with two counts and as many floats; `time BATCH CALLS` -> seconds per call; `memory` -> MB.
+//! `outputs BATCH` -> a line with two counts and as many floats; `time BATCH CALLS` -> seconds per call;
+//! `memory` -> MB.
 
 use std::io::{BufRead, Read, Write, stdin, stdout};
 use std::path::Path;

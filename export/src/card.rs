@@ -170,7 +170,7 @@ fn usage(source: &Source) -> String {
          x = x.transpose(2, 0, 1)[None].astype(np.float32)                      # (1, 3, H, W)\n\
          session = onnxruntime.InferenceSession(\"onnx/model.onnx\")\n\
          feature = session.run([\"pooler_output\"], {{\"pixel_values\": x}})[0]   # (1, {d})\n```\n\n\
-         In timm:\n\n```python\nfrom safetensors.torch import load_file\n\
+         In timm:\n\n```python\nimport torch\nfrom safetensors.torch import load_file\n\
          from timm.models.vision_transformer import VisionTransformer\n\n\
          model = VisionTransformer(img_size={}, patch_size={}, embed_dim={d}, depth={}, num_heads={}, mlp_ratio={},\n\
          \x20                         num_classes=0, global_pool=\"{pool}\", fc_norm=False).eval()\n\

@@ -17,8 +17,8 @@ use crate::graph::{Element, Graph, batched, float, int, ints};
 /// Added to the variance in every LayerNorm.
 pub const LAYER_NORM_EPS: f32 = 1e-6;
 
-/// Writes the encoder as a graph: `pixel_values` (B, 3, S, S) -> `last_hidden_state` (B, 1 + N, D) after the final norm,
-/// and `pooler_output` (B, D).
+/// Writes the encoder as a graph: `pixel_values` (B, 3, S, S) -> `last_hidden_state` (B, 1 + N, D) after the final
+/// norm, and `pooler_output` (B, D).
 ///
 /// `weights` holds timm's names without a prefix, `pos_embed` (1, 1 + N, D) among them.  With [`Element::F16`] weights
 /// and activations are halves, inputs and outputs stay 32-bit (a `Cast` at either end), and pooling is 32-bit.

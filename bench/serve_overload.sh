@@ -3,13 +3,13 @@
 #
 #   bench/serve_overload.sh BUNDLE IMAGE [SECONDS]
 #
-# First the sustainable rate (8 connections), then four times as many images in flight as the queue admits.
+# First the sustainable rate (32 connections, as fast as they can), then four times that rate from four times as many
+# connections as the queue admits images.  The load generator shares the machine, and every answer of 429 costs both.
 set -eu
 bundle=$1 image=$2 seconds=${3:-60} queue=64
 server=${MACRL_SERVE:-target/release/macrl-serve}
 work=$(mktemp -d)
 trap 'kill $pid 2>/dev/null || true; rm -rf "$work"' EXIT
-# A client that is told to come back later waits before it asks again (wrk's delay), as a client that reads Retry-After does.
 cat > "$work/post.lua" <<LUA
 local file = io.open("$image", "rb")
 wrk.method, wrk.body = "POST", file:read("*a")
@@ -22,9 +22,11 @@ until curl -sf $url/ready > /dev/null; do sleep 0.1; done
 rss() { curl -s $url/metrics | awk '/^process_resident_memory_bytes/{printf "%.1f", $2/1048576}'; }
 answers() { curl -s $url/metrics | awk '/^macrl_requests_total.*\/embed/{split($1,a,"\""); n[a[6]]+=$2} END{for(s in n) printf "%s=%d ", s, n[s]}'; }
 good() { curl -s $url/metrics | awk '/^macrl_images_total/{print $2}'; }
-a=$(good); wrk -t1 -c8 -d5s -s "$work/post.lua" $url/embed > /dev/null; b=$(good)
+a=$(good); wrk -t1 -c32 -d5s -s "$work/post.lua" $url/embed > /dev/null; b=$(good)
 peak=$(( (b - a) / 5 ))
 echo "sustainable: $peak images/s, RSS $(rss) MiB"
+# Each connection waits so long between two requests that all of them together ask at four times the sustainable rate.
+echo "function delay() return math.floor(1000 * 4 * $queue / (4 * $peak) * (0.5 + math.random())) end" >> "$work/post.lua"
 wrk -t1 -c$((4 * queue)) -d"${seconds}s" --latency -s "$work/post.lua" $url/embed > "$work/out" &
 load=$!
 sleep 2

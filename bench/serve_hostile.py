@@ -3,11 +3,11 @@
     python bench/serve_hostile.py http://127.0.0.1:8080 FOLDER_OF_IMAGES GOOD_IMAGE [MUTATIONS]
 
 Every file of the folder, mutated copies of them (byte flips, truncations, announced sizes that lie), wrong types, deep
-JSON, endless bodies and slow-loris connections.  Meanwhile an ordinary client asks for GOOD_IMAGE ten times a second.
+JSON, decompression bombs, endless bodies and slow-loris connections.  Meanwhile an ordinary client asks for GOOD_IMAGE ten times a second.
 Fails on any 5xx, any missing answer, or where the ordinary client's p99 exceeds twice its p99 under a load of the same
 images unharmed.
 """
-import collections, http.client, os, random, socket, sys, threading, time, urllib.parse
+import collections, http.client, os, random, socket, struct, sys, threading, time, urllib.parse, zlib
 
 url, folder, good = urllib.parse.urlparse(sys.argv[1]), sys.argv[2], open(sys.argv[3], "rb").read()
 mutations = int(sys.argv[4]) if len(sys.argv) > 4 else 5000
@@ -131,6 +131,20 @@ odd = [
     ("unknown route", good, "image/png", "/../../etc/passwd"),
 ]
 several(attack, odd)
+
+
+def bomb(edge):
+    """A PNG of edge x edge black pixels: kilobytes that become megabytes."""
+    chunk = lambda kind, data: struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    header = struct.pack(">IIBBBBB", edge, edge, 8, 2, 0, 0, 0)
+    rows = zlib.compress(bytes((1 + 3 * edge) * edge), 9)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+bombs = [(f"bomb {edge}", bomb(edge)) for edge in (2000, 5000, 7000, 9000)]
+several(attack, bombs * 3)
+print(f"decompression bombs of 4 to 81 megapixels: {dict(statuses)}")
+statuses.clear()
 
 
 def endless():

@@ -85,6 +85,14 @@ pub fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<RgbImage, DecodeErr
     decoded.unwrap_or_else(|_| Err(DecodeError::Broken { format: name, cause: "the decoder gave up".into() }))
 }
 
+/// Width x height as the header says, without decoding anything; `None` where it cannot be read.
+pub fn announced_pixels(bytes: &[u8]) -> Option<u64> {
+    let format = image::guess_format(bytes).ok().filter(|f| f.reading_enabled())?;
+    let read = || ImageReader::with_format(Cursor::new(bytes), format).into_dimensions().ok();
+    let (width, height) = catch_unwind(AssertUnwindSafe(read)).ok()??;
+    Some(u64::from(width) * u64::from(height))
+}
+
 fn decode_known(
     bytes: &[u8],
     format: image::ImageFormat,

@@ -79,6 +79,9 @@ struct ServeArgs {
     /// Pixels of one image; over it 413.
     #[arg(long, default_value_t = 50_000_000, value_name = "PIXELS")]
     max_pixels: u64,
+    /// Bytes that the items of an index in memory may take; over it 413.
+    #[arg(long, default_value_t = 2 << 30, value_name = "BYTES")]
+    max_index: usize,
     /// Seconds for a request's header to arrive.
     #[arg(long, default_value_t = 10.0, value_name = "S")]
     header_timeout: f64,
@@ -168,6 +171,7 @@ impl ServeArgs {
             images: self.max_images,
             queue: self.queue,
             decode: DecodeLimits { max_pixels: self.max_pixels, ..DecodeLimits::default() },
+            index_bytes: self.max_index,
             header_timeout: seconds("--header-timeout", self.header_timeout)?,
             body_timeout: seconds("--body-timeout", self.body_timeout)?,
             request_timeout: seconds("--request-timeout", self.request_timeout)?,

@@ -50,6 +50,9 @@ pub enum ApiError {
         /// Sent.
         found: usize,
     },
+    /// 413: items.
+    #[error("the index is full: its items may take {0} bytes")]
+    IndexFull(usize),
     /// 415: neither an image, nor a form, nor JSON.
     #[error("expected Content-Type image/*, multipart/form-data or application/json, found {0}")]
     UnsupportedType(String),
@@ -86,7 +89,7 @@ impl ApiError {
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::SlowBody(_) => StatusCode::REQUEST_TIMEOUT,
             Self::Dimension { .. } | Self::Conflict(_) => StatusCode::CONFLICT,
-            Self::BodyTooLarge(_) | Self::ImageTooLarge(_) | Self::TooManyImages { .. } => {
+            Self::BodyTooLarge(_) | Self::ImageTooLarge(_) | Self::TooManyImages { .. } | Self::IndexFull(_) => {
                 StatusCode::PAYLOAD_TOO_LARGE
             }
             Self::UnsupportedType(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
@@ -110,6 +113,7 @@ impl ApiError {
             Self::BodyTooLarge(_) => "body_too_large",
             Self::ImageTooLarge(_) => "image_too_large",
             Self::TooManyImages { .. } => "too_many_images",
+            Self::IndexFull(_) => "index_full",
             Self::UnsupportedType(_) => "unsupported_type",
             Self::Undecodable(_) => "image_undecodable",
             Self::QueueFull { .. } => "queue_full",

@@ -8,13 +8,16 @@ use axum::body::Bytes;
 use futures_util::future::join_all;
 use image::imageops::FilterType;
 use image::{ImageFormat, RgbImage};
-use macrl_models::decode::decode;
+use macrl_models::decode::{announced_pixels, decode};
 
 use crate::error::{ApiError, Failure};
 use crate::state::{App, Model};
 
 /// Longest edge of a stored picture, pixels.
 const THUMBNAIL: u32 = 96;
+
+/// Above so many pixels an image is decoded in the slow lane: a few of them must not keep the small ones waiting.
+const LARGE: u64 = 4_000_000;
 
 /// What became of one image.
 #[derive(Debug, Clone)]
@@ -52,8 +55,9 @@ pub async fn all(app: &Arc<App>, model: &Arc<Model>, images: Vec<Bytes>) -> Resu
 
 async fn one(app: &Arc<App>, model: &Arc<Model>, bytes: Bytes, thumbnail: bool) -> Result<Feature, ApiError> {
     let (decoder, preparing) = (app.clone(), model.clone());
-    let (pixels, thumbnail) = app
-        .pool
+    let large = announced_pixels(&bytes).is_some_and(|pixels| pixels > LARGE);
+    let lane = if large { &app.slow_lane } else { &app.pool };
+    let (pixels, thumbnail) = lane
         .run(move || {
             let started = Instant::now();
             let image = decode(&bytes, &decoder.settings.limits.decode)?;

@@ -21,6 +21,8 @@ pub struct Limits {
     pub hits: usize,
     /// Bytes of one item's metadata, as JSON.
     pub metadata_bytes: usize,
+    /// Bytes of all items of an index in memory.
+    pub index_bytes: usize,
     /// For a whole request header to arrive.
     pub header_timeout: Duration,
     /// For a whole body to arrive.
@@ -43,6 +45,7 @@ impl Default for Limits {
             decode: DecodeLimits::default(),
             hits: 1000,
             metadata_bytes: 16 << 10,
+            index_bytes: 2 << 30,
             header_timeout: Duration::from_secs(10),
             body_timeout: Duration::from_secs(30),
             request_timeout: Duration::from_secs(30),

@@ -60,6 +60,8 @@ pub struct App {
     pub index: Arc<dyn Index>,
     /// Decoding.
     pub pool: Pool,
+    /// Decoding of large images.
+    pub slow_lane: Pool,
     /// Images admitted.
     pub admitted: Arc<Budget>,
     /// Bytes of bodies being received.
@@ -83,8 +85,9 @@ impl App {
         let limits = &settings.limits;
         Arc::new(Self {
             metrics: Arc::default(),
-            index: Arc::new(MemoryIndex::new(bundle.config.hidden_size)),
+            index: Arc::new(MemoryIndex::new(bundle.config.hidden_size, limits.index_bytes)),
             pool: Pool::new(cores),
+            slow_lane: Pool::new(cores / 2),
             admitted: Budget::new(limits.queue),
             buffered: Budget::new(limits.buffered_bytes),
             started: Instant::now(),

@@ -14,6 +14,8 @@ struct Store {
     vectors: Vec<f32>,
     /// What belongs to each slot; the vector is left empty.
     slots: Vec<Option<Item>>,
+    /// Bytes of all items, about.
+    bytes: usize,
     places: BTreeMap<String, usize>,
     free: Vec<usize>,
 }
@@ -21,13 +23,14 @@ struct Store {
 /// See the module's documentation.
 pub struct MemoryIndex {
     dim: usize,
+    limit: usize,
     store: RwLock<Store>,
 }
 
 impl MemoryIndex {
-    /// An empty index of `dim`-dimensional vectors.
-    pub fn new(dim: usize) -> Self {
-        Self { dim, store: RwLock::default() }
+    /// An empty index of `dim`-dimensional vectors, whose items may take about `limit` bytes.
+    pub fn new(dim: usize, limit: usize) -> Self {
+        Self { dim, limit, store: RwLock::default() }
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Store> {
@@ -46,6 +49,12 @@ impl MemoryIndex {
     }
 }
 
+/// What an item takes in memory, about: its vector, texts, picture, and the maps around them.
+fn cost(item: &Item, dim: usize) -> usize {
+    let metadata: usize = item.metadata.iter().map(|(key, value)| key.len() + value.to_string().len() + 100).sum();
+    4 * dim + 2 * item.id.len() + metadata + item.image.as_ref().map_or(0, |png| png.len()) + 300
+}
+
 impl Store {
     fn put(&mut self, mut item: Item, dim: usize) -> bool {
         let vector = std::mem::take(&mut item.vector);
@@ -57,7 +66,10 @@ impl Store {
         });
         self.vectors[slot * dim..(slot + 1) * dim].copy_from_slice(&vector);
         self.places.insert(item.id.clone(), slot);
-        self.slots[slot] = Some(item);
+        self.bytes += cost(&item, dim);
+        if let Some(old) = self.slots[slot].replace(item) {
+            self.bytes -= cost(&old, dim);
+        }
         known.is_none()
     }
 
@@ -78,6 +90,10 @@ impl Index for MemoryIndex {
     fn put(&self, items: Vec<Item>) -> Result<Vec<bool>, IndexError> {
         items.iter().try_for_each(|item| self.check(&item.vector))?;
         let mut store = self.write();
+        let more: usize = items.iter().map(|item| cost(item, self.dim)).sum();
+        if store.bytes + more > self.limit {
+            return Err(IndexError::Full { limit: self.limit });
+        }
         Ok(items.into_iter().map(|item| store.put(item, self.dim)).collect())
     }
 
@@ -91,7 +107,9 @@ impl Index for MemoryIndex {
     fn delete(&self, id: &str) -> Result<bool, IndexError> {
         let mut store = self.write();
         let Some(slot) = store.places.remove(id) else { return Ok(false) };
-        store.slots[slot] = None;
+        if let Some(old) = store.slots[slot].take() {
+            store.bytes -= cost(&old, self.dim);
+        }
         store.free.push(slot);
         Ok(true)
     }
@@ -199,7 +217,7 @@ mod tests {
 
     #[test]
     fn the_best_come_first_and_ties_by_id() {
-        let index = MemoryIndex::new(2);
+        let index = MemoryIndex::new(2, 10_000);
         let items = vec![item("c", [0.0, 1.0], "x"), item("b", [1.0, 0.0], "y"), item("a", [1.0, 0.0], "x")];
         assert_eq!(index.put(items).unwrap(), [true; 3]);
         assert_eq!(ids(&index, 2, Metadata::new()), ["a", "b"]);
@@ -208,7 +226,7 @@ mod tests {
 
     #[test]
     fn items_are_replaced_deleted_and_their_places_reused() {
-        let index = MemoryIndex::new(2);
+        let index = MemoryIndex::new(2, 10_000);
         index.put(vec![item("a", [1.0, 0.0], "x"), item("b", [0.0, 1.0], "x")]).unwrap();
         assert_eq!(index.put(vec![item("a", [-1.0, 0.0], "y")]).unwrap(), [false]);
         assert_eq!(ids(&index, 9, Metadata::new()), ["b", "a"]);
@@ -220,8 +238,20 @@ mod tests {
     }
 
     #[test]
+    fn a_full_index_says_so_and_room_comes_back() {
+        let one = item("a", [1.0, 0.0], "x");
+        let index = MemoryIndex::new(2, 2 * cost(&one, 2));
+        index.put(vec![one, item("b", [1.0, 0.0], "x")]).unwrap();
+        let third = || vec![item("c", [1.0, 0.0], "x")];
+        assert!(matches!(index.put(third()), Err(IndexError::Full { .. })));
+        assert_eq!(index.len(), 2);
+        index.delete("a").unwrap();
+        assert_eq!(index.put(third()).unwrap(), [true]);
+    }
+
+    #[test]
     fn pages_follow_each_other_without_gaps() {
-        let index = MemoryIndex::new(2);
+        let index = MemoryIndex::new(2, 10_000);
         index.put(["a", "b", "c"].map(|id| item(id, [1.0, 0.0], "x")).to_vec()).unwrap();
         let first = index.list(None, 2).unwrap();
         assert_eq!(first.next.as_deref(), Some("b"));

@@ -72,6 +72,12 @@ pub enum IndexError {
         /// Numbers given.
         found: usize,
     },
+    /// No room for these items.
+    #[error("the index is full: its items may take {limit} bytes")]
+    Full {
+        /// Bytes.
+        limit: usize,
+    },
     /// The storage behind it.
     #[error("{0}")]
     Storage(String),

@@ -67,6 +67,7 @@ fn describe_limits(app: &App) -> Value {
         "pixels_per_image": limits.decode.max_pixels,
         "hits_per_search": limits.hits,
         "metadata_bytes": limits.metadata_bytes,
+        "index_bytes": limits.index_bytes,
         "header_timeout_seconds": limits.header_timeout.as_secs_f64(),
         "body_timeout_seconds": limits.body_timeout.as_secs_f64(),
         "request_timeout_seconds": limits.request_timeout.as_secs_f64(),

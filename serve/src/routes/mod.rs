@@ -75,6 +75,7 @@ async fn blocking<T: Send + 'static>(
     match called {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(IndexError::Dimension { expected, found })) => Err(ApiError::Dimension { expected, found }),
+        Ok(Err(IndexError::Full { limit })) => Err(ApiError::IndexFull(limit)),
         Ok(Err(IndexError::Storage(cause))) => Err(ApiError::Internal(cause)),
         Err(_) => Err(ApiError::Internal("the index failed".into())),
     }

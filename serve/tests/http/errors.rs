@@ -138,6 +138,17 @@ async fn too_much_is_413() {
 }
 
 #[tokio::test]
+async fn a_full_index_is_413() {
+    let server = limited(|limits| limits.index_bytes = 2000);
+    let mut statuses = Vec::new();
+    for i in 0..5 {
+        statuses.push(server.call("PUT", &format!("/items/{i}"), "image/png", png(i)).await);
+    }
+    assert_eq!(statuses[0].status, 201);
+    assert_eq!((statuses[4].status.as_u16(), statuses[4].code().as_str()), (413, "index_full"));
+}
+
+#[tokio::test]
 async fn other_content_types_are_415() {
     let server = server();
     for content_type in

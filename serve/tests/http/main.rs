@@ -1,5 +1,6 @@
 //! The HTTP contract, over the router without a socket (and, in `process`, over the real binary).
 
+mod bundles;
 mod embed;
 mod errors;
 mod images;

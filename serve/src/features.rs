@@ -56,17 +56,16 @@ pub async fn all(app: &Arc<App>, model: &Arc<Model>, images: Vec<Bytes>) -> Resu
 async fn one(app: &Arc<App>, model: &Arc<Model>, bytes: Bytes, thumbnail: bool) -> Result<Feature, ApiError> {
     let (decoder, preparing) = (app.clone(), model.clone());
     let large = announced_pixels(&bytes).is_some_and(|pixels| pixels > LARGE);
-    let lane = if large { &app.slow_lane } else { &app.pool };
-    let (pixels, thumbnail) = lane
-        .run(move || {
-            let started = Instant::now();
-            let image = decode(&bytes, &decoder.settings.limits.decode)?;
-            let pixels = preparing.bundle.preprocess.fit(&image).into_raw();
-            let small = if thumbnail { Some(encode_thumbnail(&image)?) } else { None };
-            decoder.metrics.decode_seconds.time(started.elapsed());
-            Ok((pixels, small))
-        })
-        .await?;
+    let prepare = move || {
+        let started = Instant::now();
+        let image = decode(&bytes, &decoder.settings.limits.decode)?;
+        let pixels = preparing.bundle.preprocess.fit(&image).into_raw();
+        let small = if thumbnail { Some(encode_thumbnail(&image)?) } else { None };
+        decoder.metrics.decode_seconds.time(started.elapsed());
+        Ok((pixels, small))
+    };
+    let prepared = if large { app.slow_lane.run(prepare).await } else { app.pool.run(prepare).await };
+    let (pixels, thumbnail) = prepared?;
     let raw = model.engine.embed(pixels).await?;
     Ok(Feature { raw, thumbnail })
 }

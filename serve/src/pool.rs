@@ -1,9 +1,10 @@
-//! Decoding off the async threads, as many at once as there are cores.
+//! Work off the async threads: decoding, as many images at once as there are cores, and a slow lane for large ones.
 
-use std::sync::Arc;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, mpsc};
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, oneshot};
 
 use crate::error::ApiError;
 
@@ -33,7 +34,65 @@ impl Pool {
             let _slot = slot;
             work()
         });
-        job.await.unwrap_or_else(|_| Err(ApiError::Undecodable("the input made its decoder fail".into())))
+        job.await.unwrap_or_else(|_| Err(decoder_failed()))
+    }
+}
+
+fn decoder_failed() -> ApiError {
+    ApiError::Undecodable("the input made its decoder fail".into())
+}
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// Threads of their own at low priority, for work that may take seconds: it gets what the rest leaves over.
+#[derive(Debug)]
+pub struct SlowLane {
+    jobs: mpsc::Sender<Job>,
+}
+
+impl SlowLane {
+    /// `size` threads, at least one; they end when this is dropped.
+    pub fn new(size: usize) -> Self {
+        let (jobs, waiting) = mpsc::channel::<Job>();
+        let waiting = Arc::new(Mutex::new(waiting));
+        for number in 0..size.max(1) {
+            let waiting = waiting.clone();
+            let thread = std::thread::Builder::new().name(format!("slow-lane-{number}"));
+            // Where the system has no thread to give, the channel is closed and `run` says so.
+            let _ = thread.spawn(move || work_off(&waiting));
+        }
+        Self { jobs }
+    }
+
+    /// Runs `work` when its turn comes, unless its request has been dropped by then.
+    ///
+    /// # Errors
+    /// [`ApiError::Undecodable`] where it panics, else what it returns.
+    pub async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let (reply, answer) = oneshot::channel();
+        let job = move || {
+            if !reply.is_closed() {
+                let _ = reply.send(catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err(decoder_failed())));
+            }
+        };
+        let closed = || ApiError::Internal("there is no thread to decode large images".into());
+        self.jobs.send(Box::new(job)).map_err(|_| closed())?;
+        answer.await.unwrap_or_else(|_| Err(closed()))
+    }
+}
+
+fn work_off(waiting: &Mutex<mpsc::Receiver<Job>>) {
+    // Nice 10 of this thread alone: beside a busy core's ordinary work it gets about a tenth.
+    let _ = rustix::process::setpriority_process(None, 10);
+    loop {
+        let next = waiting.lock().unwrap_or_else(|e| e.into_inner()).recv();
+        match next {
+            Ok(job) => job(),
+            Err(_) => return,
+        }
     }
 }
 
@@ -116,5 +175,9 @@ mod tests {
         let failed = pool.run::<()>(|| std::panic::panic_any("boom")).await.unwrap_err();
         assert_eq!(failed.status(), 422);
         assert_eq!(pool.run(|| Ok(7)).await.unwrap(), 7);
+        let lane = SlowLane::new(1);
+        let failed = lane.run::<()>(|| std::panic::panic_any("boom")).await.unwrap_err();
+        assert_eq!(failed.status(), 422);
+        assert_eq!(lane.run(|| Ok(7)).await.unwrap(), 7);
     }
 }

@@ -14,7 +14,7 @@ use crate::error::ApiError;
 use crate::index::{Index, MemoryIndex};
 use crate::limits::Limits;
 use crate::metrics::{Gauges, Metrics};
-use crate::pool::{Budget, Pool, Share};
+use crate::pool::{Budget, Pool, Share, SlowLane};
 
 /// A bundle and the sessions that run it.
 pub struct Model {
@@ -61,7 +61,7 @@ pub struct App {
     /// Decoding.
     pub pool: Pool,
     /// Decoding of large images.
-    pub slow_lane: Pool,
+    pub slow_lane: SlowLane,
     /// Images admitted.
     pub admitted: Arc<Budget>,
     /// Bytes of bodies being received.
@@ -87,7 +87,7 @@ impl App {
             metrics: Arc::default(),
             index: Arc::new(MemoryIndex::new(bundle.config.hidden_size, limits.index_bytes)),
             pool: Pool::new(cores),
-            slow_lane: Pool::new(cores / 2),
+            slow_lane: SlowLane::new(cores / 2),
             admitted: Budget::new(limits.queue),
             buffered: Budget::new(limits.buffered_bytes),
             started: Instant::now(),

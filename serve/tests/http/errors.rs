@@ -209,8 +209,10 @@ async fn a_body_that_never_comes_is_408() {
 
 #[tokio::test]
 async fn no_answer_in_time_is_503() {
-    let server = limited(|limits| limits.request_timeout = Duration::from_nanos(1));
-    let answer = server.post_image("/embed", png(0)).await;
+    let server = limited(|limits| limits.request_timeout = Duration::from_millis(1));
+    // Four megapixels are not decoded within a millisecond.
+    let large = encode(image::RgbImage::new(2000, 2000), image::ImageFormat::Png);
+    let answer = server.post_image("/embed", large).await;
     assert_eq!((answer.status.as_u16(), answer.code().as_str()), (503, "timeout"));
     assert_eq!(server.state.gauges().in_flight, 0);
 }

@@ -3,11 +3,11 @@
     python bench/serve_hostile.py http://127.0.0.1:8080 FOLDER_OF_IMAGES GOOD_IMAGE [MUTATIONS]
 
 Every file of the folder, mutated copies of them (byte flips, truncations, announced sizes that lie), wrong types, deep
-JSON, decompression bombs, endless bodies and slow-loris connections.  Meanwhile an ordinary client asks for GOOD_IMAGE ten times a second.
+JSON, decompression bombs, endless bodies and slow-loris connections.  Meanwhile an ordinary client asks for GOOD_IMAGE up to fifty times a second.
 Fails on any 5xx, any missing answer, or where the ordinary client's p99 exceeds twice its p99 under a load of the same
 images unharmed.
 """
-import collections, http.client, os, random, socket, struct, sys, threading, time, urllib.parse, zlib
+import collections, http.client, multiprocessing, os, random, socket, struct, sys, threading, time, urllib.parse, zlib
 
 url, folder, good = urllib.parse.urlparse(sys.argv[1]), sys.argv[2], open(sys.argv[3], "rb").read()
 mutations = int(sys.argv[4]) if len(sys.argv) > 4 else 5000
@@ -50,28 +50,35 @@ def mutate(data, rng):
     return bytes(data)
 
 
-class Ordinary(threading.Thread):
-    """A client with good images; `times` in seconds."""
+def ask_now_and_then(stop, results):
+    connection = http.client.HTTPConnection(host, port, timeout=60)
+    times, wrong = [], []
+    while not stop.is_set():
+        since = time.perf_counter()
+        status, _ = post(good, connection=connection)
+        times.append(time.perf_counter() - since)
+        if status != 200:
+            wrong.append(status)
+        time.sleep(0.02)
+    results.put((times, wrong))
+
+
+class Ordinary:
+    """A client with a good image, in a process of its own: the attackers' interpreter must not slow it down."""
 
     def __init__(self):
-        super().__init__(daemon=True)
-        self.times, self.going = [], True
+        self.stop, self.results = multiprocessing.Event(), multiprocessing.Queue()
+        self.process = multiprocessing.Process(target=ask_now_and_then, args=(self.stop, self.results), daemon=True)
 
-    def run(self):
-        connection = http.client.HTTPConnection(host, port, timeout=60)
-        while self.going:
-            since = time.perf_counter()
-            status, _ = post(good, connection=connection)
-            self.times.append(time.perf_counter() - since)
-            if status != 200:
-                faults.append(f"ordinary client: {status}")
-            time.sleep(0.1)
+    def start(self):
+        self.process.start()
 
     def p99(self):
-        self.going = False
-        self.join()
-        ordered = sorted(self.times)
-        return ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))]
+        self.stop.set()
+        times, wrong = self.results.get()
+        faults.extend(f"ordinary client: {status}" for status in wrong)
+        times.sort()
+        return times[min(len(times) - 1, int(0.99 * len(times)))]
 
 
 def several(work, items, threads=4):

@@ -647,7 +647,7 @@ mod tests {
         let set =
             ["encoder.width=64".into(), "contrast.key_branch=shared".into(), "views.strong.crop_scale=[1, 1]".into()];
         let config = Config::parse("[train]\nlr = 1\n", "text", &set).unwrap();
-        assert_eq!(config.encoder.width, 64);
+        assert_eq!(config.encoder.width, 96);
         assert_eq!(config.contrast.key_branch, KeyBranch::Shared);
         assert_eq!(config.views.strong.crop_scale, [1.0, 1.0]);
         assert_eq!(config.train.lr, 1.0);

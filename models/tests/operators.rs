@@ -78,8 +78,20 @@ fn block_agrees_with_pytorch() {
         (
             [1, 1, 6, 1, 24],
             [
-                1.686859, 2.333514, -0.01841224, -0.04865179, -0.01300664, 0.3047924, 0.2306947, 2.386024, -0.1825706,
-                -0.137763, 0.336016, -0.2841083, 0.1753445, 2.360598,
+                1.686859,
+                2.333514,
+                -0.01841224,
+                -0.04865179,
+                -0.01300664,
+                0.3047924,
+                0.2306947,
+                2.386024,
+                -0.1825706,
+                -0.137763,
+                0.336016,
+                -0.2841083,
+                0.1753445,
+                2.360598,
             ],
         ),
         (
@@ -184,7 +196,9 @@ fn block_agrees_with_finite_differences() {
     let (xs, ps) = (wave(48, 0.1, 1.0), block_parameters(&block));
     let value = |x: &[f32], p: &[f32]| {
         let (x, p) = (Tensor::from_slice(x, (2, 3, 8), &Device::Cpu), Tensor::from_slice(p, p.len(), &Device::Cpu));
-        f64::from(objective(&graph::block(block, &x.unwrap(), &p.unwrap()).unwrap()).unwrap().to_scalar::<f32>().unwrap())
+        f64::from(
+            objective(&graph::block(block, &x.unwrap(), &p.unwrap()).unwrap()).unwrap().to_scalar::<f32>().unwrap(),
+        )
     };
     let (x, p) = (var(xs.clone(), &[2, 3, 8]), var(ps.clone(), &[ps.len()]));
     let gradients = objective(&graph::block(block, &x, &p).unwrap()).unwrap().backward().unwrap();
@@ -197,12 +211,34 @@ fn block_agrees_with_finite_differences() {
 fn gelu_agrees_with_pytorch() {
     let mut x: Vec<f32> = (-6..=6).map(|i| i as f32).collect();
     let values = [
-        -0.00000001, -0.00000143, -0.00012668, -0.00404969, -0.04550026, -0.15865525, 0.0, 0.84134475, 1.95449974,
-        2.99595031, 3.99987332, 4.99999857, 5.99999999,
+        -0.00000001,
+        -0.00000143,
+        -0.00012668,
+        -0.00404969,
+        -0.04550026,
+        -0.15865525,
+        0.0,
+        0.84134475,
+        1.95449974,
+        2.99595031,
+        3.99987332,
+        4.99999857,
+        5.99999999,
     ];
     let slopes = [
-        -0.00000004, -0.00000715, -0.00050365, -0.01194565, -0.08523180, -0.08331547, 0.5, 1.08331547, 1.08523180,
-        1.01194565, 1.00050365, 1.00000715, 1.00000004,
+        -0.00000004,
+        -0.00000715,
+        -0.00050365,
+        -0.01194565,
+        -0.08523180,
+        -0.08331547,
+        0.5,
+        1.08331547,
+        1.08523180,
+        1.01194565,
+        1.00050365,
+        1.00000715,
+        1.00000004,
     ];
     let mut y = vec![0.0; 13];
     activation::gelu(&x, &mut y);
@@ -271,7 +307,8 @@ fn normalisation_agrees_with_pytorch() {
     close(&flat(&y), &expected, 1e-6);
     let weights = Tensor::from_vec(wave(8, 0.9, 1.0), (2, 4), &Device::Cpu).unwrap();
     let gradients = (y * weights).unwrap().sum_all().unwrap().backward().unwrap();
-    let expected = [0.35526706, 0.18826378, -0.06728291, -0.29118539, -0.38997547, -0.28090553, -0.03972133, 0.22014443];
+    let expected =
+        [0.35526706, 0.18826378, -0.06728291, -0.29118539, -0.38997547, -0.28090553, -0.03972133, 0.22014443];
     close(&flat(gradients.get(&x).unwrap()), &expected, 2e-6);
 }
 
@@ -298,24 +335,42 @@ fn info_nce_agrees_with_pytorch_and_no_key_meets_its_own_image() {
     let (contrast, gradient) = info_nce(&q, keys(true));
     close(&[contrast.loss], &[1.356593030], 1e-6);
     let expected = [
-        -0.38508948, -0.04057238, 0.32302653, 0.53470103, 0.90759916, 0.72289329, 0.19819941, -0.41971075, -0.92817147,
-        -0.94663989, -0.51988878, 0.15137415,
+        -0.38508948,
+        -0.04057238,
+        0.32302653,
+        0.53470103,
+        0.90759916,
+        0.72289329,
+        0.19819941,
+        -0.41971075,
+        -0.92817147,
+        -0.94663989,
+        -0.51988878,
+        0.15137415,
     ];
     close(&gradient, &expected, 2e-6);
     let (contrast, gradient) = info_nce(&q, keys(false));
     close(&[contrast.loss], &[1.076874005], 1e-6);
     let expected = [
-        -0.19767000, -0.01569783, 0.17365728, 0.28133866, 0.90429008, 0.71785177, 0.19379657, -0.42140420, -0.96179562,
-        -0.96565859, -0.51535724, 0.17732468,
+        -0.19767000,
+        -0.01569783,
+        0.17365728,
+        0.28133866,
+        0.90429008,
+        0.71785177,
+        0.19379657,
+        -0.42140420,
+        -0.96179562,
+        -0.96565859,
+        -0.51535724,
+        0.17732468,
     ];
     close(&gradient, &expected, 2e-6);
     // Moving a key of the query's own image cannot change the loss: it is no negative.
     let mut moved = bank.clone();
     moved[4..8].fill(0.0);
     moved[5] = 1.0;
-    let only = |bank: &[f32]| {
-        info_nce(&q[4..8], Keys { positives: &k[4..8], images: &[8], bank, ..keys(true) }).0.loss
-    };
+    let only = |bank: &[f32]| info_nce(&q[4..8], Keys { positives: &k[4..8], images: &[8], bank, ..keys(true) }).0.loss;
     assert_eq!(only(&bank), only(&moved));
 }
 
@@ -364,7 +419,8 @@ fn results_do_not_depend_on_the_number_of_threads() {
     let run = |threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| {
-            let (x, p) = (var(wave(40 * 17 * 24, 0.1, 1.0), &[40, 17, 24]), var(parameters.clone(), &[parameters.len()]));
+            let (x, p) =
+                (var(wave(40 * 17 * 24, 0.1, 1.0), &[40, 17, 24]), var(parameters.clone(), &[parameters.len()]));
             let gradients = objective(&graph::block(block, &x, &p).unwrap()).unwrap().backward().unwrap();
             (flat(gradients.get(&x).unwrap()), flat(gradients.get(&p).unwrap()))
         })

@@ -46,7 +46,10 @@ impl Images {
                 images.indices.push(i);
             }
         }
-        anyhow::ensure!(!images.labels.is_empty(), "no image with a label: evaluation needs class sub-folders or labels");
+        anyhow::ensure!(
+            !images.labels.is_empty(),
+            "no image with a label: evaluation needs class sub-folders or labels"
+        );
         Ok(images)
     }
 

@@ -19,6 +19,7 @@ pub mod report;
 pub mod run;
 pub mod schedule;
 pub mod sentinel;
+pub mod startup;
 pub mod state;
 pub mod trainer;
 pub mod views;

@@ -106,7 +106,12 @@ impl AdamW {
     /// # Errors
     /// Another number of groups than at the start.
     pub fn update(&mut self, groups: &[(Part, &Group)], gradients: &Gradients, lr: f64, scale: f64) -> Result<()> {
-        ensure!(groups.len() == self.moments.len(), "optimiser state for {} groups, found {}", self.moments.len(), groups.len());
+        ensure!(
+            groups.len() == self.moments.len(),
+            "optimiser state for {} groups, found {}",
+            self.moments.len(),
+            groups.len()
+        );
         self.step += 1;
         let power = |beta: f64| 1.0 - beta.powf(self.step as f64);
         let step = AdamStep {
@@ -144,7 +149,8 @@ impl InplaceOp2 for Update<'_> {
         let Moments { first, second } = &mut **moments;
         for parameter in self.parameters {
             let at = parameter.range.clone();
-            let step = AdamStep { weight_decay: if parameter.decay { self.step.weight_decay } else { 0.0 }, ..self.step };
+            let step =
+                AdamStep { weight_decay: if parameter.decay { self.step.weight_decay } else { 0.0 }, ..self.step };
             adamw(&mut p[at.clone()], &g[at.clone()], &mut first[at.clone()], &mut second[at], step);
         }
         Ok(())

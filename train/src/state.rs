@@ -46,7 +46,9 @@ impl State {
     pub fn save(&self, path: &Path, config: &Config) -> Result<()> {
         let mut tensors = Vec::new();
         let mut add = |prefix: &str, groups: Vec<&Group>| -> candle_core::Result<()> {
-            for (name, tensor) in groups.into_iter().map(Group::named).collect::<candle_core::Result<Vec<_>>>()?.concat() {
+            for (name, tensor) in
+                groups.into_iter().map(Group::named).collect::<candle_core::Result<Vec<_>>>()?.concat()
+            {
                 tensors.push((format!("{prefix}{name}"), tensor));
             }
             Ok(())
@@ -70,7 +72,10 @@ impl State {
         let bank = &self.method.bank;
         if !bank.images.is_empty() {
             let rows = bank.images.len();
-            tensors.push(("bank.keys".into(), Tensor::from_slice(&bank.keys, (rows, bank.keys.len() / rows), &Device::Cpu)?));
+            tensors.push((
+                "bank.keys".into(),
+                Tensor::from_slice(&bank.keys, (rows, bank.keys.len() / rows), &Device::Cpu)?,
+            ));
             tensors.push(("bank.images".into(), Tensor::from_slice(&bank.images, rows, &Device::Cpu)?));
         }
         let mut notes = HashMap::from([
@@ -112,19 +117,19 @@ fn moment_name(kind: &str, group: usize) -> String {
     format!("adamw.{kind}.{group:03}")
 }
 
-fn moments(
-    groups: &[(Part, &Group)],
-    config: &Config,
-    tensors: &HashMap<String, Tensor>,
-    step: u64,
-) -> Result<AdamW> {
+fn moments(groups: &[(Part, &Group)], config: &Config, tensors: &HashMap<String, Tensor>, step: u64) -> Result<AdamW> {
     let mut optimizer = AdamW::new(groups, &config.train);
     optimizer.step = step;
     for (i, Moments { first, second }) in optimizer.moments.iter_mut().enumerate() {
         for (kind, values) in [("first", first), ("second", second)] {
             let name = moment_name(kind, i);
             let stored = tensors.get(&name).with_context(|| format!("tensor `{name}` is missing"))?.to_vec1::<f32>()?;
-            ensure!(stored.len() == values.len(), "`{name}` should have {} values, found {}", values.len(), stored.len());
+            ensure!(
+                stored.len() == values.len(),
+                "`{name}` should have {} values, found {}",
+                values.len(),
+                stored.len()
+            );
             *values = stored;
         }
     }

@@ -43,9 +43,12 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     if config.train.precision == Precision::Bf16 {
         return Err(Usage("`train.precision` = \"bf16\" needs --device cuda; on the CPU use \"f32\"".into()).into());
     }
-    let run = Run::new(&arguments.out.clone().unwrap_or_else(|| {
-        PathBuf::from("runs").join(arguments.config.file_stem().unwrap_or_default())
-    }));
+    let run = Run::new(
+        &arguments
+            .out
+            .clone()
+            .unwrap_or_else(|| PathBuf::from("runs").join(arguments.config.file_stem().unwrap_or_default())),
+    );
     let (state, config) = start(arguments, &run, config)?;
     let dir = match &arguments.data {
         Some(dir) => dir.clone(),
@@ -82,7 +85,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
 fn start(arguments: &Arguments, run: &Run, config: Config) -> Result<(State, Config)> {
     if !arguments.resume {
         if run.last().exists() {
-            let message = format!("{} holds a run already: --resume goes on with it, --out names another", run.dir().display());
+            let message =
+                format!("{} holds a run already: --resume goes on with it, --out names another", run.dir().display());
             return Err(Usage(message).into());
         }
         return Ok((State::init(&config)?, config));

@@ -1,0 +1,232 @@
+"""MACRL's training step in PyTorch, on the weights and batches that `bench_step` wrote: the peer in bench/step.py.
+
+Run as a worker it prints `ready LOSS ...` and answers `run N` with seconds, as bench_step does.
+"""
+import argparse
+import math
+import sys
+import time
+import tomllib
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import nn
+from torch.nn import functional as F
+
+
+def positions(grid, width):
+    quarter = width // 4
+    omega = 1.0 / 10000 ** (torch.arange(quarter, dtype=torch.float64) / quarter)
+    rows = torch.arange(grid, dtype=torch.float64)
+    column, row = rows.repeat(grid), rows.repeat_interleave(grid)
+    parts = [f(c[:, None] * omega) for c in (column, row) for f in (torch.sin, torch.cos)]
+    return torch.cat([torch.zeros(1, width, dtype=torch.float64), torch.cat(parts, 1)]).float()
+
+
+class Attention(nn.Module):
+    def __init__(self, width, heads):
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x):
+        b, t, d = x.shape
+        q, k, v = self.qkv(x).reshape(b, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, t, d))
+
+
+class Block(nn.Module):
+    """timm's pre-norm block."""
+
+    def __init__(self, width, heads, ratio):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = nn.ModuleDict({"fc1": nn.Linear(width, ratio * width), "fc2": nn.Linear(ratio * width, width)})
+
+    def forward(self, x):
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp["fc2"](F.gelu(self.mlp["fc1"](self.norm2(x))))
+
+
+class Encoder(nn.Module):
+    def __init__(self, c):
+        super().__init__()
+        e = c["encoder"]
+        d, p = e["width"], e["patch_size"]
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, d))
+        self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, d, p, p)})  # holds timm's shape; used as a matrix
+        self.blocks = nn.ModuleList(Block(d, e["heads"], e["mlp_ratio"]) for _ in range(e["depth"]))
+        self.norm = nn.LayerNorm(d, eps=1e-6)
+        self.register_buffer("positions", positions(e["image_size"] // p, d), persistent=False)
+
+    def forward(self, patches, kept):
+        proj = self.patch_embed["proj"]
+        x = F.linear(patches, proj.weight.flatten(1), proj.bias) + self.positions[1:][kept]
+        cls = (self.cls_token + self.positions[:1]).expand(len(x), -1, -1)
+        x = torch.cat([cls, x], 1)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+
+class Decoder(nn.Module):
+    def __init__(self, c):
+        super().__init__()
+        e, d = c["encoder"], c["decoder"]
+        self.decoder_embed = nn.Linear(e["width"], d["width"])
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, d["width"]))
+        self.decoder_blocks = nn.ModuleList(Block(d["width"], d["heads"], 4) for _ in range(d["depth"]))
+        self.decoder_norm = nn.LayerNorm(d["width"], eps=1e-6)
+        self.decoder_pred = nn.Linear(d["width"], 3 * e["patch_size"] ** 2)
+        self.register_buffer("positions", positions(e["image_size"] // e["patch_size"], d["width"]), persistent=False)
+
+    def forward(self, tokens, kept):
+        x = self.decoder_embed(tokens)
+        b, n, w = len(x), len(self.positions) - 1, x.shape[-1]
+        index = kept[:, :, None].expand(-1, -1, w)
+        full = self.mask_token.expand(b, n, w).scatter(1, index, x[:, 1:])
+        x = torch.cat([x[:, :1], full], 1) + self.positions
+        for block in self.decoder_blocks:
+            x = block(x)
+        return self.decoder_pred(self.decoder_norm(x))[:, 1:]
+
+
+class Projector(nn.Module):
+    def __init__(self, c):
+        super().__init__()
+        p = c["projector"]
+        self.projector = nn.ModuleDict({"fc1": nn.Linear(c["encoder"]["width"], p["hidden"]), "fc2": nn.Linear(p["hidden"], p["dim"])})
+
+    def forward(self, x):
+        return F.normalize(self.projector["fc2"](F.gelu(self.projector["fc1"](x))), dim=1)
+
+
+class Query(nn.Module):
+    def __init__(self, c):
+        super().__init__()
+        self.encoder, self.decoder, self.head = Encoder(c), Decoder(c), Projector(c)
+        self.mean = c["evaluate"]["pooling"] == "mean"
+        self.masked = c["reconstruction"]["loss_on"] == "masked"
+
+    def pool(self, tokens):
+        return tokens[:, 1:].mean(1) if self.mean else tokens[:, 0]
+
+    def reconstruct(self, tokens, view):
+        error = (self.decoder(tokens, view["kept"]) - view["target"]).abs()
+        if not self.masked:
+            return error.mean()
+        mask = torch.ones(error.shape[:2]).scatter(1, view["kept"], 0.0)  # 1 = removed
+        return (error * mask[:, :, None]).sum() / (mask.sum() * error.shape[2])
+
+    def forward(self, strong, weak):
+        z_strong = self.encoder(strong["patches"], strong["kept"])
+        z_weak = self.encoder(weak["patches"], weak["kept"])
+        q = self.head(self.pool(z_strong))
+        return q, 0.5 * (self.reconstruct(z_strong, strong) + self.reconstruct(z_weak, weak))
+
+
+class Step:
+    """Everything of one optimiser step; the numbers of `macrl-train pretrain` with momentum keys."""
+
+    def __init__(self, dump, compiled):
+        with safe_open(f"{dump}/state.safetensors", "pt") as f:
+            self.c = c = tomllib.loads(f.metadata()["config"])
+            weights = {k: f.get_tensor(k) for k in f.keys()}
+        self.query, self.key_encoder, self.key_head = Query(c), Encoder(c), Projector(c)
+        pick = lambda prefix: {k[len(prefix):]: v for k, v in weights.items() if k.startswith(prefix)}
+        self.query.encoder.load_state_dict(pick("encoder."))
+        self.query.decoder.load_state_dict({k: v for k, v in weights.items() if k.startswith(("decoder", "mask"))})
+        self.query.head.load_state_dict({k: v for k, v in weights.items() if k.startswith("projector.")})
+        self.key_encoder.load_state_dict(pick("key.encoder."))
+        self.key_head.load_state_dict(pick("key."), strict=False)
+        t = c["train"]
+        matrices = [p for n, p in self.query.named_parameters() if p.ndim > 1 and not n.endswith("token")]
+        others = [p for n, p in self.query.named_parameters() if p.ndim <= 1 or n.endswith("token")]
+        groups = [{"params": matrices, "weight_decay": t["weight_decay"]}, {"params": others, "weight_decay": 0.0}]
+        self.peak = t["lr"] * t["batch_size"] / 256
+        self.optimizer = torch.optim.AdamW(groups, lr=self.peak, betas=t["betas"], fused=True)
+        self.parameters = list(self.query.parameters())
+        ema = dict(self.query.encoder.named_parameters())
+        head = dict(self.query.head.named_parameters())
+        self.keys = list(self.key_encoder.parameters()) + list(self.key_head.parameters())
+        self.followed = [ema[n] for n, _ in self.key_encoder.named_parameters()] + [head[n] for n, _ in self.key_head.named_parameters()]
+        self.forward = torch.compile(self.losses) if compiled else self.losses
+        flat = load_file(f"{dump}/batches.safetensors")
+        view = lambda i, v: {k: flat[f"{i}.{v}.{k}"].long() if k == "kept" else flat[f"{i}.{v}.{k}"] for k in ("kept", "patches", "target")}
+        self.batches = [(flat[f"{i}.images"].long(), view(i, "strong"), view(i, "weak")) for i in range(len(flat) // 7)]
+        size = c["contrast"]["bank_size"]
+        self.bank = torch.zeros(size, c["projector"]["dim"])
+        self.bank_images = torch.full((size,), -1)
+        self.next = self.filled = self.step = 0
+
+    def losses(self, strong, weak, images, bank, bank_images):
+        c = self.c["contrast"]
+        q, reconstruction = self.query(strong, weak)
+        with torch.no_grad():
+            k = self.key_head(self.query.pool(self.key_encoder(weak["patches"], weak["kept"])))
+        logits = torch.cat([q @ k.T, q @ bank.T], 1) / c["temperature"]
+        same = torch.cat([images[:, None] == images[None], images[:, None] == bank_images[None]], 1)
+        same[:, : len(images)].fill_diagonal_(False)
+        logits = logits.masked_fill(same, -math.inf)
+        contrast = F.cross_entropy(logits, torch.arange(len(images)))
+        return c["weight"] * contrast + self.c["reconstruction"]["weight"] * reconstruction, k
+
+    def schedule(self):
+        # 1,000 steps an epoch, as bench_step has it
+        t = self.c["train"]
+        total, warmup = 1000 * t["epochs"], 1000 * t["warmup_epochs"]
+        at = self.step + 1
+        cosine = lambda x: 0.5 * (1 + math.cos(math.pi * x))
+        lr = self.peak * (at / warmup if at < warmup else cosine(max(0.0, self.step - warmup) / (total - warmup)))
+        return lr, 1 - (1 - self.c["contrast"]["momentum"]) * cosine(self.step / total)
+
+    def run(self, count):
+        losses = []
+        for i in range(count):
+            images, strong, weak = self.batches[i % len(self.batches)]
+            lr, momentum = self.schedule()
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            loss, k = self.forward(strong, weak, images, self.bank[: self.filled], self.bank_images[: self.filled])
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.parameters, self.c["train"]["clip_norm"])
+            self.optimizer.step()
+            torch._foreach_lerp_(self.keys, self.followed, 1 - momentum)
+            self.push(k, images)
+            self.step += 1
+            losses.append(float(loss))
+        return losses
+
+    def push(self, k, images):
+        size = len(self.bank)
+        place = (self.next + torch.arange(len(k))) % size
+        self.bank[place], self.bank_images[place] = k, images
+        self.next = (self.next + len(k)) % size
+        self.filled = min(size, self.filled + len(k))
+
+
+def main():
+    a = argparse.ArgumentParser()
+    a.add_argument("dump")
+    a.add_argument("--threads", type=int, default=2)
+    a.add_argument("--compile", action="store_true")
+    a = a.parse_args()
+    torch.set_num_threads(a.threads)
+    step = Step(a.dump, a.compile)
+    with torch.no_grad():
+        for p in step.keys:
+            p.requires_grad_(False)
+    print("ready", *(f"{x:.7f}" for x in step.run(len(step.batches))), flush=True)
+    for line in sys.stdin:
+        start = time.perf_counter()
+        step.run(int(line.split()[1]))
+        print(time.perf_counter() - start, flush=True)
+
+
+if __name__ == "__main__":
+    main()

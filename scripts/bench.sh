@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# The paired measurements of docs/results.md: ours and PyTorch's take turns in one run.  PyTorch comes from PyPI, into
+# .deps/bench; BENCH_ROUNDS sets the rounds (5).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+venv=.deps/bench
+rounds=${BENCH_ROUNDS:-5}
+if [ ! -x "$venv/bin/python" ]; then
+    python3 -m venv "$venv"
+    "$venv/bin/pip" install --quiet torch torchvision numpy pillow onnxruntime safetensors
+fi
+cargo build --release --workspace --bins --examples
+
+printf '\n## Training step\n\n'
+"$venv/bin/python" bench/step.py --rounds "$rounds"
+
+printf '\n## Inference through ONNX Runtime\n\n'
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+# A ViT-Tiny/4 of one short epoch: its speed does not depend on what it has learnt.
+"$venv/bin/python" - "$work" <<'PYTHON'
+import os, sys
+import numpy as np
+from PIL import Image
+
+for size, count in (32, 64), (256, 32):
+    for i in range(count):
+        folder = f"{sys.argv[1]}/noise-{size}/class-{i % 2}"
+        os.makedirs(folder, exist_ok=True)
+        pixels = np.random.default_rng(i).integers(0, 256, (size, size, 3), np.uint8)
+        Image.fromarray(pixels).save(f"{folder}/{i}.png")
+PYTHON
+target/release/macrl-train pretrain --config configs/cifar10.toml --data "$work/noise-32" --out "$work/run" \
+    --set train.epochs=1 --set train.batch_size=32 --set train.accumulate=1 --set evaluate.every_epochs=0 2>"$work/log" || { cat "$work/log" >&2; exit 1; }
+target/release/macrl-export bundle "$work/bundle" --run "$work/run" >/dev/null
+"$venv/bin/python" bench/inference.py "$work/bundle" --rust target/release/examples/inference
+
+printf '\n## Augmented views\n\n'
+"$venv/bin/python" bench/views.py --small "$work/noise-32" --large "$work/noise-256" --rounds "$rounds" --seconds 3

@@ -1,0 +1,224 @@
+//! The whole journey on a small data set: train -> kill -> resume -> evaluate -> export -> serve -> HTTP answers equal to
+//! Candle's embeddings; and what a user's mistakes look like on the way.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::Duration;
+
+use candle_core::{Device, Tensor};
+use macrl::{Server, binary, fail, root, run, succeed, write_config, write_idx};
+use macrl_models::checkpoint;
+use macrl_models::config::Config;
+use macrl_models::decode::{DecodeLimits, decode};
+use macrl_models::preprocess::Preprocess;
+use macrl_models::vit::{Encoder, pool};
+use serde_json::Value;
+
+struct Place {
+    dir: tempfile::TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        let place = Place { dir: tempfile::tempdir().unwrap() };
+        write_idx(&place.path("data"), 320, 80);
+        write_config(&place.path("run.toml"));
+        place
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn text(&self, name: &str) -> String {
+        self.path(name).display().to_string()
+    }
+
+    fn pretrain(&self, out: &str) -> Command {
+        let mut command = Command::new(binary("macrl-train"));
+        command.args(["pretrain", "--config", &self.text("run.toml"), "--data", &self.text("data")]);
+        command.args(["--out", &self.text(out), "--resume"]).stderr(Stdio::null());
+        command
+    }
+}
+
+fn tensors(path: &Path) -> Vec<(String, Vec<u8>)> {
+    let checkpoint = checkpoint::load(path).unwrap();
+    let mut tensors: Vec<_> = checkpoint.tensors.into_iter().collect();
+    tensors.sort_by(|a, b| a.0.cmp(&b.0));
+    let bytes = |tensor: &Tensor| match tensor.dtype() {
+        candle_core::DType::U32 => tensor.flatten_all().unwrap().to_vec1::<u32>().unwrap(),
+        _ => tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().map(|v| v.to_bits()).collect(),
+    };
+    tensors.iter().map(|(n, t)| (n.clone(), bytes(t).iter().flat_map(|v| v.to_le_bytes()).collect())).collect()
+}
+
+/// Killed over and over at moments that fall anywhere, while a checkpoint is written as well: the run still ends with
+/// the same bits.
+#[test]
+fn a_killed_run_resumes_to_the_same_weights() {
+    let place = Place::new();
+    assert!(place.pretrain("whole").status().unwrap().success());
+    let expected = tensors(&place.path("whole/checkpoints/last.safetensors"));
+    let mut kills = 0;
+    for round in 0..200 {
+        let mut child = place.pretrain("killed").spawn().unwrap();
+        // 30 to 400 ms, in an order that looks random but is always the same
+        sleep(Duration::from_millis(30 + (round * 7919) % 370));
+        match child.try_wait().unwrap() {
+            Some(status) => {
+                assert!(status.success());
+                break;
+            }
+            None => {
+                child.kill().unwrap();
+                child.wait().unwrap();
+                kills += 1;
+            }
+        }
+        let last = place.path("killed/checkpoints/last.safetensors");
+        assert!(!last.exists() || checkpoint::load(&last).is_ok(), "a kill left a checkpoint that cannot be read");
+    }
+    assert!(place.pretrain("killed").status().unwrap().success());
+    assert!(kills >= 5, "only {kills} kills: the run is too short to show anything");
+    assert_eq!(tensors(&place.path("killed/checkpoints/last.safetensors")), expected);
+    let steps = |out: &str| {
+        let text = fs::read_to_string(place.path(out).join("metrics.jsonl")).unwrap();
+        let lines = text.lines().map(|l| serde_json::from_str::<Value>(l).unwrap());
+        lines
+            .map(|v| (v["kind"].to_string(), v["step"].as_u64(), v["loss"].as_f64(), v["knn"].as_f64()))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(steps("killed"), steps("whole"));
+}
+
+#[test]
+fn from_images_to_http_answers() {
+    let place = Place::new();
+    assert!(place.pretrain("run").status().unwrap().success());
+    let run_dir = place.text("run");
+    let json: Value =
+        serde_json::from_str(&succeed("macrl-train", &["evaluate", "--run", &run_dir, "--json"])).unwrap();
+    let rows: Vec<&str> = json["rows"].as_array().unwrap().iter().map(|r| r["features"].as_str().unwrap()).collect();
+    assert_eq!(rows, ["macrl", "random", "pixels"]);
+    assert!(json["rows"][0]["linear"].as_f64().unwrap() > 0.5, "four classes, told apart by nobody: {json}");
+    succeed("macrl-train", &["report", "--run", &run_dir]);
+    assert!(fs::read_to_string(place.path("run/report.html")).unwrap().contains("<svg"));
+
+    succeed("macrl-export", &["bundle", &place.text("bundle"), "--run", &run_dir]);
+    let onnx = place.text("encoder.onnx");
+    succeed("macrl-export", &[&onnx, "--run", &run_dir]);
+    let exported = fs::read(place.path("bundle/onnx/model.onnx")).unwrap();
+    assert_eq!(exported, fs::read(&onnx).unwrap(), "the encoder alone is the bundle's encoder");
+
+    succeed(
+        "macrl-train",
+        &["unpack", "--data", &place.text("data"), "--per-class", "3", "--out", &place.text("images")],
+    );
+    let server = Server::start(&place.path("bundle"));
+    let mut seen = 0;
+    for class in fs::read_dir(place.path("images")).unwrap() {
+        for file in fs::read_dir(class.unwrap().path()).unwrap() {
+            let bytes = fs::read(file.unwrap().path()).unwrap();
+            let answer = post(&format!("{}/embed", server.url), "image/png", &bytes);
+            assert_eq!(answer.0, 200, "{}", answer.1);
+            let embedding: Vec<f32> =
+                answer.1["embeddings"][0].as_array().unwrap().iter().map(|v| v.as_f64().unwrap() as f32).collect();
+            let expected = candle_embedding(&place.path("run"), &bytes);
+            let largest = embedding.iter().zip(&expected).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
+            assert!(embedding.len() == 48 && largest < 1e-4, "HTTP and Candle differ by {largest}");
+            let classes = post(&format!("{}/classify?top_k=2", server.url), "image/png", &bytes);
+            assert_eq!(classes.1["predictions"][0].as_array().unwrap().len(), 2, "{}", classes.1);
+            seen += 1;
+        }
+    }
+    assert_eq!(seen, 12);
+
+    let sheet = place.text("neighbours.png");
+    let images = place.text("images");
+    let said = succeed(
+        "macrl-serve",
+        &["demo", "--url", &server.url, "--gallery", &images, "--queries", &images, "--out", &sheet],
+    );
+    assert!(!said.is_empty() && fs::metadata(&sheet).unwrap().len() > 1000);
+
+    // A user's mistakes, over HTTP.
+    let embed = format!("{}/embed", server.url);
+    assert_eq!(post(&embed, "image/png", b"not an image").0, 422);
+    assert_eq!(post(&embed, "text/html", b"<p>").0, 415);
+    assert_eq!(post(&embed, "application/json", b"{").0, 400);
+    assert_eq!(post(&embed, "image/png", &vec![0; 33 << 20]).0, 413);
+    assert_eq!(post(&format!("{}/nowhere", server.url), "image/png", b"").0, 404);
+}
+
+fn post(url: &str, kind: &str, body: &[u8]) -> (u16, Value) {
+    let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
+    let mut answer = agent.post(url).content_type(kind).send(body).unwrap();
+    (answer.status().as_u16(), answer.body_mut().read_json().unwrap_or_default())
+}
+
+/// The L2-normalised embedding of an encoded image, straight from the checkpoint.
+fn candle_embedding(run: &Path, image: &[u8]) -> Vec<f32> {
+    let best = run.join("checkpoints/best.safetensors");
+    let checkpoint = checkpoint::load(&best).unwrap();
+    let config: Config = checkpoint.config;
+    let encoder = Encoder::from_tensors(&config.encoder, &checkpoint.tensors, "encoder.").unwrap();
+    let preprocess = Preprocess::from_config(&config);
+    let fitted = preprocess.fit(&decode(image, &DecodeLimits::default()).unwrap());
+    let mut values = vec![0f32; preprocess.values()];
+    preprocess.normalize(fitted.as_raw(), &mut values);
+    let size = config.encoder.image_size;
+    let pixels = Tensor::from_vec(values, (1, 3, size, size), &Device::Cpu).unwrap();
+    let feature = pool(&encoder.forward_pixels(&pixels).unwrap(), config.evaluate.pooling).unwrap();
+    let feature = feature.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let length = feature.iter().map(|v| v * v).sum::<f32>().sqrt();
+    feature.iter().map(|v| v / length).collect()
+}
+
+#[test]
+fn mistakes_are_one_clear_line() {
+    let place = Place::new();
+    let (config, data, out) = (place.text("run.toml"), place.text("data"), place.text("out"));
+    let pretrain = |more: &[&str], code: i32, hint: &str| {
+        fail("macrl-train", &[&["pretrain", "--config", &config, "--out", &out], more].concat(), code, hint);
+    };
+    pretrain(&["--data", &data, "--set", "encoder.widht=8"], 2, "did you mean `encoder.width`");
+    pretrain(&["--data", &data, "--set", "encoder.heads=5"], 2, "must divide the width");
+    pretrain(&["--data", &data, "--set", "train.precision=bf16"], 2, "bf16");
+    pretrain(&["--data", &data, "--device", "cuda"], 2, "CPU only");
+    pretrain(&["--data", "nowhere"], 1, "nowhere");
+    pretrain(&["--data", &place.text("")], 1, "looked for");
+    fail("macrl-train", &["evaluate", "--run", "nowhere"], 1, "nowhere");
+    fail("macrl-serve", &["--bundle", "nowhere"], 1, "nowhere");
+
+    assert!(place.pretrain("run").args(["--set", "train.epochs=1"]).status().unwrap().success());
+    let run_dir = place.text("run");
+    succeed("macrl-export", &["bundle", &place.text("bundle"), "--run", &run_dir]);
+    let model = place.path("bundle/onnx/model.onnx");
+    let whole = fs::read(&model).unwrap();
+    fs::write(&model, &whole[..whole.len() / 2]).unwrap();
+    fail("macrl-serve", &["--bundle", &place.text("bundle"), "--listen", "127.0.0.1:0"], 1, "model.onnx");
+    for name in ["last", "best"] {
+        let path = place.path("run/checkpoints").join(format!("{name}.safetensors"));
+        let whole = fs::read(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, &whole[..whole.len() - 100]).unwrap();
+    }
+    fail("macrl-export", &["bundle", &place.text("bundle2"), "--run", &run_dir], 1, "safetensors");
+    fail("macrl-train", &["evaluate", "--run", &run_dir], 1, "damaged");
+    assert!(!place.path("bundle2").exists());
+}
+
+#[test]
+fn every_shipped_configuration_loads() {
+    let mut count = 0;
+    for file in fs::read_dir(root().join("configs")).unwrap() {
+        let path = file.unwrap().path();
+        Config::load(&path, &[]).unwrap();
+        count += 1;
+    }
+    assert!(count >= 7, "only {count} configurations");
+    assert!(run("macrl-train", &["--help"]).status.success());
+}

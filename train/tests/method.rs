@@ -1,0 +1,158 @@
+//! The method as a whole: gradients reach everything, keys get none, steps are reproducible, parts add up.
+
+use std::sync::Arc;
+
+use image::{Rgb, RgbImage};
+use macrl_models::config::Config;
+use macrl_models::params::Group;
+use macrl_train::data::Dataset;
+use macrl_train::data::memory::Memory;
+use macrl_train::loader::Batches;
+use macrl_train::method::Part;
+use macrl_train::optimizer::Gradients;
+use macrl_train::schedule::Schedule;
+use macrl_train::state::State;
+use macrl_train::trainer::step;
+
+const SMALL: [&str; 12] = [
+    "encoder.image_size=16",
+    "encoder.patch_size=4",
+    "encoder.width=24",
+    "encoder.depth=2",
+    "decoder.width=16",
+    "decoder.depth=1",
+    "decoder.heads=2",
+    "projector.hidden=32",
+    "projector.dim=16",
+    "contrast.bank_size=20",
+    "train.batch_size=8",
+    "train.lr=0.05",
+];
+
+fn config(more: &[&str]) -> Config {
+    let set: Vec<String> = SMALL.iter().chain(more).map(|s| s.to_string()).collect();
+    Config::parse("", "test", &set).unwrap()
+}
+
+fn batches(config: &Config) -> Batches {
+    let pixel = |i: u32, x: u32, y: u32| Rgb([(i * 40 + x * 5) as u8, (x * y + i) as u8, (y * 11) as u8]);
+    let images = (0..24).map(|i| RgbImage::from_fn(16, 16, |x, y| pixel(i, x, y))).collect();
+    let data: Arc<dyn Dataset> = Arc::new(Memory::new("train", images, vec![None; 24]));
+    Batches::new(data, config).unwrap()
+}
+
+fn weights(state: &State) -> Vec<f32> {
+    state.method.trainable().iter().flat_map(|(_, g)| g.values().to_vec1::<f32>().unwrap()).collect()
+}
+
+fn train(state: &mut State, config: &Config, steps: std::ops::Range<u64>) {
+    let (source, schedule) = (batches(config), Schedule::new(config, 3));
+    for i in steps {
+        assert_eq!(state.step, i);
+        step(state, &source.make(i).unwrap(), config, &schedule).unwrap();
+    }
+}
+
+#[test]
+fn every_trainable_tensor_receives_a_gradient_in_both_key_modes() {
+    for pooling in ["evaluate.pooling=cls", "evaluate.pooling=mean"] {
+        for branch in ["contrast.key_branch=shared", "contrast.key_branch=momentum"] {
+            let config = config(&[branch, pooling]);
+            let mut state = State::init(&config).unwrap();
+            train(&mut state, &config, 0..2); // so that the bank holds keys
+            let losses = state.method.losses(&batches(&config).make(2).unwrap()).unwrap();
+            let groups = state.method.trainable();
+            let gradients = Gradients::take(losses.total.backward().unwrap(), &groups);
+            assert!(groups.iter().any(|(part, _)| *part == Part::Projector));
+            for ((_, group), gradient) in groups.iter().zip(&gradients.0) {
+                let gradient = gradient.as_ref().unwrap().to_vec1::<f32>().unwrap();
+                for parameter in group.parameters() {
+                    let largest = gradient[parameter.range.clone()].iter().fold(0f32, |m, g| m.max(g.abs()));
+                    assert!(largest > 0.0, "{} gets no gradient ({branch}, {pooling})", parameter.name);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_key_branch_moves_by_its_average_alone() {
+    let config = config(&["contrast.key_branch=momentum"]);
+    let mut state = State::init(&config).unwrap();
+    let (encoder, projector) = state.method.key.as_ref().unwrap();
+    let own: Vec<_> = [encoder.groups(), projector.groups()].concat().into_iter().map(|g| g.values().clone()).collect();
+    assert!(own.iter().all(|tensor| !tensor.is_variable()));
+    let values = || own.iter().flat_map(|tensor| tensor.to_vec1::<f32>().unwrap()).collect::<Vec<_>>();
+    let before = values();
+    train(&mut state, &config, 0..1);
+    let query: Vec<&Group> =
+        state.method.trainable().into_iter().filter(|(p, _)| *p != Part::Decoder).map(|(_, g)| g).collect();
+    let query = query.iter().flat_map(|g| g.values().to_vec1::<f32>().unwrap());
+    let momentum = Schedule::new(&config, 3).momentum(0) as f32;
+    let moved = before.iter().zip(query).map(|(k, q)| momentum * (k - q) + q);
+    let largest = moved.zip(values()).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
+    assert!(largest < 1e-6, "{largest}");
+    assert_ne!(before, values());
+}
+
+#[test]
+fn a_run_resumed_from_its_checkpoint_equals_an_uninterrupted_one_bit_for_bit() {
+    for branch in ["contrast.key_branch=shared", "contrast.key_branch=momentum"] {
+        let config = config(&[branch]);
+        let mut whole = State::init(&config).unwrap();
+        train(&mut whole, &config, 0..7);
+        let mut first = State::init(&config).unwrap();
+        train(&mut first, &config, 0..4);
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("last.safetensors");
+        first.save(&path, &config).unwrap();
+        let (mut second, saved) = State::load(&path).unwrap();
+        assert_eq!(saved, config);
+        train(&mut second, &config, 4..7);
+        assert_eq!(weights(&whole), weights(&second));
+        assert_eq!(whole.method.bank, second.method.bank);
+        assert_eq!(whole.optimizer, second.optimizer);
+    }
+}
+
+#[test]
+fn a_batch_in_parts_gives_the_gradient_of_the_whole() {
+    // Without contrast, whose negatives within the batch depend on its size.
+    let whole = config(&["contrast.weight=0"]);
+    let parts = config(&["contrast.weight=0", "train.accumulate=4"]);
+    let (mut a, mut b) = (State::init(&whole).unwrap(), State::init(&parts).unwrap());
+    train(&mut a, &whole, 0..1);
+    train(&mut b, &parts, 0..1);
+    let moments = a.optimizer.moments.iter().zip(&b.optimizer.moments);
+    let pairs = moments.flat_map(|(a, b)| a.first.iter().zip(&b.first));
+    let largest = pairs.fold(0f32, |m, (a, b)| m.max((a - b).abs()));
+    assert!(largest < 1e-6, "{largest}");
+}
+
+#[test]
+fn the_loss_falls() {
+    // Reconstruction alone: the contrast has more negatives, and so a higher loss, as the bank fills.
+    let config = config(&["train.epochs=40", "train.warmup_epochs=1", "contrast.weight=0"]);
+    let (source, schedule) = (batches(&config), Schedule::new(&config, 3));
+    let mut state = State::init(&config).unwrap();
+    let mut loss = |i| step(&mut state, &source.make(i).unwrap(), &config, &schedule).unwrap().loss;
+    let losses: Vec<f64> = (0..60).map(&mut loss).collect();
+    let mean = |l: &[f64]| l.iter().sum::<f64>() / l.len() as f64;
+    assert!(mean(&losses[50..]) < 0.8 * mean(&losses[..5]), "{losses:?}");
+}
+
+#[test]
+fn truncated_and_missing_checkpoints_are_named() {
+    let config = config(&[]);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("last.safetensors");
+    State::init(&config).unwrap().save(&path, &config).unwrap();
+    let bytes = std::fs::read(&path).unwrap();
+    for end in [0, 5, 100, bytes.len() / 2, bytes.len() - 1] {
+        std::fs::write(&path, &bytes[..end]).unwrap();
+        let message = format!("{:#}", State::load(&path).err().unwrap());
+        assert!(message.contains("last.safetensors") && !message.contains('\n'), "{message}");
+    }
+    std::fs::remove_file(&path).unwrap();
+    assert!(format!("{:#}", State::load(&path).err().unwrap()).contains("last.safetensors"));
+}

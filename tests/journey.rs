@@ -155,7 +155,8 @@ fn from_images_to_http_answers() {
 
 fn post(url: &str, kind: &str, body: &[u8]) -> (u16, Value) {
     let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
-    let mut answer = agent.post(url).content_type(kind).send(body).unwrap();
+    // A large body waits for the server's word, as curl's does: what is too large is refused before it is sent.
+    let mut answer = agent.post(url).content_type(kind).header("expect", "100-continue").send(body).unwrap();
     (answer.status().as_u16(), answer.body_mut().read_json().unwrap_or_default())
 }
 

@@ -645,7 +645,7 @@ mod tests {
     #[test]
     fn overrides_win_and_integers_pass_for_floats() {
         let set =
-            ["encoder.width=64".into(), "contrast.key_branch=shared".into(), "views.strong.crop_scale=[1, 1]".into()];
+            ["encoder.width=96".into(), "contrast.key_branch=shared".into(), "views.strong.crop_scale=[1, 1]".into()];
         let config = Config::parse("[train]\nlr = 1\n", "text", &set).unwrap();
         assert_eq!(config.encoder.width, 96);
         assert_eq!(config.contrast.key_branch, KeyBranch::Shared);

@@ -111,6 +111,8 @@ impl Engine {
     /// # Errors
     /// Every [`EngineError`].
     pub fn start(bundle: &Bundle, options: &EngineOptions, metrics: &Arc<Metrics>) -> Result<Self, EngineError> {
+        // First of all: whatever else touches `ort` would look for the library by its bare name, and panic.
+        runtime::load()?;
         let prepacked = PrepackedWeights::new();
         let mut workers = Vec::new();
         let mut fallback = None;

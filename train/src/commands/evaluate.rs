@@ -50,7 +50,11 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
         split: format!("{}, its training and test split", data.format),
         labels: data.classes.clone(),
     };
-    let (evaluation, probe) = evaluate(&sets, &settings)?;
+    let (mut evaluation, probe) = evaluate(&sets, &settings)?;
+    // The export compares these with the checkpoint that it exports: a probe of other weights would mislead.
+    let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    evaluation.protocol.extra.insert("checkpoint".into(), name.into());
+    evaluation.protocol.extra.insert("steps".into(), step.into());
     let bytes = probe.to_bytes().context("cannot write the probe")?;
     atomic::write_file(&run.probe(), &bytes).with_context(|| format!("cannot write {}", run.probe().display()))?;
     let json = evaluation.to_json();
@@ -74,16 +78,14 @@ fn feature_sets(encoder: &Encoder, config: &Config, data: &Data) -> Result<Featu
             test: test.encode(encoder, &preprocess, pooling)?,
         })
     };
-    let pixels = |images: &Images| -> (Vec<u8>, Vec<u32>) { (images.pixels.clone(), images.labels.clone()) };
-    let (train_pixels, test_pixels) = (pixels(&train), pixels(&test));
-    let raw = pixel_features(
-        Pixels { images: &train_pixels.0, labels: &train_pixels.1 },
-        Pixels { images: &test_pixels.0, labels: &test_pixels.1 },
-        config.encoder.image_size,
-    );
+    let raw = pixel_features(raw_pixels(&train), raw_pixels(&test), config.encoder.image_size);
     Ok(vec![
         ("macrl".to_string(), encoded(encoder)?),
         ("random".to_string(), encoded(&random)?),
         ("pixels".to_string(), raw),
     ])
+}
+
+fn raw_pixels(images: &Images) -> Pixels<'_> {
+    Pixels { images: &images.pixels, labels: &images.labels }
 }

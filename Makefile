@@ -21,8 +21,9 @@ test: setup
 	cargo clippy --release --workspace --all-targets -- -D warnings
 	cargo test --release --workspace
 
+# Ours beside PyTorch in the same run; BENCH_ROUNDS=5 rounds.
 bench: setup
-	cargo bench --workspace --bench '*'
+	@scripts/bench.sh
 
 clean:
 	cargo clean

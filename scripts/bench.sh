@@ -4,10 +4,11 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+scripts/setup.sh
 venv=.deps/bench
 rounds=${BENCH_ROUNDS:-5}
 if [ ! -x "$venv/bin/python" ]; then
-    python3 -m venv "$venv"
+    python3 -m venv "$venv" || { echo "bench: python3 -m venv does not work; install python3-venv" >&2; exit 1; }
     "$venv/bin/pip" install --quiet torch torchvision numpy pillow onnxruntime safetensors
 fi
 cargo build --release --workspace --bins --examples

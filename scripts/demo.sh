@@ -59,7 +59,11 @@ PATH="$PWD/target/release:$PATH"
 step "3/7 Pretrain without labels, on this machine"
 resume=()
 if [ -e "$run/checkpoints/last.safetensors" ]; then resume=(--resume); fi
-macrl-train pretrain --config configs/demo.toml --data "$data" --out "$run" "${resume[@]}"
+macrl-train pretrain --config configs/demo.toml --data "$data" --out "$run" "${resume[@]}" || {
+    status=$?
+    if [ $status = 2 ]; then printf 'demo: `make clean-demo` forgets a run of another configuration\n' >&2; fi
+    exit $status
+}
 
 step "4/7 Evaluate, beside raw pixels and an untrained encoder"
 macrl-train evaluate --run "$run" --data "$data"

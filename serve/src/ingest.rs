@@ -34,6 +34,9 @@ pub fn run(args: &IngestArgs) -> Result<()> {
         let message = "ingest needs --url of a running server: this build keeps items in the server's memory only";
         return Err(UsageError(message.into()).into());
     };
+    if args.bundle.is_some() || args.index.is_some() {
+        return Err(UsageError("--url goes without --bundle and --index: the server has its own".into()).into());
+    }
     let found = pictures(&args.folder)?;
     let client = Client::new(url);
     client.wait_until_ready(Duration::from_secs(30))?;

@@ -27,8 +27,12 @@ impl Bank {
     /// # Errors
     /// Parts that do not fit each other.
     pub fn restore(mut self, keys: Vec<f32>, images: Vec<u32>, next: usize) -> Result<Self> {
+        // Until the bank is full the next key goes behind the last one.
+        let full = images.len() == self.capacity;
         ensure!(
-            keys.len() == images.len() * self.width && images.len() <= self.capacity && next <= images.len(),
+            keys.len() == images.len() * self.width
+                && images.len() <= self.capacity
+                && if full { next < self.capacity } else { next == images.len() },
             "the memory bank does not fit: {} values, {} images, next {next}; capacity {} of width {}",
             keys.len(),
             images.len(),
@@ -74,6 +78,7 @@ mod tests {
         assert_eq!(bank.keys, [4.0, 2.0, 3.0]);
         let copy = Bank::new(3, 1).restore(bank.keys.clone(), bank.images.clone(), bank.next).unwrap();
         assert_eq!(copy, bank);
+        assert!(Bank::new(3, 1).restore(bank.keys.clone(), bank.images.clone(), 3).is_err());
         assert!(Bank::new(2, 1).restore(bank.keys.clone(), bank.images.clone(), 0).is_err());
     }
 

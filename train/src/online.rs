@@ -1,4 +1,7 @@
-//! A look at the features while training goes on: kNN on held-out images, spread, effective rank.
+//! A look at the features while training goes on: kNN, spread, effective rank.
+//!
+//! It judges training images against other training images: the best checkpoint is chosen by it, and what the test
+//! split says of that checkpoint afterwards must not have had a part in the choice.
 
 use anyhow::Result;
 use macrl_models::config::Config;
@@ -8,23 +11,22 @@ use macrl_models::vit::Encoder;
 use crate::data::Data;
 use crate::encode::Images;
 use crate::evaluate::{diagnostics, knn};
-use crate::trainer::held_out;
 
-/// Images to look up in and images to judge: small, so that a check takes seconds.
-const TRAIN: usize = 5_000;
-const TEST: usize = 1_000;
+/// Images of a check: few, so that it takes seconds.
+const IMAGES: usize = 6_000;
+/// Every so manieth of them is judged, against all others.
+const JUDGED: usize = 6;
 
 /// The images, read once.
 pub struct Online {
-    train: Images,
-    test: Images,
+    images: Images,
     config: Config,
 }
 
 /// What a check saw.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Seen {
-    /// kNN accuracy on the held-out images.
+    /// kNN accuracy.
     pub knn: f64,
     /// Mean standard deviation of the normalised features, 1 isotropic, 0 collapsed.
     pub feature_std: f64,
@@ -33,13 +35,13 @@ pub struct Seen {
 }
 
 impl Online {
-    /// `None` where nothing is held out or nothing has a label, or checks are off.
+    /// `None` where nothing has a label, or checks are off.
     pub fn prepare(config: &Config, data: &Data) -> Option<Self> {
         if config.evaluate.every_epochs == 0 {
             return None;
         }
-        let (train, test) = held_out(config, data, TRAIN, TEST)?;
-        Some(Online { train, test, config: config.clone() })
+        let images = Images::read(data.train.as_ref(), IMAGES, &Preprocess::from_config(config)).ok()?;
+        (images.labels.len() > JUDGED).then(|| Online { images, config: config.clone() })
     }
 
     /// Judges an encoder; its gradients are left alone.
@@ -50,8 +52,9 @@ impl Online {
         let frozen = encoder.clone().map(|group| group.detached_copy())?;
         let preprocess = Preprocess::from_config(&self.config);
         let pooling = self.config.evaluate.pooling;
-        let train = self.train.encode(&frozen, &preprocess, pooling)?;
-        let test = self.test.encode(&frozen, &preprocess, pooling)?;
+        let all = self.images.encode(&frozen, &preprocess, pooling)?;
+        let (judged, others): (Vec<usize>, Vec<usize>) = (0..all.len()).partition(|i| i % JUDGED == 0);
+        let (train, test) = (all.select(&others), all.select(&judged));
         Ok(Seen {
             knn: knn::accuracy(&train, &test, self.config.evaluate.k, self.config.evaluate.temperature).knn,
             feature_std: diagnostics::feature_std(&test.values, test.dim),

@@ -47,7 +47,10 @@ impl Run {
     /// Numbered checkpoints, oldest first.
     pub fn all_numbered(&self) -> Vec<PathBuf> {
         let entries = std::fs::read_dir(self.dir.join("checkpoints")).into_iter().flatten().flatten();
-        let named = |path: &PathBuf| path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("step-"));
+        let named = |path: &PathBuf| {
+            path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("step-"))
+                && path.extension().is_some_and(|e| e == "safetensors")
+        };
         let mut found: Vec<PathBuf> = entries.map(|e| e.path()).filter(named).collect();
         found.sort();
         found

@@ -11,7 +11,6 @@ use macrl_models::preprocess::Preprocess;
 use serde_json::json;
 
 use crate::data::Data;
-use crate::encode::Images;
 use crate::loader::Loader;
 use crate::method::Losses;
 use crate::metrics::Metrics;
@@ -192,10 +191,11 @@ fn at_epoch_end(
         }
         sentinel.check_features(&seen)?;
     }
-    state.save(&run.last(), config)?;
     if best {
-        copy(&run.last(), &run.best())?;
+        // Before `last`, which remembers how good the best one is: a kill in between repeats the epoch's end.
+        state.save(&run.best(), config)?;
     }
+    state.save(&run.last(), config)?;
     if config.train.keep_checkpoints > 0 {
         copy(&run.last(), &run.numbered(state.step))?;
         let all = run.all_numbered();
@@ -269,13 +269,4 @@ fn write_samples(run: &Run, config: &Config, data: &Data) -> Result<()> {
     let bytes = macrl_models::checkpoint::to_bytes(&tensors, std::collections::HashMap::new())?;
     atomic::write_file(&run.samples(), &bytes).with_context(|| format!("cannot write {}", run.samples().display()))?;
     Ok(())
-}
-
-/// Held-out images for the online check.
-pub(crate) fn held_out(config: &Config, data: &Data, train: usize, test: usize) -> Option<(Images, Images)> {
-    let preprocess = Preprocess::from_config(config);
-    let split = data.test.as_ref()?;
-    let train = Images::read(data.train.as_ref(), train, &preprocess).ok()?;
-    let test = Images::read(split.as_ref(), test, &preprocess).ok()?;
-    Some((train, test))
 }

@@ -8,7 +8,7 @@ mod unpack;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::{Parser, Subcommand, ValueEnum};
 use macrl_models::config::ConfigError;
 
@@ -53,7 +53,10 @@ struct Usage(String);
 
 /// Runs the command that the arguments name; errors are printed here, once, in one line.
 pub fn run() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(said) => return refuse(&said),
+    };
     let done = match cli.command {
         Command::Pretrain(arguments) => pretrain::run(&arguments),
         Command::Evaluate(arguments) => evaluate::run(&arguments),
@@ -68,6 +71,18 @@ pub fn run() -> ExitCode {
             ExitCode::from(if mistake { 2 } else { 1 })
         }
     }
+}
+
+/// --help and --version as clap prints them; a mistake as one line.
+fn refuse(said: &clap::Error) -> ExitCode {
+    if !said.use_stderr() {
+        print!("{said}");
+        return ExitCode::SUCCESS;
+    }
+    let text = said.to_string();
+    let lines: Vec<&str> = text.lines().map(str::trim).take_while(|l| !l.starts_with("Usage:")).collect();
+    eprintln!("{} (see --help)", lines.join(" ").trim());
+    ExitCode::from(2)
 }
 
 fn check_device(choice: DeviceChoice) -> Result<()> {
@@ -101,8 +116,8 @@ fn open_data(dir: &std::path::Path, config: &macrl_models::config::Config) -> Re
 fn data_dir(given: &Option<PathBuf>, run: &Run) -> Result<PathBuf> {
     match given {
         Some(dir) => Ok(dir.clone()),
-        None => std::fs::read_to_string(run.data())
-            .map(|text| PathBuf::from(text.trim()))
-            .with_context(|| format!("{} does not say where its data is: give --data DIR", run.dir().display())),
+        None => std::fs::read_to_string(run.data()).map(|text| PathBuf::from(text.trim())).map_err(|_| {
+            Usage(format!("{} does not say where its data is: give --data DIR", run.dir().display())).into()
+        }),
     }
 }

@@ -199,7 +199,7 @@ class Step:
             torch._foreach_lerp_(self.keys, self.followed, 1 - momentum)
             self.push(k, images)
             self.step += 1
-            losses.append(float(loss))
+            losses.append(float(loss.detach()))
         return losses
 
     def push(self, k, images):

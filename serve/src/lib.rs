@@ -1,12 +1,13 @@
 //! A bundle -> HTTP.
 //!
-//! One request's way: [`server`] accepts it, [`routes`] finds its handler, [`input`] reads and bounds its body,
+//! One request's way: [`door`] accepts it, [`routes`] finds its handler, [`input`] reads and bounds its body,
 //! [`features`] admits its images, decodes them on the [`pool`] and hands them to the [`engine`], whose worker threads
 //! batch them for ONNX Runtime; [`index`] finds neighbours; [`error`] is the one place where failures become statuses.
 
 pub mod cli;
 pub mod client;
 pub mod demo;
+pub mod door;
 pub mod engine;
 pub mod error;
 pub mod features;

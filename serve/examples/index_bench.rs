@@ -53,6 +53,7 @@ async fn measure(place: &Path, vectors: Vec<Vec<f32>>, queries: &[Vec<f32>]) -> 
     }
     let seconds = since.elapsed().as_secs_f64();
     println!("filled durably, 1000 a commit      {:>9.0} items/s", n as f64 / seconds);
+    println!("filled durably, 64 callers, 1 each {:>9.0} items/s", writers(&index, &encoder, &vectors).await?);
     drop(vectors);
     let exact: Vec<Vec<Hit>> =
         queries.chunks(64).map(|q| search(&index, q, true)).collect::<Result<Vec<_>>>()?.concat();
@@ -93,6 +94,27 @@ async fn measure(place: &Path, vectors: Vec<Vec<f32>>, queries: &[Vec<f32>]) -> 
     }
     println!("opened in {opened:.2} s, with its graph after {:.2} s", since.elapsed().as_secs_f64());
     Ok(())
+}
+
+/// Items a second where each of 64 callers replaces one at a time: they share commits.
+async fn writers(index: &EmbeddedIndex, encoder: &Encoder, vectors: &[Vec<f32>]) -> Result<f64> {
+    let since = Instant::now();
+    let caller = async |t: usize| -> Result<usize> {
+        let mut done = 0;
+        while since.elapsed() < SPAN {
+            let number = (t * 7919 + done * 64) % vectors.len();
+            let vector = vectors[number].clone();
+            let metadata = Metadata::from_iter([("n".to_string(), number.into())]);
+            let item =
+                Item { id: format!("item-{number}"), vector, metadata, image: None, pictured: false, hash: None };
+            index.put(encoder, vec![item]).await?;
+            done += 1;
+        }
+        Ok(done)
+    };
+    let done = futures_util::future::join_all((0..64).map(caller)).await;
+    let done: usize = done.into_iter().collect::<Result<Vec<_>>>()?.into_iter().sum();
+    Ok(done as f64 / since.elapsed().as_secs_f64())
 }
 
 fn approximate(index: &EmbeddedIndex, queries: &[Vec<f32>], exact: &[Vec<Hit>]) -> Result<()> {

@@ -313,6 +313,41 @@ mod tests {
     }
 
     #[test]
+    fn a_full_disk_changes_nothing_and_is_survived() {
+        let dir = tempfile::tempdir().unwrap();
+        let encoder = Encoder { sha256: "a".into(), dim: 1000 };
+        let mut store = Store::open(dir.path(), &encoder).unwrap().store;
+        let put = |seq: u64| Change::Put {
+            seq,
+            record: Record {
+                id: format!("item {seq}").into(),
+                vector: vec![1.0; 1000],
+                metadata: "{}".into(),
+                hash: None,
+                pictured: false,
+                image: None,
+            },
+            image: None,
+        };
+        store.commit(&[put(1)]).unwrap();
+        let pages: i64 = store.connection.pragma_query_value(None, "page_count", |row| row.get(0)).unwrap();
+        let limit = |store: &Store, pages: i64| {
+            store.connection.pragma_update_and_check(None, "max_page_count", pages, |_| Ok(())).unwrap();
+        };
+        // No file grows past this.
+        limit(&store, pages + 10);
+        let many: Vec<Change> = (2..50).map(put).collect();
+        let error = store.commit(&many).unwrap_err();
+        assert!(matches!(error, IndexError::Unavailable(_)), "{error:?}");
+        assert!(error.to_string().contains("items.sqlite: database or disk is full"), "{error}");
+        limit(&store, 1 << 30);
+        store.commit(&[put(50)]).unwrap();
+        drop(store);
+        let gallery = Store::open(dir.path(), &encoder).unwrap().gallery;
+        assert_eq!((gallery.len(), gallery.slot("item 50").is_some()), (2, true));
+    }
+
+    #[test]
     fn a_file_that_is_no_database_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(FILE);

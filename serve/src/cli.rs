@@ -10,9 +10,10 @@ use macrl_models::decode::DecodeLimits;
 use macrl_models::runtime::Device;
 
 use crate::engine::EngineOptions;
+use crate::index::Location;
 use crate::limits::Limits;
 use crate::state::Settings;
-use crate::{demo, ingest, server};
+use crate::{demo, ingest, server, transfer};
 
 /// Serves an exported encoder over HTTP: embeddings, classes, and search by image.
 #[derive(Debug, Parser)]
@@ -28,6 +29,10 @@ pub struct Cli {
 enum Command {
     /// Puts a folder of images into an index.
     Ingest(ingest::IngestArgs),
+    /// Puts the items of a Parquet or NumPy file into an index.
+    Import(transfer::ImportArgs),
+    /// Writes an index to a Parquet or NumPy file.
+    Export(transfer::ExportArgs),
     /// Sends a running server real requests and shows what comes back.
     Demo(demo::DemoArgs),
 }
@@ -46,9 +51,12 @@ struct ServeArgs {
     /// Folder written by `macrl-export bundle`.
     #[arg(long, value_name = "DIR")]
     bundle: Option<PathBuf>,
-    /// Where items are kept; without it in memory, for the life of the process.
-    #[arg(long, value_name = "DIR|postgres://")]
-    index: Option<String>,
+    /// Folder in which items are kept; without it they are in memory and end with the process.
+    #[arg(long, value_name = "DIR")]
+    index: Option<Location>,
+    /// With more items than this, searches are approximate unless they ask to be exact.
+    #[arg(long, default_value_t = 50_000, value_name = "ITEMS")]
+    exact_up_to: usize,
     /// Where inference runs: auto, cpu or cuda.
     #[arg(long, default_value = "auto", value_parser = parse_device)]
     device: Device,
@@ -79,7 +87,7 @@ struct ServeArgs {
     /// Pixels of one image; over it 413.
     #[arg(long, default_value_t = 50_000_000, value_name = "PIXELS")]
     max_pixels: u64,
-    /// Bytes that the items of an index in memory may take; over it 413.
+    /// Bytes of memory that the items of the index may take; over it 413.
     #[arg(long, default_value_t = 2 << 30, value_name = "BYTES")]
     max_index: usize,
     /// Connections at once; over it the one that has been idle longest is closed.
@@ -111,7 +119,8 @@ struct ServeArgs {
     log_level: tracing_subscriber::filter::LevelFilter,
 }
 
-fn parse_device(text: &str) -> Result<Device, String> {
+/// For clap.
+pub(crate) fn parse_device(text: &str) -> Result<Device, String> {
     text.parse().map_err(|e: macrl_models::runtime::RuntimeError| e.to_string())
 }
 
@@ -132,6 +141,8 @@ impl Cli {
     pub fn run(self) -> Result<()> {
         match self.command {
             Some(Command::Ingest(args)) => ingest::run(&args),
+            Some(Command::Import(args)) => transfer::import(&args),
+            Some(Command::Export(args)) => transfer::export(&args),
             Some(Command::Demo(args)) => demo::run(&args),
             None => self.serve.run(),
         }
@@ -143,9 +154,6 @@ impl ServeArgs {
         let Some(dir) = &self.bundle else {
             return Err(usage("--bundle DIR is missing: the folder written by `macrl-export bundle`"));
         };
-        if let Some(index) = &self.index {
-            return Err(usage(format!("--index {index}: this build keeps items in memory only; leave --index out")));
-        }
         if self.listen.rsplit_once(':').is_none_or(|(host, port)| host.is_empty() || port.parse::<u16>().is_err()) {
             return Err(usage(format!("--listen must be HOST:PORT, like 127.0.0.1:8080, found {}", self.listen)));
         }
@@ -178,6 +186,7 @@ impl ServeArgs {
             queue: self.queue,
             decode: DecodeLimits { max_pixels: self.max_pixels, ..DecodeLimits::default() },
             index_bytes: self.max_index,
+            exact_up_to: self.exact_up_to,
             connections: usize::from(self.max_connections),
             header_timeout: seconds("--header-timeout", self.header_timeout)?,
             body_timeout: seconds("--body-timeout", self.body_timeout)?,
@@ -188,6 +197,7 @@ impl ServeArgs {
         Ok(Settings {
             limits,
             engine: self.engine(),
+            index: self.index.clone().unwrap_or_default(),
             api_key: key.filter(|k| !k.is_empty()),
             cors_origins: self.cors_origins.clone(),
         })

@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use ureq::Agent;
+
+use crate::progress::Progress;
 
 /// Images of one upload request.
 const BATCH: usize = 32;
@@ -22,6 +23,17 @@ pub struct Picture {
     pub label: Option<String>,
     /// Where it lies.
     pub path: PathBuf,
+}
+
+impl Picture {
+    /// What its item knows about it: `{"label", "file"}`.
+    pub fn metadata(&self) -> Value {
+        let file = self.path.file_name().unwrap_or_default().to_string_lossy();
+        match &self.label {
+            Some(label) => json!({ "label": label, "file": file }),
+            None => json!({ "file": file }),
+        }
+    }
 }
 
 /// The image files below `folder`, sorted by path.
@@ -123,15 +135,12 @@ impl Client {
     /// # Errors
     /// A request that failed as a whole.
     pub fn upload(&self, pictures: &[Picture]) -> Result<Vec<(String, String)>> {
-        let bar = ProgressBar::new(pictures.len() as u64);
-        let template = "{bar:30} {pos}/{len} images, {per_sec}, {eta} left";
-        bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
+        let progress = Progress::new(pictures.len(), "images");
         let mut failed = Vec::new();
         for batch in pictures.chunks(BATCH) {
             failed.extend(self.upload_batch(batch)?);
-            bar.inc(batch.len() as u64);
+            progress.add(batch.len());
         }
-        bar.finish_and_clear();
         Ok(failed)
     }
 
@@ -151,12 +160,7 @@ impl Client {
 
 fn item(picture: &Picture) -> Result<Value> {
     let bytes = std::fs::read(&picture.path).with_context(|| format!("cannot read {}", picture.path.display()))?;
-    let file = picture.path.file_name().unwrap_or_default().to_string_lossy();
-    let metadata = match &picture.label {
-        Some(label) => json!({ "label": label, "file": file }),
-        None => json!({ "file": file }),
-    };
-    Ok(json!({ "id": picture.id, "image": STANDARD.encode(bytes), "metadata": metadata }))
+    Ok(json!({ "id": picture.id, "image": STANDARD.encode(bytes), "metadata": picture.metadata() }))
 }
 
 fn read(answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>, path: &str) -> Result<Value> {

@@ -147,6 +147,14 @@ impl Engine {
     /// # Errors
     /// [`ApiError::Internal`] where ONNX Runtime fails, [`ApiError::Stopping`] where the workers have ended.
     pub async fn embed(&self, pixels: Vec<u8>) -> Result<Vec<f32>, ApiError> {
+        self.submit(pixels)?.await.unwrap_or(Err(ApiError::Stopping))
+    }
+
+    /// [`Engine::embed`], to be awaited elsewhere.
+    ///
+    /// # Errors
+    /// [`ApiError::Stopping`] where the workers have ended.
+    pub fn submit(&self, pixels: Vec<u8>) -> Result<oneshot::Receiver<Result<Vec<f32>, ApiError>>, ApiError> {
         let (reply, answer) = oneshot::channel();
         {
             let mut queue = self.shared.lock();
@@ -156,7 +164,7 @@ impl Engine {
             queue.jobs.push_back(Job { pixels, reply, since: Instant::now() });
         }
         self.shared.arrived.notify_one();
-        answer.await.unwrap_or(Err(ApiError::Stopping))
+        Ok(answer)
     }
 
     /// Images waiting for a batch.

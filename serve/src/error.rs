@@ -7,6 +7,8 @@ use axum::response::{IntoResponse, Response};
 use macrl_models::decode::DecodeError;
 use serde_json::{Map, Value, json};
 
+use crate::index::IndexError;
+
 /// Why a request failed.  4xx: the client's mistake; 5xx: the server's state.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum ApiError {
@@ -71,6 +73,9 @@ pub enum ApiError {
     /// 503: the server was told to end.
     #[error("the server is stopping")]
     Stopping,
+    /// 503: the index's storage does not answer.
+    #[error("the index is not available: {0}")]
+    IndexUnavailable(String),
     /// 503: no answer in time.
     #[error("no answer within {0} s")]
     Timeout(u64),
@@ -95,7 +100,9 @@ impl ApiError {
             Self::UnsupportedType(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Undecodable(_) => StatusCode::UNPROCESSABLE_ENTITY,
             Self::QueueFull { .. } => StatusCode::TOO_MANY_REQUESTS,
-            Self::Starting | Self::Stopping | Self::Timeout(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Starting | Self::Stopping | Self::IndexUnavailable(_) | Self::Timeout(_) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -119,6 +126,7 @@ impl ApiError {
             Self::QueueFull { .. } => "queue_full",
             Self::Starting => "starting",
             Self::Stopping => "stopping",
+            Self::IndexUnavailable(_) => "index_unavailable",
             Self::Timeout(_) => "timeout",
             Self::Internal(_) => "internal",
         }
@@ -139,6 +147,18 @@ impl From<DecodeError> for ApiError {
     }
 }
 
+impl From<IndexError> for ApiError {
+    fn from(error: IndexError) -> Self {
+        match error {
+            IndexError::Dimension { expected, found } => Self::Dimension { expected, found },
+            IndexError::Encoder { .. } => Self::Conflict(error.to_string()),
+            IndexError::Full { limit } => Self::IndexFull(limit),
+            IndexError::Open(cause) | IndexError::Unavailable(cause) => Self::IndexUnavailable(cause),
+            IndexError::Storage(cause) => Self::Internal(cause),
+        }
+    }
+}
+
 /// An [`ApiError`] and, where one image of several is at fault, which.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Failure {
@@ -146,6 +166,12 @@ pub struct Failure {
     pub error: ApiError,
     /// Position in the request, from 0.
     pub index: Option<usize>,
+}
+
+impl From<IndexError> for Failure {
+    fn from(error: IndexError) -> Self {
+        ApiError::from(error).into()
+    }
 }
 
 impl From<ApiError> for Failure {
@@ -173,8 +199,8 @@ pub struct ErrorCode(pub &'static str);
 
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
-        if let ApiError::Internal(cause) = &self.error {
-            tracing::error!(cause, "internal error");
+        if let ApiError::Internal(cause) | ApiError::IndexUnavailable(cause) = &self.error {
+            tracing::error!(cause, "a request failed");
         }
         let mut response = (self.error.status(), Json(json!({ "error": self.to_json() }))).into_response();
         if let ApiError::QueueFull { retry_after } = self.error {

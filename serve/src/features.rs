@@ -9,8 +9,10 @@ use futures_util::future::join_all;
 use image::imageops::FilterType;
 use image::{ImageFormat, RgbImage};
 use macrl_models::decode::{announced_pixels, decode};
+use sha2::{Digest, Sha256};
 
 use crate::error::{ApiError, Failure};
+use crate::index::ContentHash;
 use crate::state::{App, Model};
 
 /// Longest edge of a stored picture, pixels.
@@ -26,6 +28,8 @@ pub struct Feature {
     pub raw: Vec<f32>,
     /// A small PNG, where it was asked for.
     pub thumbnail: Option<Arc<[u8]>>,
+    /// Of the file, where a thumbnail was asked for.
+    pub hash: Option<ContentHash>,
 }
 
 /// The features of a request's images, each with its own outcome.
@@ -60,17 +64,22 @@ async fn one(app: &Arc<App>, model: &Arc<Model>, bytes: Bytes, thumbnail: bool) 
         let started = Instant::now();
         let image = decode(&bytes, &decoder.settings.limits.decode)?;
         let pixels = preparing.bundle.preprocess.fit(&image).into_raw();
-        let small = if thumbnail { Some(encode_thumbnail(&image)?) } else { None };
+        let small = if thumbnail { Some((encode_thumbnail(&image)?, Sha256::digest(&bytes).into())) } else { None };
         decoder.metrics.decode_seconds.time(started.elapsed());
         Ok((pixels, small))
     };
     let prepared = if large { app.slow_lane.run(prepare).await } else { app.pool.run(prepare).await };
-    let (pixels, thumbnail) = prepared?;
+    let (pixels, small) = prepared?;
     let raw = model.engine.embed(pixels).await?;
-    Ok(Feature { raw, thumbnail })
+    let (thumbnail, hash) = small.unzip();
+    Ok(Feature { raw, thumbnail, hash })
 }
 
-fn encode_thumbnail(image: &RgbImage) -> Result<Arc<[u8]>, ApiError> {
+/// The picture that an item keeps.
+///
+/// # Errors
+/// [`ApiError::Internal`] where PNG cannot be written.
+pub fn encode_thumbnail(image: &RgbImage) -> Result<Arc<[u8]>, ApiError> {
     let (width, height) = image.dimensions();
     let scale = f64::from(THUMBNAIL) / f64::from(width.max(height).max(1));
     let mut png = Vec::new();

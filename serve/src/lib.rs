@@ -2,7 +2,8 @@
 //!
 //! One request's way: [`door`] accepts it, [`routes`] finds its handler, [`input`] reads and bounds its body,
 //! [`features`] admits its images, decodes them on the [`pool`] and hands them to the [`engine`], whose worker threads
-//! batch them for ONNX Runtime; [`index`] finds neighbours; [`error`] is the one place where failures become statuses.
+//! batch them for ONNX Runtime; [`index`] keeps items and finds neighbours; [`error`] is the one place where failures
+//! become statuses.  [`ingest`] and [`transfer`] fill and empty an index without a server.
 
 pub mod cli;
 pub mod client;
@@ -18,7 +19,10 @@ pub mod limits;
 pub mod metrics;
 pub mod openapi;
 pub mod pool;
+pub mod progress;
+pub mod projection;
 pub mod routes;
 pub mod server;
 pub mod sheet;
 pub mod state;
+pub mod transfer;

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use macrl_models::decode::DecodeLimits;
 
+use crate::index::OpenOptions;
+
 /// Bounds that every route keeps; shown by `/info`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Limits {
@@ -21,8 +23,10 @@ pub struct Limits {
     pub hits: usize,
     /// Bytes of one item's metadata, as JSON.
     pub metadata_bytes: usize,
-    /// Bytes of all items of an index in memory.
+    /// Bytes of memory that the items of an index may take.
     pub index_bytes: usize,
+    /// With more items than this, searches are approximate unless they ask to be exact.
+    pub exact_up_to: usize,
     /// For a whole request header to arrive.
     pub header_timeout: Duration,
     /// For a whole body to arrive.
@@ -45,7 +49,8 @@ impl Default for Limits {
             decode: DecodeLimits::default(),
             hits: 1000,
             metadata_bytes: 16 << 10,
-            index_bytes: 2 << 30,
+            index_bytes: OpenOptions::default().max_bytes,
+            exact_up_to: OpenOptions::default().exact_up_to,
             header_timeout: Duration::from_secs(10),
             body_timeout: Duration::from_secs(30),
             request_timeout: Duration::from_secs(30),

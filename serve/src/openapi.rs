@@ -5,7 +5,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use utoipa::{OpenApi, ToSchema};
 
-use crate::routes::{embed, info, items, search};
+use crate::routes::{embed, explore, info, items, search};
 
 /// `GET /openapi.json`.
 pub async fn document() -> Json<utoipa::openapi::OpenApi> {
@@ -29,6 +29,8 @@ pub async fn document() -> Json<utoipa::openapi::OpenApi> {
         items::get,
         items::delete,
         items::image,
+        explore::duplicates,
+        explore::map,
         info::info,
         info::health,
         info::ready,
@@ -177,8 +179,9 @@ pub(crate) struct SearchBody {
     /// Base64 or a `data:` URI.
     #[schema(required = false)]
     image: Option<String>,
-    /// Metadata fields and the values they must have.
-    #[schema(required = false)]
+    /// Metadata fields and what they must be, all of them: a value, `{"in": [...]}`, a range of numbers
+    /// (`{"gte": 1, "lt": 9}`, gt, lte), or `{"eq": ...}` for a value that is itself an object.
+    #[schema(required = false, example = json!({"label": {"in": ["cat", "dog"]}, "year": {"gte": 2000}}))]
     filter: Option<Map<String, Value>>,
     /// No approximation.
     #[schema(required = false)]
@@ -263,7 +266,7 @@ pub(crate) struct ItemDescription {
     metadata: Map<String, Value>,
     /// Whether `/items/{id}/image` has a picture.
     image: bool,
-    /// Length 1; where `?vector=true` asks for it.
+    /// Length 1; where the query asks for it.
     #[schema(required = false, nullable = false)]
     vector: Option<Vec<f32>>,
 }
@@ -274,8 +277,48 @@ pub(crate) struct ItemsPage {
     items: Vec<ItemDescription>,
     /// Cursor of the next page; null on the last.
     next: Option<String>,
+    /// Items on all pages.
+    total: usize,
+}
+
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "described, not built")]
+pub(crate) struct DuplicatesPage {
+    groups: Vec<DuplicatesOf>,
+    /// Cursor of the next page; null where all items were compared.  A page ends after two seconds of comparing, and
+    /// may then be empty.
+    next: Option<String>,
+}
+
+/// Each pair is named once, under the smaller id; an item has at most 100 duplicates.
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "described, not built")]
+pub(crate) struct DuplicatesOf {
+    id: String,
+    duplicates: Vec<HitBody>,
+}
+
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "described, not built")]
+pub(crate) struct MapBody {
+    points: Vec<MapPoint>,
+    /// Share of the variance along x and y.
+    explained: [f32; 2],
     /// Items in the index.
     total: usize,
+}
+
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "described, not built")]
+pub(crate) struct MapPoint {
+    id: String,
+    /// In [-1, 1].
+    x: f32,
+    /// In [-1, 1].
+    y: f32,
+    metadata: Map<String, Value>,
+    /// Whether `/items/{id}/image` has a picture.
+    image: bool,
 }
 
 #[derive(ToSchema)]

@@ -26,7 +26,7 @@ pub async fn serve(bundle: Bundle, listen: &str, settings: Settings) -> Result<(
     let listener = bind(listen).await?;
     let address = listener.local_addr()?;
     let name = bundle.config.macrl.name.clone();
-    let state = App::new(&bundle, settings);
+    let state = App::new(&bundle, settings)?;
     let loader = state.clone();
     let mut loading = tokio::task::spawn_blocking(move || loader.start(bundle));
     announce(&format!("listening on http://{address}"));

@@ -5,13 +5,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::Instant;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use macrl_models::bundle::Bundle;
 use sha2::{Digest, Sha256};
 
 use crate::engine::{Engine, EngineOptions};
 use crate::error::ApiError;
-use crate::index::{Index, MemoryIndex};
+use crate::index::{self, Encoder, Index, IndexError, Location, OpenOptions};
 use crate::limits::Limits;
 use crate::metrics::{Gauges, Metrics};
 use crate::pool::{Budget, Pool, Share, SlowLane};
@@ -35,6 +35,11 @@ impl Model {
     pub fn dim(&self) -> usize {
         self.bundle.config.hidden_size
     }
+
+    /// Whose vectors it makes.
+    pub fn encoder(&self) -> Encoder {
+        Encoder::of(&self.bundle)
+    }
 }
 
 /// How the server is set up, besides the model.
@@ -44,6 +49,8 @@ pub struct Settings {
     pub limits: Limits,
     /// Inference.
     pub engine: EngineOptions,
+    /// Where items are kept.
+    pub index: Location,
     /// Where asked for, every request that reads or changes anything must name it.
     pub api_key: Option<String>,
     /// Web origins whose pages may call this server.
@@ -80,12 +87,16 @@ pub type AppState = Arc<App>;
 
 impl App {
     /// A server that holds no model yet: every route that needs one answers 503 until [`App::start`] is done.
-    pub fn new(bundle: &Bundle, settings: Settings) -> AppState {
+    ///
+    /// # Errors
+    /// An index that cannot be opened, or holds vectors of another encoder.
+    pub fn new(bundle: &Bundle, settings: Settings) -> Result<AppState, IndexError> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let limits = &settings.limits;
-        Arc::new(Self {
+        let options = OpenOptions { max_bytes: limits.index_bytes, exact_up_to: limits.exact_up_to };
+        Ok(Arc::new(Self {
             metrics: Arc::default(),
-            index: Arc::new(MemoryIndex::new(bundle.config.hidden_size, limits.index_bytes)),
+            index: index::open(&settings.index, &Encoder::of(bundle), &options)?,
             pool: Pool::new(cores),
             slow_lane: SlowLane::new(cores / 2),
             admitted: Budget::new(limits.queue),
@@ -97,7 +108,7 @@ impl App {
             key_hash: settings.api_key.as_deref().map(hash),
             reloading: tokio::sync::Mutex::new(()),
             settings,
-        })
+        }))
     }
 
     /// Opens the sessions (seconds; blocking) and begins to answer.
@@ -105,9 +116,13 @@ impl App {
     /// # Errors
     /// What keeps the bundle from being served.
     pub fn start(&self, bundle: Bundle) -> anyhow::Result<()> {
-        let engine = Engine::start(&bundle, &self.settings.engine, &self.metrics)?;
-        self.set_model(Some(Arc::new(Model { bundle, engine })));
+        self.set_model(Some(Arc::new(self.load(bundle)?)));
         Ok(())
+    }
+
+    fn load(&self, bundle: Bundle) -> anyhow::Result<Model> {
+        let engine = Engine::start(&bundle, &self.settings.engine, &self.metrics)?;
+        Ok(Model { bundle, engine })
     }
 
     /// The model in use.
@@ -130,9 +145,7 @@ impl App {
     /// Why the old model stays: the new bundle is broken, or the index holds vectors of other weights.
     pub async fn reload(self: &Arc<Self>) -> anyhow::Result<()> {
         let _one_at_a_time = self.reloading.lock().await;
-        let app = self.clone();
-        let loaded = tokio::task::spawn_blocking(move || app.reload_blocking()).await;
-        let result = loaded.context("the loader failed").and_then(|r| r);
+        let result = self.swap().await;
         let counter = if result.is_ok() { &self.metrics.reloads } else { &self.metrics.failed_reloads };
         counter.fetch_add(1, Ordering::Relaxed);
         match &result {
@@ -142,19 +155,15 @@ impl App {
         result
     }
 
-    fn reload_blocking(&self) -> anyhow::Result<()> {
-        let bundle = Bundle::open(&self.bundle_dir)?;
-        let old = self.model().map_err(anyhow::Error::from)?;
-        let (old, new) = (&old.bundle.config, &bundle.config);
-        let same = old.macrl.weights_sha256 == new.macrl.weights_sha256 && old.hidden_size == new.hidden_size;
-        let items = self.index.len();
-        if !same && items > 0 {
-            bail!("the index holds {items} items of other weights; delete them or start anew");
-        }
-        if old.hidden_size != new.hidden_size {
-            bail!("hidden_size was {}, the new bundle has {}; start anew", old.hidden_size, new.hidden_size);
-        }
-        self.start(bundle)
+    async fn swap(self: &Arc<Self>) -> anyhow::Result<()> {
+        self.model().map_err(anyhow::Error::from)?;
+        let app = self.clone();
+        let load = move || app.load(Bundle::open(&app.bundle_dir)?);
+        let model = tokio::task::spawn_blocking(load).await.context("the loader failed")??;
+        // The index decides: from here on it takes no vector of the old encoder, and none of the new one before.
+        self.index.adopt(&model.encoder()).await?;
+        self.set_model(Some(Arc::new(model)));
+        Ok(())
     }
 
     /// Takes room for `images` images in the queue, at once.
@@ -204,13 +213,14 @@ impl App {
         }
     }
 
-    /// What `/metrics` shows beside the counters.
-    pub fn gauges(&self) -> Gauges {
+    /// What `/metrics` shows beside the counters; no items where the index does not answer.
+    pub async fn gauges(&self) -> Gauges {
         let model = self.model().ok();
+        let items = self.index.status().await.map_or(0, |status| status.items);
         Gauges {
             in_flight: self.admitted.used(),
             queued: model.as_ref().map_or(0, |m| m.engine.queued()),
-            items: self.index.len(),
+            items,
             device: model.and_then(|m| m.engine.devices().first().copied()).unwrap_or_default(),
         }
     }

@@ -24,6 +24,7 @@ use crate::state::{App, AppState, Model};
 pub(crate) async fn info(State(app): State<AppState>) -> Result<Json<Value>, Failure> {
     let model = app.model()?;
     let engine = &app.settings.engine;
+    let index = app.index.status().await?;
     Ok(Json(json!({
         "version": env!("CARGO_PKG_VERSION"),
         "model": describe_model(&model),
@@ -36,7 +37,7 @@ pub(crate) async fn info(State(app): State<AppState>) -> Result<Json<Value>, Fai
             "workers": engine.workers,
             "threads_per_worker": engine.threads,
         },
-        "index": { "kind": app.index.kind(), "items": app.index.len() },
+        "index": { "kind": app.index.kind(), "items": index.items, "approximate_items": index.approximate },
         "limits": describe_limits(&app),
         "uptime_seconds": app.started.elapsed().as_secs(),
     })))
@@ -68,6 +69,7 @@ fn describe_limits(app: &App) -> Value {
         "hits_per_search": limits.hits,
         "metadata_bytes": limits.metadata_bytes,
         "index_bytes": limits.index_bytes,
+        "exact_search_up_to_items": limits.exact_up_to,
         "header_timeout_seconds": limits.header_timeout.as_secs_f64(),
         "body_timeout_seconds": limits.body_timeout.as_secs_f64(),
         "request_timeout_seconds": limits.request_timeout.as_secs_f64(),
@@ -116,7 +118,7 @@ pub(crate) async fn ready(State(app): State<AppState>) -> Result<Json<Value>, Fa
     )
 )]
 pub(crate) async fn metrics(State(app): State<AppState>) -> Response {
-    let page = app.metrics.render(&app.gauges());
+    let page = app.metrics.render(&app.gauges().await);
     ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], page).into_response()
 }
 

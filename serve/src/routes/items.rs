@@ -14,10 +14,10 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::search::check_vector;
-use super::{blocking, query, query_of};
+use super::{filter_text, query, query_of};
 use crate::error::{ApiError, Failure};
 use crate::features::{self, Feature};
-use crate::index::{Item, Metadata, check_id, normalized};
+use crate::index::{Item, Listing, Metadata, check_id, normalized};
 use crate::input::{Kind, Part, Received, decode_base64, malformed};
 use crate::openapi::{ErrorBody, ItemBody, ItemDescription, ItemsBody, ItemsPage, Outcome, Results};
 use crate::state::{App, AppState, Model};
@@ -63,6 +63,8 @@ struct PutParams {
 struct ListParams {
     cursor: Option<String>,
     limit: Option<usize>,
+    filter: Option<String>,
+    vectors: bool,
 }
 
 #[derive(Default, Deserialize)]
@@ -192,6 +194,7 @@ async fn form_draft(id: String, received: &Received) -> Result<Draft, ApiError> 
         (status = 422, description = "undecodable image", body = ErrorBody),
         (status = 429, description = "queue full", body = ErrorBody),
         (status = 503, description = "starting, stopping or timed out", body = ErrorBody),
+        (status = 409, description = "the model was replaced meanwhile", body = ErrorBody),
     )
 )]
 pub(crate) async fn post(State(app): State<AppState>, received: Received) -> Result<Json<Value>, Failure> {
@@ -263,9 +266,10 @@ async fn store(
         outcomes.push(item.as_ref().map(|i| i.id.clone()).map_err(Clone::clone));
         ready.extend(item);
     }
-    let created = blocking(app, move |index| index.put(ready)).await?;
-    let mut created = created.into_iter();
-    Ok(outcomes.into_iter().map(|o| o.map(|id| (id, created.next().unwrap_or(false)))).collect())
+    let stored = app.index.put(&model.encoder(), ready).await?;
+    let mut stored = stored.into_iter();
+    let mut next = || stored.next().unwrap_or(Ok(false)).map_err(ApiError::from);
+    Ok(outcomes.into_iter().map(|o| o.and_then(|id| Ok((id, next()?)))).collect())
 }
 
 impl Source {
@@ -284,11 +288,14 @@ fn finish(
 ) -> Result<Item, ApiError> {
     let Draft { id, source, metadata } = draft;
     match source {
-        Source::Vector(vector) => Ok(Item { id, vector: check_vector(vector, model)?, metadata, image: None }),
+        Source::Vector(vector) => {
+            let vector = check_vector(vector, model)?;
+            Ok(Item { id, vector, metadata, image: None, pictured: false, hash: None })
+        }
         Source::Image(_) => {
             let feature = features.next().unwrap_or(Err(ApiError::Internal("no feature".into())))?;
             let vector = normalized(feature.raw).map_err(ApiError::Internal)?;
-            Ok(Item { id, vector, metadata, image: feature.thumbnail })
+            Ok(Item { id, vector, metadata, image: feature.thumbnail, pictured: true, hash: feature.hash })
         }
     }
 }
@@ -297,7 +304,10 @@ fn describe(item: &Item) -> Map<String, Value> {
     let mut out = Map::new();
     out.insert("id".into(), item.id.clone().into());
     out.insert("metadata".into(), Value::Object(item.metadata.clone()));
-    out.insert("image".into(), item.image.is_some().into());
+    out.insert("image".into(), item.pictured.into());
+    if !item.vector.is_empty() {
+        out.insert("vector".into(), item.vector.iter().map(|v| f64::from(*v)).collect());
+    }
     out
 }
 
@@ -319,18 +329,17 @@ fn unknown(id: &str) -> ApiError {
         (status = 400, description = "malformed", body = ErrorBody),
         (status = 401, description = "a key is asked for", body = ErrorBody),
         (status = 404, description = "unknown", body = ErrorBody),
+        (status = 503, description = "the index does not answer", body = ErrorBody),
     )
 )]
 pub(crate) async fn get(State(app): State<AppState>, id: Id, uri: Uri) -> Result<Json<Value>, Failure> {
     let id = path_id(id)?;
     let params: GetParams = query_of(&uri)?;
-    let wanted = id.clone();
-    let item = blocking(&app, move |index| index.get(&wanted)).await?.ok_or_else(|| unknown(&id))?;
-    let mut out = describe(&item);
-    if params.vector {
-        out.insert("vector".into(), item.vector.iter().map(|v| f64::from(*v)).collect());
+    let mut item = app.index.get(&id).await?.ok_or_else(|| unknown(&id))?;
+    if !params.vector {
+        item.vector.clear();
     }
-    Ok(Json(out.into()))
+    Ok(Json(describe(&item).into()))
 }
 
 /// `GET /items/{id}/image`: the small PNG of an item that came as an image.
@@ -346,12 +355,12 @@ pub(crate) async fn get(State(app): State<AppState>, id: Id, uri: Uri) -> Result
         (status = 400, description = "malformed", body = ErrorBody),
         (status = 401, description = "a key is asked for", body = ErrorBody),
         (status = 404, description = "unknown", body = ErrorBody),
+        (status = 503, description = "the index does not answer", body = ErrorBody),
     )
 )]
 pub(crate) async fn image(State(app): State<AppState>, id: Id) -> Result<Response, Failure> {
     let id = path_id(id)?;
-    let wanted = id.clone();
-    let item = blocking(&app, move |index| index.get(&wanted)).await?.ok_or_else(|| unknown(&id))?;
+    let item = app.index.get(&id).await?.ok_or_else(|| unknown(&id))?;
     let png = item.image.ok_or_else(|| ApiError::NotFound(format!("item `{id}` came without an image")))?;
     Ok(([(CONTENT_TYPE, "image/png"), (CACHE_CONTROL, "no-cache")], png.to_vec()).into_response())
 }
@@ -369,16 +378,20 @@ pub(crate) async fn image(State(app): State<AppState>, id: Id) -> Result<Respons
         (status = 400, description = "malformed", body = ErrorBody),
         (status = 401, description = "a key is asked for", body = ErrorBody),
         (status = 404, description = "unknown", body = ErrorBody),
+        (status = 503, description = "the index does not answer", body = ErrorBody),
     )
 )]
 pub(crate) async fn delete(State(app): State<AppState>, id: Id) -> Result<Json<Value>, Failure> {
     let id = path_id(id)?;
-    let wanted = id.clone();
-    let existed = blocking(&app, move |index| index.delete(&wanted)).await?;
-    if existed { Ok(Json(json!({ "id": id, "status": "deleted" }))) } else { Err(unknown(&id).into()) }
+    if app.index.delete(&id).await? {
+        Ok(Json(json!({ "id": id, "status": "deleted" })))
+    } else {
+        Err(unknown(&id).into())
+    }
 }
 
-/// `GET /items?cursor=&limit=`: pages in the order of ids; `next` is the following page's cursor.
+/// `GET /items?cursor=&limit=`: pages in the order of ids; `next` is the following page's cursor, `total` counts the
+/// items of all pages.
 #[utoipa::path(
     get,
     path = "/items",
@@ -386,11 +399,14 @@ pub(crate) async fn delete(State(app): State<AppState>, id: Id) -> Result<Json<V
     params(
         ("cursor" = Option<String>, Query, description = "from the page before"),
         ("limit" = Option<usize>, Query, minimum = 1, maximum = 1000, description = "items per page (default 100)"),
+        ("filter" = Option<String>, Query, description = "a filter as in /search, as JSON"),
+        ("vectors" = Option<bool>, Query, description = "with their vectors"),
     ),
     responses(
         (status = 200, description = "a page in the order of ids", body = ItemsPage),
         (status = 400, description = "malformed", body = ErrorBody),
         (status = 401, description = "a key is asked for", body = ErrorBody),
+        (status = 503, description = "the index does not answer", body = ErrorBody),
     )
 )]
 pub(crate) async fn list(State(app): State<AppState>, parts: Parts) -> Result<Json<Value>, Failure> {
@@ -401,7 +417,8 @@ pub(crate) async fn list(State(app): State<AppState>, parts: Parts) -> Result<Js
     }
     // An empty cursor is the first page.
     let cursor = params.cursor.filter(|c| !c.is_empty());
-    let page = blocking(&app, move |index| index.list(cursor.as_deref(), limit)).await?;
+    let filter = filter_text(params.filter.as_deref())?;
+    let page = app.index.list(Listing { cursor, limit, filter, vectors: params.vectors }).await?;
     let items: Vec<Value> = page.items.iter().map(|i| describe(i).into()).collect();
-    Ok(Json(json!({ "items": items, "next": page.next, "total": app.index.len() })))
+    Ok(Json(json!({ "items": items, "next": page.next, "total": page.total })))
 }

@@ -1,12 +1,11 @@
 //! The routes: `app(state) -> Router`, testable without a socket.
 
 pub(crate) mod embed;
+pub(crate) mod explore;
 pub(crate) mod info;
 pub(crate) mod items;
 mod layers;
 pub(crate) mod search;
-
-use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Query as AxumQuery};
@@ -17,7 +16,7 @@ use axum::routing::{get, post};
 use serde::de::DeserializeOwned;
 
 use crate::error::{ApiError, Failure};
-use crate::index::{Index, IndexError};
+use crate::index::{Filter, Metadata};
 use crate::input::malformed;
 use crate::openapi;
 use crate::state::AppState;
@@ -32,6 +31,8 @@ pub fn app(state: AppState) -> Router {
         .route("/items", post(items::post).get(items::list))
         .route("/items/{id}", get(items::get).put(items::put).delete(items::delete))
         .route("/items/{id}/image", get(items::image))
+        .route("/duplicates", get(explore::duplicates))
+        .route("/map", get(explore::map))
         .route("/info", get(info::info))
         .route("/metrics", get(info::metrics))
         .route("/admin/reload", post(info::reload))
@@ -65,18 +66,13 @@ fn query_of<T: DeserializeOwned>(uri: &Uri) -> Result<T, ApiError> {
     })
 }
 
-/// Calls the index on a blocking thread.
-async fn blocking<T: Send + 'static>(
-    app: &AppState,
-    call: impl FnOnce(&dyn Index) -> Result<T, IndexError> + Send + 'static,
-) -> Result<T, ApiError> {
-    let index: Arc<dyn Index> = app.index.clone();
-    let called = tokio::task::spawn_blocking(move || call(index.as_ref())).await;
-    match called {
-        Ok(Ok(value)) => Ok(value),
-        Ok(Err(IndexError::Dimension { expected, found })) => Err(ApiError::Dimension { expected, found }),
-        Ok(Err(IndexError::Full { limit })) => Err(ApiError::IndexFull(limit)),
-        Ok(Err(IndexError::Storage(cause))) => Err(ApiError::Internal(cause)),
-        Err(_) => Err(ApiError::Internal("the index failed".into())),
-    }
+/// A filter as it comes in JSON.
+fn filter(json: Option<Metadata>) -> Result<Filter, ApiError> {
+    Filter::parse(json.unwrap_or_default()).map_err(malformed)
+}
+
+/// A filter as it comes in a query string.
+fn filter_text(text: Option<&str>) -> Result<Filter, ApiError> {
+    let parse = |text| serde_json::from_str(text).map_err(|e| malformed(format!("filter must be a JSON object: {e}")));
+    filter(text.map(parse).transpose()?)
 }

@@ -5,10 +5,10 @@ use axum::extract::State;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{blocking, query};
+use super::{filter, query};
 use crate::error::{ApiError, Failure};
 use crate::features;
-use crate::index::{Hit, Metadata, Query, normalized};
+use crate::index::{Filter, Hit, Metadata, Query, normalized};
 use crate::input::{Kind, Received, decode_base64, malformed};
 use crate::openapi::{ErrorBody, Hits, SearchBody};
 use crate::state::{AppState, Model};
@@ -40,7 +40,7 @@ enum Probe {
 
 struct Request {
     probe: Probe,
-    filter: Metadata,
+    filter: Filter,
     exact: bool,
     k: usize,
 }
@@ -83,18 +83,17 @@ pub(crate) async fn search(State(app): State<AppState>, received: Received) -> R
     };
     let Request { filter, exact, k, .. } = request;
     let query = Query { vector, k, filter, exact, except };
-    let hits = blocking(&app, move |index| index.search(&query)).await?;
-    let hits: Vec<Value> = hits.into_iter().map(hit).collect();
+    let found = app.index.search(vec![query]).await?;
+    let hits: Vec<Value> = found.into_iter().flatten().map(hit).collect();
     Ok(Json(json!({ "hits": hits })))
 }
 
-fn hit(hit: Hit) -> Value {
+pub(super) fn hit(hit: Hit) -> Value {
     json!({ "id": hit.id, "score": hit.score, "metadata": hit.metadata, "image": hit.image })
 }
 
 async fn item_vector(app: &AppState, id: &str) -> Result<Vec<f32>, ApiError> {
-    let wanted = id.to_string();
-    let item = blocking(app, move |index| index.get(&wanted)).await?;
+    let item = app.index.get(id).await?;
     item.map(|i| i.vector).ok_or_else(|| ApiError::NotFound(format!("there is no item `{id}`")))
 }
 
@@ -119,7 +118,7 @@ async fn read(received: Received, app: &AppState) -> Result<Request, Failure> {
         return Err(malformed(format!("k must be in 1..={limit}, found {k}")).into());
     }
     let exact = rest.exact.or(params.exact).unwrap_or(false);
-    Ok(Request { probe, filter: rest.filter.unwrap_or_default(), exact, k })
+    Ok(Request { probe, filter: filter(rest.filter)?, exact, k })
 }
 
 fn json_body(mut body: SearchJson) -> Result<(Probe, SearchJson), ApiError> {

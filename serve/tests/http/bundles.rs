@@ -73,7 +73,7 @@ fn a_graph_of_another_shape_is_refused_when_it_is_opened() {
         write_bundle(dir.path(), "tiny", false);
         std::fs::write(dir.path().join(bundle::ONNX), graph).unwrap();
         let bundle = Bundle::open(dir.path()).unwrap();
-        let error = App::new(&bundle, settings()).start(bundle).unwrap_err();
+        let error = App::new(&bundle, settings()).unwrap().start(bundle).unwrap_err();
         format!("{error:#}")
     };
     let cut = started(&TINY[..3000]);

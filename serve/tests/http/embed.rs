@@ -161,6 +161,8 @@ async fn pages_and_the_description_need_no_network() {
         ("/items/{id}", "get"),
         ("/items/{id}", "delete"),
         ("/items/{id}/image", "get"),
+        ("/duplicates", "get"),
+        ("/map", "get"),
         ("/v1/embeddings", "post"),
         ("/info", "get"),
         ("/health", "get"),

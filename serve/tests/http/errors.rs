@@ -186,7 +186,7 @@ async fn a_full_queue_is_429_with_retry_after_and_recovers() {
     assert_eq!(server.post_image("/embed", png(0)).await.status, 200);
     drop(room);
     assert_eq!(server.post_json("/embed", three).await.status, 200);
-    assert_eq!(server.state.gauges().in_flight, 0);
+    assert_eq!(server.state.gauges().await.in_flight, 0);
 }
 
 #[tokio::test]
@@ -214,7 +214,7 @@ async fn no_answer_in_time_is_503() {
     let large = encode(image::RgbImage::new(2000, 2000), image::ImageFormat::Png);
     let answer = server.post_image("/embed", large).await;
     assert_eq!((answer.status.as_u16(), answer.code().as_str()), (503, "timeout"));
-    assert_eq!(server.state.gauges().in_flight, 0);
+    assert_eq!(server.state.gauges().await.in_flight, 0);
 }
 
 #[tokio::test]

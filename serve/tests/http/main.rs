@@ -1,8 +1,10 @@
 //! The HTTP contract, over the router without a socket (and, in `process`, over the real binary).
 
+mod bundle;
 mod bundles;
 mod embed;
 mod errors;
+mod explore;
 mod images;
 mod items;
 mod process;

@@ -188,6 +188,9 @@ fn mistakes_are_one_line_with_the_right_exit_code() {
         &["--bundle", path, "--grace", "-1"],
         &["--bundle", path, "--max-images", "500"],
         &["ingest", path],
+        &["ingest", "--url", "http://x", "--index", "y", path],
+        &["--bundle", path, "--index", "mysql://x"],
+        &["export", "--index", "x", "y.csv"],
     ] {
         let output = run(args);
         assert_eq!(output.status.code(), Some(2), "{args:?}: {}", one_line(&output));
@@ -265,4 +268,51 @@ fn the_demo_uploads_asks_and_draws() {
     let nowhere = at("nothing");
     wrong[4] = &nowhere;
     assert_eq!(run(&wrong).status.code(), Some(1));
+}
+
+#[test]
+fn ingest_fills_an_index_goes_on_where_it_ended_and_lists_what_failed() {
+    let (dir, work) = (bundle(), tempfile::tempdir().unwrap());
+    let at = |name: &str| work.path().join(name).to_str().unwrap().to_string();
+    let write = |name: &str, bytes: &[u8]| {
+        let path = work.path().join("images").join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, bytes).unwrap();
+    };
+    (0..40).for_each(|seed| write(&format!("{}/{seed}.png", if seed % 2 == 0 { "even" } else { "odd" }), &png(seed)));
+    let bundle = dir.path().to_str().unwrap();
+    let ingest = || run(&["ingest", "--bundle", bundle, "--index", &at("index"), &at("images")]);
+    let said = |output: &Output| String::from_utf8(output.stdout.clone()).unwrap();
+    let output = ingest();
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(said(&output).starts_with("40 of 40 images stored"), "{}", said(&output));
+    // New, changed, broken, and not an image at all.
+    write("even/new.png", &png(50));
+    write("odd/1.png", &png(51));
+    write("broken.png", b"no image");
+    write("notes.txt", b"nothing");
+    let output = ingest();
+    assert_eq!(output.status.code(), Some(1));
+    // The text is no image and does not count.
+    assert!(
+        said(&output).starts_with("2 of 42 images stored") && said(&output).contains("39 were there"),
+        "{}",
+        said(&output)
+    );
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert!(errors.starts_with("broken.png: ") && errors.ends_with("error: 1 image was refused\n"), "{errors}");
+
+    let server = Process::start(dir.path(), &["--index", &at("index")]);
+    let get = |path: &str| server.ask(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes());
+    assert!(get("/items/odd%2F1.png").contains("{\"label\":\"odd\",\"file\":\"1.png\"}"));
+    assert!(get("/items?limit=1").contains("\"total\":41"));
+    // The server has the folder now.
+    let refused = ingest();
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(one_line(&refused).contains("is being written by another process"));
+    // What is embedded in bulk is what is embedded one by one.
+    let search =
+        format!("POST /search?k=1 HTTP/1.0\r\nContent-Type: image/png\r\nContent-Length: {}\r\n\r\n", png(51).len());
+    let answer = server.ask(&[search.as_bytes(), &png(51)].concat());
+    assert!(answer.contains("\"id\":\"odd/1.png\"") && answer.contains("\"score\":"), "{answer}");
 }

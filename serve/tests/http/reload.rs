@@ -36,7 +36,7 @@ async fn items_of_other_weights_keep_the_old_bundle() {
     server.state.reload().await.unwrap();
     write_bundle(server.dir.path(), "other", true);
     let error = server.state.reload().await.unwrap_err().to_string();
-    assert!(error.contains("1 items of other weights"), "{error}");
+    assert!(error.contains("the index holds 1 items of encoder tiny (8 numbers), found encoder other"), "{error}");
     assert_eq!(server.state.model().unwrap().name(), "tiny");
 }
 

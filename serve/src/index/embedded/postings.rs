@@ -1,0 +1,230 @@
+//! Metadata values -> the slots of the items that have them: what a filter keeps is known without looking at any item.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
+
+use roaring::RoaringBitmap;
+use serde_json::{Number, Value};
+
+use super::super::{Condition, Filter, Metadata};
+
+/// A metadata value in an order in which numbers are neighbours.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Key {
+    Null,
+    Bool(bool),
+    /// Bits that sort as the nearest f64 does, and how far the exact integer is from it.
+    Number(u64, i16),
+    Text(Box<str>),
+    /// Lists and objects as JSON with sorted fields: only equality makes sense of them.
+    Nested(Box<str>),
+}
+
+impl Key {
+    fn of(value: &Value) -> Self {
+        match value {
+            Value::Null => Self::Null,
+            Value::Bool(value) => Self::Bool(*value),
+            Value::Number(number) => Self::number(number),
+            Value::String(text) => Self::Text(text.as_str().into()),
+            nested => Self::Nested(sorted(nested).to_string().into()),
+        }
+    }
+
+    fn number(number: &Number) -> Self {
+        // 0.0 + turns -0.0 into 0.0.
+        let near = 0.0 + number.as_f64().unwrap_or(f64::NAN);
+        let exact = number.as_i64().map(i128::from).or(number.as_u64().map(i128::from));
+        let rest = exact.map_or(0, |exact| (exact - near as i128) as i16);
+        let bits = near.to_bits();
+        Self::Number(if bits >> 63 == 0 { bits | 1 << 63 } else { !bits }, rest)
+    }
+}
+
+/// The same value with the fields of every object in one order.
+fn sorted(value: &Value) -> Value {
+    match value {
+        Value::Array(list) => list.iter().map(sorted).collect(),
+        Value::Object(map) => {
+            let fields: BTreeMap<&String, Value> = map.iter().map(|(k, v)| (k, sorted(v))).collect();
+            fields.into_iter().map(|(k, v)| (k.clone(), v)).collect()
+        }
+        other => other.clone(),
+    }
+}
+
+/// Most values of some fields (file names) belong to one item.
+#[derive(Debug)]
+enum Slots {
+    One(u32),
+    Many(RoaringBitmap),
+}
+
+/// See the module's documentation.
+#[derive(Debug, Default)]
+pub(super) struct Postings {
+    fields: HashMap<Box<str>, BTreeMap<Key, Slots>>,
+}
+
+impl Postings {
+    /// Files the item in `slot`.
+    pub(super) fn add(&mut self, slot: u32, metadata: &Metadata) {
+        for (field, value) in metadata {
+            if !self.fields.contains_key(field.as_str()) {
+                self.fields.insert(field.as_str().into(), BTreeMap::new());
+            }
+            let Some(values) = self.fields.get_mut(field.as_str()) else { continue };
+            values.entry(Key::of(value)).and_modify(|slots| slots.insert(slot)).or_insert(Slots::One(slot));
+        }
+    }
+
+    /// Forgets the item in `slot`, which was filed with this metadata.
+    pub(super) fn remove(&mut self, slot: u32, metadata: &Metadata) {
+        for (field, value) in metadata {
+            let Some(values) = self.fields.get_mut(field.as_str()) else { continue };
+            let key = Key::of(value);
+            if values.get_mut(&key).is_some_and(|slots| slots.remove(slot)) {
+                values.remove(&key);
+            }
+            if values.is_empty() {
+                self.fields.remove(field.as_str());
+            }
+        }
+    }
+
+    /// The slots of the items that meet every condition; `None` where there is none to meet.
+    pub(super) fn select(&self, filter: &Filter) -> Option<RoaringBitmap> {
+        let mut conditions = filter.conditions.iter();
+        let (field, first) = conditions.next()?;
+        let mut selected = self.meeting(field, first);
+        for (field, condition) in conditions {
+            selected &= self.meeting(field, condition);
+        }
+        Some(selected)
+    }
+
+    fn meeting(&self, field: &str, condition: &Condition) -> RoaringBitmap {
+        let mut selected = RoaringBitmap::new();
+        let Some(values) = self.fields.get(field) else { return selected };
+        match condition {
+            Condition::In(wanted) => {
+                wanted.iter().filter_map(|v| values.get(&Key::of(v))).for_each(|slots| slots.join(&mut selected));
+            }
+            Condition::Range(range) => {
+                let ends = (low(&range.low), high(&range.high));
+                if !is_empty(&ends) {
+                    values.range(ends).for_each(|(_, slots)| slots.join(&mut selected));
+                }
+            }
+        }
+        selected
+    }
+}
+
+/// Numbers only, from the smallest.
+fn low(bound: &Bound<Number>) -> Bound<Key> {
+    match bound {
+        Bound::Included(number) => Bound::Included(Key::number(number)),
+        Bound::Excluded(number) => Bound::Excluded(Key::number(number)),
+        Bound::Unbounded => Bound::Included(Key::Number(0, i16::MIN)),
+    }
+}
+
+/// Numbers only, to the largest.
+fn high(bound: &Bound<Number>) -> Bound<Key> {
+    match bound {
+        Bound::Unbounded => Bound::Included(Key::Number(u64::MAX, i16::MAX)),
+        bounded => low(bounded),
+    }
+}
+
+/// `BTreeMap::range` panics where the ends cross.
+fn is_empty((low, high): &(Bound<Key>, Bound<Key>)) -> bool {
+    match (low, high) {
+        (Bound::Included(low), Bound::Included(high)) => low > high,
+        (Bound::Included(low) | Bound::Excluded(low), Bound::Included(high) | Bound::Excluded(high)) => low >= high,
+        _ => false,
+    }
+}
+
+impl Slots {
+    fn insert(&mut self, slot: u32) {
+        match self {
+            Self::One(one) => *self = Self::Many([*one, slot].into_iter().collect()),
+            Self::Many(many) => drop(many.insert(slot)),
+        }
+    }
+
+    /// Whether nothing is left.
+    fn remove(&mut self, slot: u32) -> bool {
+        match self {
+            Self::One(one) => *one == slot,
+            Self::Many(many) => {
+                many.remove(slot);
+                many.is_empty()
+            }
+        }
+    }
+
+    fn join(&self, all: &mut RoaringBitmap) {
+        match self {
+            Self::One(slot) => drop(all.insert(*slot)),
+            Self::Many(many) => *all |= many,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn map(json: Value) -> Metadata {
+        let Value::Object(map) = json else { panic!("not an object") };
+        map
+    }
+
+    fn slots(postings: &Postings, filter: Value) -> Vec<u32> {
+        let filter = Filter::parse(map(filter)).unwrap();
+        postings.select(&filter).map_or(vec![u32::MAX], |s| s.into_iter().collect())
+    }
+
+    #[test]
+    fn equality_membership_and_ranges_select_slots() {
+        let mut postings = Postings::default();
+        let items = [
+            json!({"n": 1, "t": "x"}),
+            json!({"n": 1.0, "t": "y"}),
+            json!({"n": -2.5, "t": null}),
+            json!({"n": "1", "o": {"b": 1, "a": [2]}}),
+            json!({}),
+            json!({"n": 9_007_199_254_740_993u64}),
+        ];
+        items.iter().enumerate().for_each(|(slot, item)| postings.add(slot as u32, &map(item.clone())));
+        for (filter, expected) in [
+            (json!({}), vec![u32::MAX]),
+            (json!({"n": 1}), vec![0, 1]),
+            (json!({"n": "1"}), vec![3]),
+            (json!({"n": {"in": [1, "1", 7]}}), vec![0, 1, 3]),
+            (json!({"n": {"in": []}}), vec![]),
+            (json!({"t": null}), vec![2]),
+            (json!({"missing": null}), vec![]),
+            (json!({"n": {"lt": 1}}), vec![2]),
+            (json!({"n": {"lte": 1}}), vec![0, 1, 2]),
+            (json!({"n": {"gte": -2.5, "lt": 1.5}}), vec![0, 1, 2]),
+            (json!({"n": {"gt": 1, "lt": 1}}), vec![]),
+            (json!({"n": {"gt": 2, "lt": 1}}), vec![]),
+            (json!({"n": {"gt": 1}}), vec![5]),
+            // Two integers that are the same f64.
+            (json!({"n": 9_007_199_254_740_992u64}), vec![]),
+            (json!({"n": {"gt": 9_007_199_254_740_992u64}}), vec![5]),
+            (json!({"o": {"eq": {"a": [2], "b": 1}}}), vec![3]),
+            (json!({"n": 1, "t": "y"}), vec![1]),
+        ] {
+            assert_eq!(slots(&postings, filter.clone()), expected, "{filter}");
+        }
+        items.iter().enumerate().for_each(|(slot, item)| postings.remove(slot as u32, &map(item.clone())));
+        assert!(postings.fields.is_empty());
+    }
+}

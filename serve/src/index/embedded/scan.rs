@@ -1,0 +1,314 @@
+//! Exact search: a query is compared with every vector, or with those of some slots.
+//!
+//! One query reads the whole block once and is as fast as memory is.  Several queries at a time share that reading: a
+//! block of vectors that fits the cache is multiplied with all of them by `gemm`.
+
+use std::cmp::Ordering;
+use std::collections::BinaryHeap;
+
+use macrl_models::ops::matmul::{Mat, Threads, matmul};
+use macrl_models::ops::simd::fma;
+use macrl_models::vectorised;
+use rayon::prelude::*;
+
+use super::super::{Hit, Query};
+use super::gallery::Gallery;
+
+/// Vectors compared at a time: of 192 numbers they take 768 KiB, about a core's own cache.
+const ROWS: usize = 1024;
+/// Fewer queries at a time than this are compared one by one.
+const GEMM: usize = 4;
+/// Slots of a subset that one thread takes at a time.
+const SUBSET: usize = 4096;
+
+vectorised! {
+    /// The product of each row with the query.
+    ///
+    /// # Shapes
+    /// `rows` (n, D), `query` (D), `out` (n).
+    fn products(rows: &[f32], query: &[f32], out: &mut [f32]) {
+        let tail = query.len() - query.len() % 16;
+        for (row, out) in rows.chunks_exact(query.len()).zip(out) {
+            // Two chains of sixteen: additions of one wait while the other's run.
+            let mut lanes = [[0f32; 16]; 2];
+            for (i, (x, y)) in row.chunks_exact(16).zip(query.chunks_exact(16)).enumerate() {
+                for l in 0..16 {
+                    lanes[i % 2][l] = fma::<FMA>(x[l], y[l], lanes[i % 2][l]);
+                }
+            }
+            let mut sum = 0f32;
+            for (x, y) in row[tail..].iter().zip(&query[tail..]) {
+                sum = fma::<FMA>(*x, *y, sum);
+            }
+            let mut both = [0f32; 16];
+            for l in 0..16 {
+                both[l] = lanes[0][l] + lanes[1][l];
+            }
+            for width in [8, 4, 2, 1] {
+                for l in 0..width {
+                    both[l] += both[l + width];
+                }
+            }
+            *out = both[0] + sum;
+        }
+    }
+}
+
+vectorised! {
+    /// Positions of the scores that are at least `threshold`.
+    fn survivors(scores: &[f32], threshold: f32, found: &mut Vec<u32>) {
+        found.clear();
+        for (chunk, start) in scores.chunks(64).zip((0u32..).step_by(64)) {
+            let mut any = false;
+            for score in chunk {
+                any |= *score >= threshold;
+            }
+            if any {
+                found.extend((start..).zip(chunk).filter(|(_, score)| **score >= threshold).map(|(i, _)| i));
+            }
+        }
+    }
+}
+
+/// Ordered best first: higher score, then smaller id.
+#[derive(Debug, Clone)]
+struct Candidate<'a> {
+    score: f32,
+    slot: u32,
+    id: &'a str,
+}
+
+impl Ord for Candidate<'_> {
+    fn cmp(&self, other: &Self) -> Ordering {
+        other.score.total_cmp(&self.score).then_with(|| self.id.cmp(other.id))
+    }
+}
+
+impl PartialOrd for Candidate<'_> {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Candidate<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+
+impl Eq for Candidate<'_> {}
+
+/// The k best so far, the worst of them on top of the heap.
+#[derive(Debug)]
+struct Best<'a> {
+    k: usize,
+    except: Option<&'a str>,
+    heap: BinaryHeap<Candidate<'a>>,
+}
+
+impl<'a> Best<'a> {
+    fn new(query: &'a Query) -> Self {
+        Self { k: query.k, except: query.except.as_deref(), heap: BinaryHeap::new() }
+    }
+
+    /// Scores below it need no further look.
+    fn threshold(&self) -> f32 {
+        match self.heap.peek() {
+            Some(worst) if self.heap.len() >= self.k => worst.score,
+            _ => f32::NEG_INFINITY,
+        }
+    }
+
+    fn offer(&mut self, gallery: &'a Gallery, slot: u32, score: f32) {
+        let Some(entry) = gallery.entry(slot) else { return };
+        if self.except == Some(&*entry.id) {
+            return;
+        }
+        self.push(Candidate { score, slot, id: &entry.id });
+    }
+
+    fn push(&mut self, candidate: Candidate<'a>) {
+        if self.heap.len() < self.k {
+            self.heap.push(candidate);
+        } else if self.heap.peek().is_some_and(|worst| candidate < *worst) {
+            self.heap.pop();
+            self.heap.push(candidate);
+        }
+    }
+
+    fn join(mut self, other: Self) -> Self {
+        other.heap.into_iter().for_each(|candidate| self.push(candidate));
+        self
+    }
+
+    fn hits(self, gallery: &Gallery) -> Vec<Hit> {
+        let best = self.heap.into_sorted_vec();
+        best.into_iter().filter_map(|c| gallery.hit(c.slot, c.score)).collect()
+    }
+}
+
+/// The nearest of all items for each query; filters are not looked at.
+pub(super) fn all(gallery: &Gallery, queries: &[&Query]) -> Vec<Vec<Hit>> {
+    let block: Vec<f32> = queries.iter().flat_map(|q| q.vector.iter().copied()).collect();
+    let parts = rayon::current_num_threads() * 4;
+    // A whole number of blocks each.
+    let share = gallery.slots().div_ceil(parts).next_multiple_of(ROWS).max(ROWS);
+    let starts: Vec<usize> = (0..gallery.slots()).step_by(share).collect();
+    let none = || queries.iter().map(|q| Best::new(q)).collect::<Vec<_>>();
+    let best = starts
+        .par_iter()
+        .map(|&start| part(gallery, queries, &block, start..(start + share).min(gallery.slots())))
+        .reduce(none, |a, b| a.into_iter().zip(b).map(|(a, b)| a.join(b)).collect());
+    best.into_iter().map(|best| best.hits(gallery)).collect()
+}
+
+/// One thread's slots.
+///
+/// # Shapes
+/// `block` (Q, D).
+fn part<'a>(
+    gallery: &'a Gallery,
+    queries: &[&'a Query],
+    block: &[f32],
+    slots: std::ops::Range<usize>,
+) -> Vec<Best<'a>> {
+    let dim = gallery.dim();
+    let mut best: Vec<Best> = queries.iter().map(|q| Best::new(q)).collect();
+    let mut scores = vec![0f32; queries.len() * ROWS];
+    let mut found = Vec::new();
+    for start in slots.clone().step_by(ROWS) {
+        let n = ROWS.min(slots.end - start);
+        let rows = &gallery.vectors()[start * dim..(start + n) * dim];
+        score(rows, block, dim, &mut scores);
+        for (best, scores) in best.iter_mut().zip(scores.chunks_exact(ROWS)) {
+            survivors(&scores[..n], best.threshold(), &mut found);
+            found.iter().for_each(|i| best.offer(gallery, start as u32 + i, scores[*i as usize]));
+        }
+    }
+    best
+}
+
+/// # Shapes
+/// `rows` (n, D), `block` (Q, D), `scores` (Q, ROWS), of which the first n of each row are written.
+fn score(rows: &[f32], block: &[f32], dim: usize, scores: &mut [f32]) {
+    let (n, queries) = (rows.len() / dim, block.len() / dim);
+    if queries < GEMM {
+        let each = block.chunks_exact(dim).zip(scores.chunks_exact_mut(ROWS));
+        each.for_each(|(query, scores)| products(rows, query, &mut scores[..n]));
+    } else {
+        let (a, b) = (Mat::new(block, queries, dim), Mat::new(rows, n, dim).t());
+        matmul(a, b, 1.0, false, scores, ROWS, Threads::One);
+    }
+}
+
+/// The nearest among the items in these slots.
+pub(super) fn subset(gallery: &Gallery, slots: &[u32], query: &Query) -> Vec<Hit> {
+    let best = slots.par_chunks(SUBSET).map(|slots| {
+        let mut best = Best::new(query);
+        for slot in slots {
+            let mut score = [0f32];
+            products(gallery.vector(*slot), &query.vector, &mut score);
+            if score[0] >= best.threshold() {
+                best.offer(gallery, *slot, score[0]);
+            }
+        }
+        best
+    });
+    best.reduce(|| Best::new(query), Best::join).hits(gallery)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::Filter;
+    use super::super::gallery::Record;
+    use super::*;
+
+    /// Numbers that look random and are always the same.
+    fn noise(n: usize, mut state: u32) -> Vec<f32> {
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+        };
+        (0..n).map(|_| next()).collect()
+    }
+
+    fn gallery(n: usize, dim: usize) -> Gallery {
+        let mut gallery = Gallery::new(dim, n);
+        for (i, vector) in noise(n * dim, 1).chunks_exact(dim).enumerate() {
+            let id = format!("{:05}", (i * 7919) % n).into();
+            let vector = vector.to_vec();
+            let record = Record { id, vector, metadata: "{}".into(), hash: None, pictured: false, image: None };
+            gallery.put(i as u64 + 1, record);
+        }
+        gallery
+    }
+
+    /// In double precision, every item sorted.
+    fn plain(gallery: &Gallery, query: &Query) -> Vec<(String, f64)> {
+        let product = |slot: u32| -> f64 {
+            gallery.vector(slot).iter().zip(&query.vector).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+        };
+        let slots = 0..gallery.slots() as u32;
+        let mut all: Vec<(String, f64)> =
+            slots.filter_map(|s| gallery.entry(s).map(|e| (e.id.to_string(), product(s)))).collect();
+        all.retain(|(id, _)| query.except.as_ref() != Some(id));
+        all.sort_by(|a, b| b.1.total_cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
+        all.truncate(query.k);
+        all
+    }
+
+    #[test]
+    fn every_way_to_compare_finds_what_plain_sorting_finds() {
+        // Neither the number of items nor D is a multiple of anything convenient.
+        let (n, dim) = (2 * ROWS + 77, 37);
+        let mut gallery = gallery(n, dim);
+        (0..300).for_each(|i| assert!(gallery.delete(&format!("{:05}", i * 3))));
+        let queries: Vec<Query> = noise(9 * dim, 2)
+            .chunks_exact(dim)
+            .enumerate()
+            .map(|(i, v)| Query {
+                // Small, so that no score is clamped.
+                vector: v.iter().map(|x| x / dim as f32).collect(),
+                k: [1, 10, 3000][i % 3],
+                filter: Filter::default(),
+                exact: true,
+                except: (i % 2 == 0).then(|| "00001".into()),
+            })
+            .collect();
+        let slots: Vec<u32> = (0..gallery.slots() as u32).collect();
+        for count in [1, 3, 9] {
+            let batch: Vec<&Query> = queries[..count].iter().collect();
+            for (query, hits) in batch.iter().zip(all(&gallery, &batch)) {
+                let expected = plain(&gallery, query);
+                assert_eq!(hits.len(), expected.len());
+                assert_eq!(subset(&gallery, &slots, query).len(), expected.len());
+                for ((hit, other), (id, score)) in hits.iter().zip(subset(&gallery, &slots, query)).zip(&expected) {
+                    assert!((f64::from(hit.score) - score).abs() < 1e-5 && (hit.score - other.score).abs() < 1e-5);
+                    // Neighbours in the order may change places where single precision cannot tell them apart.
+                    let near = expected.iter().any(|(i, s)| *i == hit.id && (s - score).abs() < 1e-5);
+                    assert!(near, "{} {} {id} {score}", hit.id, hit.score);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn equal_scores_come_in_the_order_of_ids_whatever_the_slots() {
+        let mut gallery = Gallery::new(2, 0);
+        for (seq, id) in ["d", "b", "a", "c"].into_iter().enumerate() {
+            let record = Record {
+                id: id.into(),
+                vector: vec![1.0, 0.0],
+                metadata: "{}".into(),
+                hash: None,
+                pictured: false,
+                image: None,
+            };
+            gallery.put(seq as u64 + 1, record);
+        }
+        let query = Query { vector: vec![1.0, 0.0], k: 2, filter: Filter::default(), exact: true, except: None };
+        for hits in [all(&gallery, &[&query]).remove(0), subset(&gallery, &[0, 1, 2, 3], &query)] {
+            assert_eq!(hits.iter().map(|h| h.id.as_str()).collect::<Vec<_>>(), ["a", "b"]);
+        }
+    }
+}

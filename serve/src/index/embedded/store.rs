@@ -1,0 +1,360 @@
+//! The truth on disk: SQLite, one table of items and one of their pictures.
+//!
+//! SQLite rather than a younger engine in Rust (redb): what `kill -9` and power loss leave of a database in WAL mode
+//! with `synchronous=FULL` has been tested for decades, a copy of the folder can be looked into with any tool, and a
+//! version of this program that is years newer will still read it.  Its price, a compiler for C, is paid already.
+//!
+//! Every change is a transaction that is synced before it is acknowledged.  Pictures have a table of their own, so that
+//! opening reads vectors only.
+
+use std::fs::{self, File, TryLockError};
+use std::io::{Read, Seek, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Transaction, params};
+use sha2::{Digest, Sha256};
+
+use super::super::{ContentHash, Encoder, IndexError};
+use super::gallery::{Gallery, Record};
+use super::writer::Change;
+
+const FILE: &str = "items.sqlite";
+const LOCK: &str = "lock";
+/// Of the tables below.
+const FORMAT: &str = "1";
+
+const TABLES: &str = "
+    CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+    CREATE TABLE IF NOT EXISTS items (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT,
+        id TEXT NOT NULL UNIQUE,
+        vector BLOB NOT NULL,
+        metadata TEXT NOT NULL,
+        hash BLOB,
+        pictured INTEGER NOT NULL
+    ) STRICT;
+    CREATE TABLE IF NOT EXISTS pictures (seq INTEGER PRIMARY KEY, png BLOB NOT NULL) STRICT;
+";
+
+/// See the module's documentation.  The writer's side; [`Pictures`] reads beside it.
+#[derive(Debug)]
+pub(super) struct Store {
+    connection: Connection,
+    path: PathBuf,
+    /// Held for as long as the folder is written to.
+    _lock: Option<File>,
+}
+
+/// What is known when a store is open.
+pub(super) struct Opened {
+    pub(super) store: Store,
+    pub(super) pictures: Pictures,
+    pub(super) gallery: Gallery,
+    pub(super) encoder: Encoder,
+    /// The greatest number that a write ever had.
+    pub(super) last_seq: u64,
+    /// Of this store alone: what belongs to another one bears another.
+    pub(super) identity: String,
+}
+
+/// Reads pictures while the writer writes.
+#[derive(Debug)]
+pub(super) struct Pictures {
+    connection: Mutex<Connection>,
+    path: PathBuf,
+}
+
+impl Pictures {
+    /// The picture of the item written under this number.
+    pub(super) fn get(&self, seq: u64) -> Result<Option<Arc<[u8]>>, IndexError> {
+        let connection = self.connection.lock().unwrap_or_else(|e| e.into_inner());
+        let read = || {
+            let mut statement = connection.prepare_cached("SELECT png FROM pictures WHERE seq = ?1")?;
+            statement.query_row([seq as i64], |row| Ok(Arc::from(row.get_ref(0)?.as_blob()?))).optional()
+        };
+        read().map_err(|e| fault(&self.path, &e))
+    }
+}
+
+/// One line that names the file.
+fn fault(path: &Path, error: &rusqlite::Error) -> IndexError {
+    let message = format!("{}: {error}", path.display());
+    match error.sqlite_error_code() {
+        Some(
+            ErrorCode::DiskFull
+            | ErrorCode::DatabaseBusy
+            | ErrorCode::DatabaseLocked
+            | ErrorCode::SystemIoFailure
+            | ErrorCode::CannotOpen
+            | ErrorCode::OutOfMemory
+            | ErrorCode::ReadOnly,
+        ) => IndexError::Unavailable(message),
+        _ => IndexError::Storage(message),
+    }
+}
+
+fn open_fault(path: &Path, error: &rusqlite::Error) -> IndexError {
+    IndexError::Open(match error.sqlite_error_code() {
+        Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => {
+            format!(
+                "{} is damaged: {error}; restore it from a copy, or ingest anew into another folder",
+                path.display()
+            )
+        }
+        _ => format!("cannot open {}: {error}", path.display()),
+    })
+}
+
+/// One process writes a folder at a time.
+fn lock(dir: &Path) -> Result<File, IndexError> {
+    let path = dir.join(LOCK);
+    let cannot = |e: std::io::Error| IndexError::Open(format!("cannot write {}: {e}", path.display()));
+    let options = File::options().read(true).write(true).create(true).truncate(false).open(&path);
+    let mut file = options.map_err(cannot)?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::Error(e)) => return Err(cannot(e)),
+        Err(TryLockError::WouldBlock) => {
+            let mut owner = String::new();
+            let _ = file.read_to_string(&mut owner);
+            let owner = if owner.trim().is_empty() { String::new() } else { format!(" ({})", owner.trim()) };
+            let dir = dir.display();
+            return Err(IndexError::Open(format!(
+                "the index {dir} is being written by another process{owner}: one process at a time may have it"
+            )));
+        }
+    }
+    // For people only: the lock is the lock.
+    let _ = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| write!(file, "pid {}", std::process::id()));
+    Ok(file)
+}
+
+impl Store {
+    /// Opens or creates; everything is read.
+    pub(super) fn open(dir: &Path, encoder: &Encoder) -> Result<Opened, IndexError> {
+        let path = dir.join(FILE);
+        fs::create_dir_all(dir).map_err(|e| IndexError::Open(format!("cannot create {}: {e}", dir.display())))?;
+        let lock = lock(dir)?;
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = connect(&path, flags)?;
+        let create = || -> rusqlite::Result<()> {
+            connection.pragma_update(None, "journal_mode", "wal")?;
+            connection.pragma_update(None, "synchronous", "full")?;
+            connection.execute_batch(TABLES)?;
+            let mut set = connection.prepare("INSERT OR IGNORE INTO meta VALUES (?1, ?2)")?;
+            set.execute(["format", FORMAT])?;
+            set.execute(["identity", &identity()])?;
+            set.execute(["encoder", &encoder.sha256])?;
+            set.execute(["dim", &encoder.dim.to_string()])?;
+            Ok(())
+        };
+        create().map_err(|e| open_fault(&path, &e))?;
+        // The folder's own name is durable once its parent is.
+        if let Ok(parent) = fs::canonicalize(dir).and_then(|d| File::open(d.join(".."))) {
+            let _ = parent.sync_all();
+        }
+        Self { connection, path, _lock: Some(lock) }.read_all()
+    }
+
+    /// Opens beside the process that writes; an index that is not there is not created.
+    pub(super) fn open_to_read(dir: &Path) -> Result<Opened, IndexError> {
+        let path = dir.join(FILE);
+        if !path.is_file() {
+            let dir = dir.display();
+            return Err(IndexError::Open(format!("there is no index at {dir}: expected a folder with {FILE}")));
+        }
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = connect(&path, flags)?;
+        Self { connection, path, _lock: None }.read_all()
+    }
+
+    fn read_all(self) -> Result<Opened, IndexError> {
+        let format = self.meta("format")?;
+        if format != FORMAT {
+            let path = self.path.display();
+            return Err(IndexError::Open(format!("{path} has format {format}, this program reads format {FORMAT}")));
+        }
+        let dim = self.meta("dim")?.parse().map_err(|_| self.damaged("its dimension is no number"))?;
+        let encoder = Encoder { sha256: self.meta("encoder")?, dim };
+        let gallery = self.gallery(dim)?;
+        let last = "SELECT COALESCE((SELECT seq FROM sqlite_sequence WHERE name = 'items'), 0)";
+        let last_seq: i64 = self.connection.query_row(last, [], |row| row.get(0)).map_err(|e| self.broken(&e))?;
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = Mutex::new(connect(&self.path, flags)?);
+        let pictures = Pictures { connection, path: self.path.clone() };
+        let identity = self.meta("identity")?;
+        Ok(Opened { store: self, pictures, gallery, encoder, last_seq: last_seq as u64, identity })
+    }
+
+    fn meta(&self, key: &str) -> Result<String, IndexError> {
+        let found = self.connection.query_row("SELECT value FROM meta WHERE key = ?1", [key], |row| row.get(0));
+        found.map_err(|e| self.broken(&e))
+    }
+
+    fn broken(&self, error: &rusqlite::Error) -> IndexError {
+        open_fault(&self.path, error)
+    }
+
+    fn damaged(&self, what: &str) -> IndexError {
+        IndexError::Open(format!("{} is damaged: {what}", self.path.display()))
+    }
+
+    fn gallery(&self, dim: usize) -> Result<Gallery, IndexError> {
+        let fault = |e: rusqlite::Error| self.broken(&e);
+        let count: i64 =
+            self.connection.query_row("SELECT COUNT(*) FROM items", [], |row| row.get(0)).map_err(fault)?;
+        let mut gallery = Gallery::new(dim, count as usize);
+        let all = "SELECT seq, id, vector, metadata, hash, pictured FROM items ORDER BY seq";
+        let mut statement = self.connection.prepare(all).map_err(fault)?;
+        let mut rows = statement.query([]).map_err(fault)?;
+        while let Some(row) = rows.next().map_err(fault)? {
+            let (seq, record) = read_record(row).map_err(fault)?;
+            if record.vector.len() != dim {
+                let (id, found) = (&record.id, record.vector.len());
+                return Err(self.damaged(&format!("item `{id}` has {found} numbers, expected {dim}")));
+            }
+            gallery.put(seq, record);
+        }
+        Ok(gallery)
+    }
+
+    /// All of these changes, or none; they are on disk when this returns.
+    pub(super) fn commit(&mut self, changes: &[Change]) -> Result<(), IndexError> {
+        let path = self.path.clone();
+        let write = |connection: &mut Connection| {
+            let transaction = connection.transaction()?;
+            changes.iter().try_for_each(|change| write_change(&transaction, change))?;
+            transaction.commit()
+        };
+        write(&mut self.connection).map_err(|e| fault(&path, &e))
+    }
+
+    /// Records another encoder; on disk when this returns.
+    pub(super) fn adopt(&mut self, encoder: &Encoder) -> Result<(), IndexError> {
+        let path = self.path.clone();
+        let write = |connection: &mut Connection| {
+            let transaction = connection.transaction()?;
+            transaction.execute("UPDATE meta SET value = ?1 WHERE key = 'encoder'", [&encoder.sha256])?;
+            transaction.execute("UPDATE meta SET value = ?1 WHERE key = 'dim'", [encoder.dim.to_string()])?;
+            transaction.commit()
+        };
+        write(&mut self.connection).map_err(|e| fault(&path, &e))
+    }
+}
+
+fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, IndexError> {
+    let connection = Connection::open_with_flags(path, flags).map_err(|e| open_fault(path, &e))?;
+    // A reader beside the writer may have to wait for a moment.
+    connection.busy_timeout(std::time::Duration::from_secs(5)).map_err(|e| open_fault(path, &e))?;
+    Ok(connection)
+}
+
+/// Different for every store.
+fn identity() -> String {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let text = format!("{} {}", now.as_nanos(), std::process::id());
+    Sha256::digest(text.as_bytes()).iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn read_record(row: &rusqlite::Row) -> rusqlite::Result<(u64, Record)> {
+    let numbers = row.get_ref(2)?.as_blob()?.chunks_exact(4);
+    let hash = row.get_ref(4)?.as_blob_or_null()?.and_then(|bytes| ContentHash::try_from(bytes).ok());
+    let record = Record {
+        id: row.get_ref(1)?.as_str()?.into(),
+        vector: numbers.map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+        metadata: row.get_ref(3)?.as_str()?.into(),
+        hash,
+        pictured: row.get::<_, i64>(5)? != 0,
+        image: None,
+    };
+    Ok((row.get::<_, i64>(0)? as u64, record))
+}
+
+fn write_change(transaction: &Transaction, change: &Change) -> rusqlite::Result<()> {
+    let id: &str = change.id();
+    transaction
+        .prepare_cached("DELETE FROM pictures WHERE seq = (SELECT seq FROM items WHERE id = ?1 AND pictured)")?
+        .execute([id])?;
+    transaction.prepare_cached("DELETE FROM items WHERE id = ?1")?.execute([id])?;
+    let Change::Put { seq, record, image } = change else { return Ok(()) };
+    let vector: Vec<u8> = record.vector.iter().flat_map(|v| v.to_le_bytes()).collect();
+    let hash = record.hash.as_ref().map(|h| h.as_slice());
+    transaction.prepare_cached("INSERT INTO items VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?.execute(params![
+        *seq as i64,
+        id,
+        vector,
+        &*record.metadata,
+        hash,
+        record.pictured
+    ])?;
+    if let Some(png) = image {
+        transaction.prepare_cached("INSERT INTO pictures VALUES (?1, ?2)")?.execute(params![*seq as i64, &**png])?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the promise rests on: a commit is synced, and a reader beside the writer sees whole commits only.
+    #[test]
+    fn commits_are_synced_write_ahead() {
+        let dir = tempfile::tempdir().unwrap();
+        let opened = Store::open(dir.path(), &Encoder { sha256: "a".into(), dim: 2 }).unwrap();
+        let pragma = |name: &str| -> String {
+            let value = |row: &rusqlite::Row| row.get_ref(0).map(|v| format!("{v:?}"));
+            opened.store.connection.pragma_query_value(None, name, value).unwrap()
+        };
+        // 2 is FULL.
+        assert_eq!(pragma("synchronous"), "Integer(2)");
+        assert!(pragma("journal_mode").contains(&format!("{:?}", b"wal")));
+    }
+
+    #[test]
+    fn a_full_disk_changes_nothing_and_is_survived() {
+        let dir = tempfile::tempdir().unwrap();
+        let encoder = Encoder { sha256: "a".into(), dim: 1000 };
+        let mut store = Store::open(dir.path(), &encoder).unwrap().store;
+        let put = |seq: u64| Change::Put {
+            seq,
+            record: Record {
+                id: format!("item {seq}").into(),
+                vector: vec![1.0; 1000],
+                metadata: "{}".into(),
+                hash: None,
+                pictured: false,
+                image: None,
+            },
+            image: None,
+        };
+        store.commit(&[put(1)]).unwrap();
+        let pages: i64 = store.connection.pragma_query_value(None, "page_count", |row| row.get(0)).unwrap();
+        let limit = |store: &Store, pages: i64| {
+            store.connection.pragma_update_and_check(None, "max_page_count", pages, |_| Ok(())).unwrap();
+        };
+        // No file grows past this.
+        limit(&store, pages + 10);
+        let many: Vec<Change> = (2..50).map(put).collect();
+        let error = store.commit(&many).unwrap_err();
+        assert!(matches!(error, IndexError::Unavailable(_)), "{error:?}");
+        assert!(error.to_string().contains("items.sqlite: database or disk is full"), "{error}");
+        limit(&store, 1 << 30);
+        store.commit(&[put(50)]).unwrap();
+        drop(store);
+        let gallery = Store::open(dir.path(), &encoder).unwrap().gallery;
+        assert_eq!((gallery.len(), gallery.slot("item 50").is_some()), (2, true));
+    }
+
+    #[test]
+    fn a_file_that_is_no_database_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(FILE);
+        fs::write(&path, "something else entirely, and long enough to be looked at".repeat(100)).unwrap();
+        let Err(IndexError::Open(message)) = Store::open(dir.path(), &Encoder { sha256: "a".into(), dim: 2 }) else {
+            panic!("opened")
+        };
+        assert!(message.starts_with(&format!("{} is damaged", path.display())), "{message}");
+    }
+}

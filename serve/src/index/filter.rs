@@ -1,0 +1,132 @@
+//! What a search or a listing keeps: conditions on top-level metadata fields, all of which must hold.
+//!
+//! As JSON: `{"label": "cat"}` equality, `{"label": {"in": ["cat", "dog"]}}` one of several, `{"year": {"gte": 2000,
+//! "lt": 2010}}` a range of numbers; `{"shape": {"eq": {...}}}` says equality where the value is itself an object.
+//! Numbers are equal by value (1 is 1.0); a field that is missing meets no condition, not even equality with null.
+
+use std::ops::Bound;
+
+use serde_json::{Number, Value};
+
+use super::Metadata;
+
+/// A range of numbers.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Range {
+    /// From here.
+    pub low: Bound<Number>,
+    /// To here.
+    pub high: Bound<Number>,
+}
+
+/// What one field must be.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Condition {
+    /// Any of these values; equality is one of one.
+    In(Vec<Value>),
+    /// A number between these.
+    Range(Range),
+}
+
+/// Conditions on fields; none: everything passes.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Filter {
+    /// Field and condition.
+    pub conditions: Vec<(String, Condition)>,
+}
+
+impl Filter {
+    /// From JSON; see the module's documentation.
+    ///
+    /// # Errors
+    /// One sentence.
+    pub fn parse(json: Metadata) -> Result<Self, String> {
+        let conditions = json.into_iter().map(|(field, value)| {
+            let condition = condition(value).map_err(|e| format!("filter on `{field}`: {e}"))?;
+            Ok((field, condition))
+        });
+        Ok(Self { conditions: conditions.collect::<Result<_, String>>()? })
+    }
+
+    /// Whether everything passes.
+    pub fn is_empty(&self) -> bool {
+        self.conditions.is_empty()
+    }
+}
+
+fn condition(value: Value) -> Result<Condition, String> {
+    let Value::Object(operators) = value else { return Ok(Condition::In(vec![value])) };
+    let mut range = Range { low: Bound::Unbounded, high: Bound::Unbounded };
+    let alone = operators.len() == 1;
+    let empty = operators.is_empty();
+    for (operator, operand) in operators {
+        match operator.as_str() {
+            "eq" if alone => return Ok(Condition::In(vec![operand])),
+            "in" if alone => match operand {
+                Value::Array(values) => return Ok(Condition::In(values)),
+                other => return Err(format!("`in` expects a list, found {other}")),
+            },
+            "gt" if range.low == Bound::Unbounded => range.low = Bound::Excluded(number(&operator, operand)?),
+            "gte" if range.low == Bound::Unbounded => range.low = Bound::Included(number(&operator, operand)?),
+            "lt" if range.high == Bound::Unbounded => range.high = Bound::Excluded(number(&operator, operand)?),
+            "lte" if range.high == Bound::Unbounded => range.high = Bound::Included(number(&operator, operand)?),
+            _ => return Err(expected(&format!("`{operator}`"))),
+        }
+    }
+    if empty { Err(expected("an empty object")) } else { Ok(Condition::Range(range)) }
+}
+
+fn expected(found: &str) -> String {
+    format!("expected a value, {{\"eq\"}}, {{\"in\"}}, or at most one of gt, gte and one of lt, lte; found {found}")
+}
+
+fn number(operator: &str, operand: Value) -> Result<Number, String> {
+    match operand {
+        Value::Number(number) => Ok(number),
+        other => Err(format!("`{operator}` expects a number, found {other}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn parse(json: Value) -> Result<Filter, String> {
+        let Value::Object(map) = json else { panic!("not an object") };
+        Filter::parse(map)
+    }
+
+    #[test]
+    fn every_operator_is_read() {
+        let filter = parse(json!({
+            "a": 1, "b": {"in": ["x", null]}, "c": {"gt": 1, "lte": 2.5}, "d": {"eq": {"in": [1]}}, "e": [1]
+        }));
+        let range =
+            Range { low: Bound::Excluded(Number::from(1)), high: Bound::Included(Number::from_f64(2.5).unwrap()) };
+        let expected = [
+            ("a", Condition::In(vec![json!(1)])),
+            ("b", Condition::In(vec![json!("x"), Value::Null])),
+            ("c", Condition::Range(range)),
+            ("d", Condition::In(vec![json!({"in": [1]})])),
+            ("e", Condition::In(vec![json!([1])])),
+        ];
+        assert_eq!(filter.unwrap().conditions, expected.map(|(field, c)| (field.to_string(), c)));
+    }
+
+    #[test]
+    fn mistakes_name_the_field_and_what_was_found() {
+        for (wrong, hint) in [
+            (json!({"a": {"near": 1}}), "`near`"),
+            (json!({"a": {}}), "an empty object"),
+            (json!({"a": {"gt": "1"}}), "`gt` expects a number, found \"1\""),
+            (json!({"a": {"gt": 1, "gte": 1}}), "`gte`"),
+            (json!({"a": {"in": 1}}), "`in` expects a list"),
+            (json!({"a": {"in": [1], "gt": 1}}), "found `in`"),
+        ] {
+            let message = parse(wrong).unwrap_err();
+            assert!(message.starts_with("filter on `a`: ") && message.contains(hint), "{message}");
+        }
+    }
+}

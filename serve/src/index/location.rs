@@ -1,0 +1,70 @@
+//! `--index`: where items are kept, and how that is opened.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use super::{EmbeddedIndex, Encoder, Index, IndexError};
+
+/// Where items are kept.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Location {
+    /// In memory, for the life of the process.
+    #[default]
+    Memory,
+    /// In a folder of this machine.
+    Folder(PathBuf),
+}
+
+impl FromStr for Location {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once("://") {
+            None if text.is_empty() => Err("expected a folder, found nothing".into()),
+            None => Ok(Self::Folder(text.into())),
+            Some((scheme, _)) => Err(format!("expected a folder, found an address of kind {scheme}://")),
+        }
+    }
+}
+
+/// How an index is kept.
+#[derive(Debug, Clone, PartialEq)]
+pub struct OpenOptions {
+    /// Bytes of memory that its items may take.
+    pub max_bytes: usize,
+    /// With more items than this, searches are approximate unless they ask to be exact.
+    pub exact_up_to: usize,
+}
+
+impl Default for OpenOptions {
+    /// 2 GiB hold about a million items; 50,000 vectors are compared within 10 ms.
+    fn default() -> Self {
+        Self { max_bytes: 2 << 30, exact_up_to: 50_000 }
+    }
+}
+
+/// Opens or creates an index for this encoder.
+///
+/// # Errors
+/// [`IndexError::Open`] where another process has it or it is damaged, [`IndexError::Encoder`].
+pub fn open(location: &Location, encoder: &Encoder, options: &OpenOptions) -> Result<Arc<dyn Index>, IndexError> {
+    Ok(match location {
+        Location::Memory => Arc::new(EmbeddedIndex::in_memory(encoder.clone(), options)?),
+        Location::Folder(dir) => Arc::new(EmbeddedIndex::open(dir, encoder, options)?),
+    })
+}
+
+/// Opens an index to be read only, beside the process that writes it; also whose vectors it holds.
+///
+/// # Errors
+/// [`IndexError::Open`].
+pub fn open_to_read(location: &Location) -> Result<(Arc<dyn Index>, Encoder), IndexError> {
+    match location {
+        Location::Memory => Err(IndexError::Open("an index in memory ends with its process".into())),
+        Location::Folder(dir) => {
+            let (index, encoder) = EmbeddedIndex::open_to_read(dir)?;
+            Ok((Arc::new(index), encoder))
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! Parquet through the column readers and writers of the `parquet` crate, without Arrow.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail, ensure};
+use parquet::basic::{Compression, Type as Physical};
+use parquet::column::reader::{ColumnReader, ColumnReaderImpl};
+use parquet::data_type::{ByteArray, ByteArrayType, DataType, DoubleType, FloatType};
+use parquet::file::metadata::KeyValue;
+use parquet::file::properties::WriterProperties;
+use parquet::file::reader::{FileReader, RowGroupReader, SerializedFileReader};
+use parquet::file::writer::{SerializedFileWriter, SerializedRowGroupWriter};
+use parquet::schema::parser::parse_message_type;
+
+use super::{BLOCK, Row, Sink, Source};
+use crate::index::{Encoder, Metadata};
+
+const SCHEMA: &str = "message items {
+    required binary id (UTF8);
+    required group vector (LIST) { repeated group list { required float element; } }
+    required binary metadata (JSON);
+}";
+/// Key of the file's metadata: SHA-256 of the encoder's weights.
+const ENCODER: &str = "macrl.encoder";
+
+pub(super) struct Writer {
+    file: SerializedFileWriter<File>,
+    temporary: PathBuf,
+    place: PathBuf,
+}
+
+impl Writer {
+    pub(super) fn create(place: &Path, encoder: &Encoder) -> Result<Self> {
+        let mut temporary = place.to_path_buf().into_os_string();
+        temporary.push(".tmp");
+        let temporary = PathBuf::from(temporary);
+        let file = File::create(&temporary).with_context(|| format!("cannot write {}", temporary.display()))?;
+        let properties = WriterProperties::builder()
+            .set_compression(Compression::SNAPPY)
+            // Numbers that are all different: a dictionary would only grow and be given up.
+            .set_dictionary_enabled(false)
+            .set_key_value_metadata(Some(vec![KeyValue::new(ENCODER.into(), encoder.sha256.clone())]))
+            .build();
+        let schema = Arc::new(parse_message_type(SCHEMA)?);
+        let file = SerializedFileWriter::new(file, schema, Arc::new(properties))?;
+        Ok(Self { file, temporary, place: place.to_path_buf() })
+    }
+}
+
+impl Sink for Writer {
+    fn write(&mut self, rows: Vec<Row>) -> Result<()> {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let text = |texts: Vec<String>| texts.into_iter().map(|t| ByteArray::from(t.into_bytes())).collect::<Vec<_>>();
+        let ids = text(rows.iter().map(|r| r.id.clone()).collect());
+        let metadata = text(rows.iter().map(|r| serde_json::Value::from(r.metadata.clone()).to_string()).collect());
+        let vectors: Vec<f32> = rows.iter().flat_map(|r| r.vector.iter().copied()).collect();
+        // Definition 1: there is an element.  Repetition 0: it is the first of its row.
+        let definition = vec![1i16; vectors.len()];
+        let repetition: Vec<i16> = rows.iter().flat_map(|r| (0..r.vector.len()).map(|i| i16::from(i > 0))).collect();
+        let mut group = self.file.next_row_group()?;
+        column::<ByteArrayType>(&mut group, &ids, None, None)?;
+        column::<FloatType>(&mut group, &vectors, Some(&definition), Some(&repetition))?;
+        column::<ByteArrayType>(&mut group, &metadata, None, None)?;
+        group.close()?;
+        Ok(())
+    }
+
+    fn finish(self: Box<Self>) -> Result<()> {
+        let file = self.file.into_inner()?;
+        file.sync_all()?;
+        fs::rename(&self.temporary, &self.place).with_context(|| format!("cannot write {}", self.place.display()))
+    }
+}
+
+fn column<T: DataType>(
+    group: &mut SerializedRowGroupWriter<'_, File>,
+    values: &[T::T],
+    definition: Option<&[i16]>,
+    repetition: Option<&[i16]>,
+) -> Result<()> {
+    let mut column = group.next_column()?.context("a column too many")?;
+    column.typed::<T>().write_batch(values, definition, repetition)?;
+    column.close()?;
+    Ok(())
+}
+
+pub(super) struct Reader {
+    file: SerializedFileReader<File>,
+    /// Positions of the leaf columns.
+    id: usize,
+    vector: usize,
+    metadata: Option<usize>,
+    group: usize,
+    /// Rows of the group read last that are still to be given out.
+    rows: std::vec::IntoIter<Row>,
+}
+
+impl Reader {
+    pub(super) fn open(path: &Path) -> Result<Self> {
+        let opened = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let file =
+            SerializedFileReader::new(opened).with_context(|| format!("{} is not a Parquet file", path.display()))?;
+        let schema = file.metadata().file_metadata().schema_descr_ptr();
+        let names: Vec<String> = schema.columns().iter().map(|c| c.path().parts()[0].clone()).collect();
+        let find = |name: &str| names.iter().position(|n| n == name);
+        let wanted = |name: &str| {
+            find(name).with_context(|| format!("{}: expected a column `{name}`, found {names:?}", path.display()))
+        };
+        let (id, vector, metadata) = (wanted("id")?, wanted("vector")?, find("metadata"));
+        let kind = |column: usize, expected: &[Physical]| {
+            let found = schema.column(column).physical_type();
+            let message = || format!("{}: column `{}` has values of type {found}", path.display(), names[column]);
+            ensure!(expected.contains(&found), "{}, expected {expected:?}", message());
+            Ok(())
+        };
+        kind(id, &[Physical::BYTE_ARRAY])?;
+        kind(vector, &[Physical::FLOAT, Physical::DOUBLE])?;
+        metadata.map_or(Ok(()), |m| kind(m, &[Physical::BYTE_ARRAY]))?;
+        ensure!(schema.column(vector).max_rep_level() == 1, "{}: column `vector` must be a list", path.display());
+        Ok(Self { file, id, vector, metadata, group: 0, rows: Vec::new().into_iter() })
+    }
+
+    fn read_group(&self) -> Result<Vec<Row>> {
+        let group = self.file.get_row_group(self.group)?;
+        let n = group.metadata().num_rows() as usize;
+        let ids = texts(group.as_ref(), self.id, n)?;
+        let vectors = match group.get_column_reader(self.vector)? {
+            ColumnReader::FloatColumnReader(reader) => lists(reader, self.levels(self.vector), n, |v| v)?,
+            ColumnReader::DoubleColumnReader(reader) => {
+                lists::<DoubleType>(reader, self.levels(self.vector), n, |v| v as f32)?
+            }
+            _ => bail!("column `vector` holds no floats"),
+        };
+        let metadata = self.metadata.map(|column| texts(group.as_ref(), column, n)).transpose()?;
+        let metadata = metadata.unwrap_or_else(|| vec![None; n]);
+        let mut rows = Vec::with_capacity(n);
+        for (i, ((id, vector), metadata)) in ids.into_iter().zip(vectors).zip(metadata).enumerate() {
+            let row = || format!("row {i} of row group {}", self.group);
+            let metadata = metadata.as_deref().map(serde_json::from_str::<Metadata>).transpose();
+            rows.push(Row {
+                id: id.with_context(|| format!("{} has no id", row()))?,
+                vector,
+                metadata: metadata
+                    .with_context(|| format!("{}: metadata must be a JSON object", row()))?
+                    .unwrap_or_default(),
+            });
+        }
+        Ok(rows)
+    }
+
+    /// The definition level of a value that is there.
+    fn levels(&self, column: usize) -> i16 {
+        self.file.metadata().file_metadata().schema_descr().column(column).max_def_level()
+    }
+}
+
+impl Source for Reader {
+    fn next(&mut self) -> Result<Vec<Row>> {
+        while self.rows.len() == 0 && self.group < self.file.num_row_groups() {
+            self.rows = self.read_group()?.into_iter();
+            self.group += 1;
+        }
+        Ok(self.rows.by_ref().take(BLOCK).collect())
+    }
+
+    fn encoder(&self) -> Option<String> {
+        let pairs = self.file.metadata().file_metadata().key_value_metadata()?;
+        pairs.iter().find(|pair| pair.key == ENCODER)?.value.clone()
+    }
+}
+
+/// A text for each of `n` rows; `None` where it is null.
+fn texts(group: &dyn RowGroupReader, column: usize, n: usize) -> Result<Vec<Option<String>>> {
+    let ColumnReader::ByteArrayColumnReader(mut reader) = group.get_column_reader(column)? else {
+        bail!("column {column} holds no text");
+    };
+    let full = group.metadata().schema_descr().column(column).max_def_level();
+    let (mut values, mut definition) = (Vec::new(), Vec::new());
+    let levels = (full > 0).then_some(&mut definition);
+    reader.read_records(n, levels, None, &mut values)?;
+    let mut values = values.into_iter().map(|v: ByteArray| String::from_utf8(v.data().to_vec()));
+    let mut text = |there: bool| if there { values.next().transpose() } else { Ok(None) };
+    let there = (0..n).map(|i| definition.get(i).is_none_or(|d| *d == full));
+    there.map(|there| text(there).context("a text is not UTF-8")).collect()
+}
+
+/// A list of numbers for each of `n` rows; what is null is left out, and the row is too short.
+fn lists<T: DataType>(
+    mut reader: ColumnReaderImpl<T>,
+    full: i16,
+    n: usize,
+    number: impl Fn(T::T) -> f32,
+) -> Result<Vec<Vec<f32>>> {
+    let (mut values, mut definition, mut repetition) = (Vec::new(), Vec::new(), Vec::new());
+    reader.read_records(n, Some(&mut definition), Some(&mut repetition), &mut values)?;
+    let mut values = values.into_iter();
+    let mut lists: Vec<Vec<f32>> = Vec::with_capacity(n);
+    for (defined, repeated) in definition.iter().zip(&repetition) {
+        if *repeated == 0 {
+            lists.push(Vec::new());
+        }
+        if let (true, Some(list)) = (*defined == full, lists.last_mut()) {
+            list.extend(values.next().map(&number));
+        }
+    }
+    ensure!(lists.len() == n, "expected {n} rows, found {}", lists.len());
+    Ok(lists)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_was_written_is_read_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("items.parquet");
+        let encoder = Encoder { sha256: "abc".into(), dim: 3 };
+        let rows: Vec<Row> = (0..2 * BLOCK + 5)
+            .map(|i| {
+                let serde_json::Value::Object(metadata) = json!({ "n": i }) else { panic!() };
+                Row { id: format!("item {i}"), vector: vec![i as f32, 1.0, -0.5], metadata }
+            })
+            .collect();
+        let mut writer = Box::new(Writer::create(&path, &encoder).unwrap());
+        rows.chunks(1000).for_each(|rows| writer.write(rows.to_vec()).unwrap());
+        assert!(!path.exists());
+        writer.finish().unwrap();
+        let mut reader = Reader::open(&path).unwrap();
+        assert_eq!(reader.encoder().as_deref(), Some("abc"));
+        let mut found = Vec::new();
+        loop {
+            let block = reader.next().unwrap();
+            if block.is_empty() {
+                break;
+            }
+            found.extend(block);
+        }
+        assert_eq!(found, rows);
+        fs::write(&path, "PAR1").unwrap();
+        assert!(Reader::open(&path).is_err());
+    }
+}

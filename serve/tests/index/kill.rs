@@ -1,0 +1,212 @@
+//! `kill -9` at random moments under concurrent upserts and deletes: whatever was acknowledged is there, nothing is
+//! there by half.
+//!
+//! The process that is killed is this test again (`child`).  Each of its workers changes items of its own, one change
+//! after the other, in an order that anybody can replay; it says so after each acknowledgement.  So after a kill every
+//! worker's items must be as its acknowledged changes left them, or those and the one change that was under way.
+//!
+//! `MACRL_KILL_ROUNDS=100 MACRL_KILL_ITEMS=100000` is bench/index_kill.sh.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use macrl_serve::index::{EmbeddedIndex, Index, Item, OpenOptions, Query};
+use serde_json::json;
+
+use crate::place::*;
+
+const DIM: usize = 192;
+const WORKERS: usize = 8;
+/// Ids of each worker.
+const IDS: usize = 40;
+/// Names the folder to the child.
+const CHILD: &str = "MACRL_KILL_CHILD";
+const OPEN_LIMIT: Duration = Duration::from_secs(2);
+
+fn setting(name: &str, default: usize) -> usize {
+    std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default)
+}
+
+fn open(dir: &Path, items: usize) -> EmbeddedIndex {
+    // The graph is built, grows, is saved and is killed, too.
+    let exact_up_to = (items / 2).min(50_000);
+    EmbeddedIndex::open(dir, &encoder(DIM), &OpenOptions { exact_up_to, ..OpenOptions::default() }).unwrap()
+}
+
+enum Step {
+    Put(Vec<Item>),
+    Delete(String),
+}
+
+/// The `n`-th change of a worker.
+fn step(worker: usize, n: usize) -> Step {
+    let mut noise = Noise((worker * 1_000_003 + n) as u64);
+    noise.integer(2);
+    let id = |noise: &mut Noise| format!("w{worker}-{}", noise.integer(IDS));
+    match noise.integer(5) {
+        0 => Step::Delete(id(&mut noise)),
+        1 => Step::Put((0..3).map(|_| version(&id(&mut noise), n)).collect()),
+        _ => Step::Put(vec![version(&id(&mut noise), n)]),
+    }
+}
+
+/// An item whose every part tells its version.
+fn version(id: &str, n: usize) -> Item {
+    let seed = id.bytes().fold(n as u64, |seed, byte| seed * 31 + u64::from(byte));
+    let picture: Arc<[u8]> = format!("{id} {n} {}", "x".repeat(300)).into_bytes().into();
+    let plain = item(id, &Noise(seed).vector(DIM), json!({ "n": n }));
+    Item { image: Some(picture), pictured: true, hash: Some([n as u8; 32]), ..plain }
+}
+
+/// A worker's items after its first `n` changes.
+fn replay(worker: usize, n: usize) -> BTreeMap<String, Item> {
+    let mut items = BTreeMap::new();
+    for n in 0..n {
+        match step(worker, n) {
+            Step::Put(new) => items.extend(new.into_iter().map(|item| (item.id.clone(), item))),
+            Step::Delete(id) => drop(items.remove(&id)),
+        }
+    }
+    items
+}
+
+/// Not a test: what `a_kill_loses_nothing` starts and kills.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn child() {
+    let Ok(dir) = std::env::var(CHILD) else { return };
+    let index = Arc::new(open(dir.as_ref(), setting("MACRL_KILL_ITEMS", 0)));
+    let starts = std::env::var("MACRL_KILL_STARTS").unwrap();
+    let tasks: Vec<_> = starts
+        .split(',')
+        .enumerate()
+        .map(|(worker, start)| {
+            let (index, start) = (index.clone(), start.parse::<usize>().unwrap());
+            tokio::spawn(async move {
+                for n in start.. {
+                    match step(worker, n) {
+                        Step::Put(items) => {
+                            let outcomes = index.put(&encoder(DIM), items).await.unwrap();
+                            assert!(outcomes.iter().all(Result::is_ok));
+                        }
+                        Step::Delete(id) => drop(index.delete(&id).await.unwrap()),
+                    }
+                    // One write of a whole line.
+                    std::io::stdout().lock().write_all(format!("ack {worker}\n").as_bytes()).unwrap();
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.unwrap();
+    }
+}
+
+/// Starts the child, kills it after a while; acknowledgements of each worker.
+fn round(dir: &Path, items: usize, done: &[usize], pause: Duration) -> Vec<usize> {
+    let starts: Vec<String> = done.iter().map(usize::to_string).collect();
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["kill::child", "--exact", "--nocapture"])
+        .env(CHILD, dir)
+        .env("MACRL_KILL_ITEMS", items.to_string())
+        .env("MACRL_KILL_STARTS", starts.join(","))
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut acks = vec![0; WORKERS];
+    let mut killed = false;
+    let mut first = None;
+    let out = child.stdout.take().unwrap();
+    for line in BufReader::new(out).split(b'\n') {
+        let line = String::from_utf8(line.unwrap()).unwrap();
+        let Some(worker) = line.rsplit("ack ").next().filter(|_| line.contains("ack ")) else { continue };
+        // A line that was cut off by the kill is not an acknowledgement.
+        let Ok(worker) = worker.parse::<usize>() else { continue };
+        acks[worker] += 1;
+        let since = *first.get_or_insert_with(Instant::now);
+        if !killed && since.elapsed() >= pause {
+            // SIGKILL.
+            child.kill().unwrap();
+            killed = true;
+        }
+    }
+    child.wait().unwrap();
+    assert!(killed, "the child ended by itself");
+    acks
+}
+
+/// Whether the worker's items are those; what is wrong, else.
+fn compare(expected: &BTreeMap<String, Item>, found: &BTreeMap<String, Item>) -> Result<(), String> {
+    let names = |items: &BTreeMap<String, Item>| items.keys().cloned().collect::<Vec<_>>();
+    if names(expected) != names(found) {
+        return Err(format!("expected {:?}, found {:?}", names(expected), names(found)));
+    }
+    match expected.values().zip(found.values()).find(|(a, b)| a != b) {
+        Some((a, b)) => Err(format!("expected {} {:?}, found {:?}", a.id, a.metadata, b.metadata)),
+        None => Ok(()),
+    }
+}
+
+async fn found(index: &EmbeddedIndex, worker: usize) -> BTreeMap<String, Item> {
+    let mut items = BTreeMap::new();
+    for id in (0..IDS).map(|i| format!("w{worker}-{i}")) {
+        if let Some(item) = index.get(&id).await.unwrap() {
+            items.insert(id, item);
+        }
+    }
+    items
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_kill_loses_nothing() {
+    let (rounds, items) = (setting("MACRL_KILL_ROUNDS", 5), setting("MACRL_KILL_ITEMS", 1000));
+    let place = tempfile::tempdir().unwrap();
+    let dir = place.path();
+    let mut noise = Noise(1);
+    {
+        let index = open(dir, usize::MAX);
+        let crowd: Vec<Item> =
+            (0..items).map(|i| item(&format!("base-{i}"), &noise.vector(DIM), json!({ "i": i }))).collect();
+        fill(&index, crowd).await;
+    }
+    let mut done = vec![0; WORKERS];
+    let (mut total, mut unacknowledged, mut slowest) = (0, 0, Duration::ZERO);
+    for number in 0..rounds {
+        let acks = round(dir, items, &done, Duration::from_millis(noise.integer(200) as u64));
+        let since = Instant::now();
+        let index = open(dir, items);
+        slowest = slowest.max(since.elapsed());
+        let mut expected = items;
+        for (worker, acks) in acks.into_iter().enumerate() {
+            let found = found(&index, worker).await;
+            let acknowledged = done[worker] + acks;
+            let as_acknowledged = compare(&replay(worker, acknowledged), &found);
+            done[worker] = match as_acknowledged {
+                Ok(()) => acknowledged,
+                Err(cause) => {
+                    let one_more = compare(&replay(worker, acknowledged + 1), &found);
+                    assert!(one_more.is_ok(), "round {number}, worker {worker} after {acknowledged} changes: {cause}");
+                    unacknowledged += 1;
+                    acknowledged + 1
+                }
+            };
+            total += acks;
+            expected += found.len();
+            // The index searches what it lists.
+            if let Some(item) = found.values().next() {
+                let query = Query { exact: true, ..query(&item.vector, 1) };
+                assert_eq!(search(&index, query).await[0].id, item.id);
+            }
+        }
+        assert_eq!(index.status().await.unwrap().items, expected, "round {number}");
+    }
+    println!(
+        "{rounds} kills, {total} acknowledged changes all there, {unacknowledged} done but not yet acknowledged; \
+         slowest opening of {items} x {DIM}: {:.2} s",
+        slowest.as_secs_f64()
+    );
+    assert!(total > 0 && slowest < OPEN_LIMIT, "{total} changes, {slowest:?} to open");
+}

@@ -1,0 +1,53 @@
+//! What every index must do: one suite, run over each of them, and what only one of them can be asked for.
+
+mod cases;
+mod folder;
+mod kill;
+mod place;
+mod transfer;
+
+use place::{Folder, Memory};
+
+/// Makes a test of each case over a kind of place.
+macro_rules! suite {
+    ($name:ident, $place:expr, [$($case:ident),* $(,)?]) => {
+        mod $name {
+            use super::*;
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $case() {
+                    cases::$case(&$place).await;
+                }
+            )*
+        }
+    };
+}
+
+/// All cases over a kind of place.
+macro_rules! whole_suite {
+    ($name:ident, $place:expr) => {
+        suite!(
+            $name,
+            $place,
+            [
+                items_are_stored_replaced_and_deleted,
+                each_item_of_a_batch_has_its_result,
+                the_nearest_come_first_and_ties_by_id,
+                filters_narrow_searches_and_listings,
+                pages_follow_each_other_without_gaps,
+                another_encoders_vectors_are_refused,
+                an_empty_index_takes_another_encoder,
+                pictures_and_hashes_are_kept,
+                near_duplicates_are_named_once,
+                samples_are_spread,
+                approximate_searches_find_what_exact_ones_do,
+                changes_after_the_graph_was_built_are_seen,
+                concurrent_changes_are_all_there,
+                everything_is_there_again,
+            ]
+        );
+    };
+}
+
+whole_suite!(memory, Memory);
+whole_suite!(folder_on_disk, Folder::new());

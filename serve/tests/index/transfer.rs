@@ -1,0 +1,87 @@
+//! `macrl-serve export` and `import`, over the real binary: what goes out comes back.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use macrl_serve::index::{EmbeddedIndex, Index, Listing};
+use serde_json::json;
+
+use crate::place::*;
+
+#[path = "../http/bundle.rs"]
+#[allow(dead_code)]
+mod bundle;
+
+const DIM: usize = bundle::DIM;
+
+fn run(args: &[&str], path: &Path) -> Output {
+    let at = |arg: &&str| match arg.strip_prefix('@') {
+        Some(name) => path.join(name).display().to_string(),
+        None => arg.to_string(),
+    };
+    Command::new(env!("CARGO_BIN_EXE_macrl-serve")).args(args.iter().map(at)).output().unwrap()
+}
+
+fn error(args: &[&str], path: &Path) -> String {
+    let output = run(args, path);
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success() && text.lines().count() == 1, "{args:?}: {text}");
+    text
+}
+
+#[tokio::test]
+async fn what_is_exported_can_be_imported() {
+    let place = tempfile::tempdir().unwrap();
+    let dir = place.path();
+    bundle::write_bundle(&dir.join("bundle"), "tiny", false);
+    // The tiny bundle's name is its checksum, too.
+    let tiny = macrl_serve::index::Encoder { sha256: "tiny".into(), dim: DIM };
+    let page = || Listing { limit: 10_000, vectors: true, ..Listing::default() };
+    let index = EmbeddedIndex::open(&dir.join("one"), &tiny, &options()).unwrap();
+    let items: Vec<_> = clouds(5000, DIM, 41)
+        .iter()
+        .enumerate()
+        .map(|(i, v)| item(&format!("ü{i:04}"), v, json!({ "n": i, "text": "a \"b\"\n" })))
+        .collect();
+    for block in items.chunks(1000) {
+        assert!(index.put(&tiny, block.to_vec()).await.unwrap().iter().all(Result::is_ok));
+    }
+    let expected = index.list(page()).await.unwrap();
+    for kind in ["parquet", "npy"] {
+        let (file, copy) = (format!("@all.{kind}"), format!("@copy-{kind}"));
+        // Beside the process that has the index.
+        let output = run(&["export", "--index", "@one", &file], dir);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let output = run(&["import", "--bundle", "@bundle", "--index", &copy, &file], dir);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(String::from_utf8_lossy(&output.stdout).starts_with("5000 items of "));
+        let (copy, _) = EmbeddedIndex::open_to_read(&dir.join(&copy[1..])).unwrap();
+        let found = copy.list(page()).await.unwrap();
+        assert_eq!(found.items.len(), expected.items.len());
+        for (found, expected) in found.items.iter().zip(&expected.items) {
+            assert_eq!((&found.id, &found.metadata), (&expected.id, &expected.metadata));
+            // A vector of length 1 is scaled once more.
+            assert!(found.vector.iter().zip(&expected.vector).all(|(a, b)| (a - b).abs() < 1e-6));
+        }
+    }
+    bundle::write_bundle(&dir.join("other"), "other", false);
+    let refused = error(&["import", "--bundle", "@other", "--index", "@new", "@all.parquet"], dir);
+    assert!(refused.contains("vectors of encoder tiny") && refused.contains("the bundle's is other"), "{refused}");
+    let refused = error(&["import", "--bundle", "@other", "--index", "@copy-npy", "@all.npy"], dir);
+    assert!(refused.contains("the index holds 5000 items of encoder tiny"), "{refused}");
+}
+
+#[test]
+fn mistakes_are_one_line() {
+    let place = tempfile::tempdir().unwrap();
+    let dir = place.path();
+    bundle::write_bundle(&dir.join("bundle"), "tiny", false);
+    assert!(error(&["export", "--index", "@none", "@a.parquet"], dir).contains("there is no index at"));
+    assert!(error(&["export", "--index", "@none", "@a.csv"], dir).contains("expected FILE.parquet or FILE.npy"));
+    fs::write(dir.join("a.npy"), "no array").unwrap();
+    fs::write(dir.join("a.parquet"), "no table").unwrap();
+    for (file, hint) in [("@a.npy", "is not a .npy file"), ("@a.parquet", "is not a Parquet file")] {
+        assert!(error(&["import", "--bundle", "@bundle", "--index", "@new", file], dir).contains(hint));
+    }
+}

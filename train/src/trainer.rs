@@ -7,12 +7,12 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use macrl_models::atomic;
 use macrl_models::config::Config;
+use macrl_models::ops::info_nce::Contrast;
 use macrl_models::preprocess::Preprocess;
 use serde_json::json;
 
 use crate::data::Data;
 use crate::loader::Loader;
-use crate::method::Losses;
 use crate::metrics::Metrics;
 use crate::online::Online;
 use crate::optimizer::{Gradients, Norms};
@@ -36,57 +36,90 @@ pub enum Ending {
 }
 
 /// What one optimiser step measured.
+///
+/// With `train.accumulate` above 1 every loss is the mean over the batch's parts.
 pub struct Measured {
-    /// Losses of the last part of the batch (all of it without accumulation).
-    pub losses: Losses,
-    /// The loss averaged over the parts.
+    /// w_c L_contrast + w_r L_rec.
     pub loss: f64,
+    /// Of the contrastive part, where there is one.
+    pub contrast: Option<Contrast>,
+    /// L1 of the strong and of the weak branch, where decoders run.
+    pub reconstruction: Option<[f32; 2]>,
     /// Gradient norms before clipping.
     pub norms: Norms,
-    /// Which groups got no gradient.
-    pub without_gradient: Vec<String>,
+    /// Parameters that no gradient reached.
+    pub dead: Vec<String>,
 }
 
-/// One optimiser step; the state is the next step's afterwards.
+/// A batch's gradients, not applied yet, and what was measured on the way.
+pub struct Computed {
+    /// Losses and norms.
+    pub measured: Measured,
+    /// Summed over the batch's parts: the mean is a share of `1 / parts` of it.
+    pub gradients: Gradients,
+    /// (B, C) keys that enter the bank after the optimiser's step.
+    pub keys: Vec<f32>,
+}
+
+/// Losses and gradients of a batch; nothing is changed.
 ///
 /// # Errors
-/// A batch that does not fit, or what the sentinel finds.
-pub fn step(state: &mut State, batch: &Batch, config: &Config, schedule: &Schedule) -> Result<Measured> {
+/// A batch that does not fit.
+pub fn compute(state: &State, batch: &Batch, config: &Config) -> Result<Computed> {
     let parts = split(batch, config.train.accumulate);
+    let share = 1.0 / parts.len() as f64;
+    let groups = state.method.trainable();
     let mut gradients: Option<Gradients> = None;
-    let (mut keys, mut total, mut losses) = (Vec::new(), 0.0, None);
+    let mut keys = Vec::new();
+    let mut measured =
+        Measured { loss: 0.0, contrast: None, reconstruction: None, norms: Norms::default(), dead: Vec::new() };
     for part in &parts {
-        let of_part = state.method.losses(part)?;
-        total += f64::from(of_part.total.to_scalar::<f32>()?) / parts.len() as f64;
-        let taken = Gradients::take(of_part.total.backward()?, &state.method.trainable());
+        let losses = state.method.losses(part)?;
+        measured.loss += share * f64::from(losses.total.to_scalar::<f32>()?);
+        measured.contrast = losses.contrast.map(|c| mean_contrast(measured.contrast, c, share as f32));
+        let l1 = |r: [f32; 2]| {
+            let before = measured.reconstruction.unwrap_or_default();
+            [0, 1].map(|branch| before[branch] + share as f32 * r[branch])
+        };
+        measured.reconstruction = losses.reconstruction.map(l1);
+        let taken = Gradients::take(losses.total.backward()?, &groups);
         match &mut gradients {
             Some(sum) => sum.add(taken)?,
             None => gradients = Some(taken),
         }
-        keys.extend_from_slice(&of_part.keys);
-        losses = Some(Losses { total: of_part.total.detach(), ..of_part });
+        keys.extend_from_slice(&losses.keys);
     }
-    let (Some(gradients), Some(losses)) = (gradients, losses) else { anyhow::bail!("an empty batch") };
+    let Some(gradients) = gradients else { anyhow::bail!("an empty batch") };
+    measured.norms = gradients.norms(&groups)?.times(share);
+    measured.dead = gradients.dead(&groups)?;
+    Ok(Computed { measured, gradients, keys })
+}
 
-    let share = 1.0 / parts.len() as f64;
-    let groups = state.method.trainable();
-    let raw = gradients.norms(&groups)?;
-    let norms = Norms {
-        total: raw.total * share,
-        encoder: raw.encoder * share,
-        decoder: raw.decoder * share,
-        projector: raw.projector * share,
-    };
-    let names = groups.iter().zip(&gradients.0).filter(|(_, g)| g.is_none());
-    let without_gradient = names.map(|((_, group), _)| group.parameters()[0].name.clone()).collect();
-    let measured = Measured { losses, loss: total, norms, without_gradient };
-    if !(measured.loss.is_finite() && norms.total.is_finite()) {
-        return Ok(measured); // the sentinel speaks; the weights stay as they were
+/// Adds a part's share to the mean.
+fn mean_contrast(sum: Option<Contrast>, part: Contrast, share: f32) -> Contrast {
+    let sum = sum.unwrap_or(Contrast { loss: 0.0, positive: 0.0, negative: 0.0 });
+    Contrast {
+        loss: sum.loss + share * part.loss,
+        positive: sum.positive + share * part.positive,
+        negative: sum.negative + share * part.negative,
+    }
+}
+
+/// One optimiser step; the state is the next step's afterwards.  Where the loss or the gradient is not finite nothing is
+/// changed: the sentinel speaks.
+///
+/// # Errors
+/// A batch that does not fit.
+pub fn step(state: &mut State, batch: &Batch, config: &Config, schedule: &Schedule) -> Result<Measured> {
+    let Computed { measured, gradients, keys } = compute(state, batch, config)?;
+    let norm = measured.norms.total;
+    if !(measured.loss.is_finite() && norm.is_finite()) {
+        return Ok(measured);
     }
     let clip = config.train.clip_norm;
-    let scale = if clip > 0.0 && norms.total > clip { clip / norms.total } else { 1.0 };
-    state.optimizer.update(&groups, &gradients, schedule.lr(state.step), scale * share)?;
-    drop(groups);
+    let scale = if clip > 0.0 && norm > clip { clip / norm } else { 1.0 };
+    let share = 1.0 / config.train.accumulate as f64;
+    state.optimizer.update(&state.method.trainable(), &gradients, schedule.lr(state.step), scale * share)?;
     state.method.follow(schedule.momentum(state.step) as f32)?;
     state.method.bank.push(&keys, &batch.indices);
     state.step += 1;
@@ -94,7 +127,7 @@ pub fn step(state: &mut State, batch: &Batch, config: &Config, schedule: &Schedu
 }
 
 /// A batch in equal parts.
-fn split(batch: &Batch, parts: usize) -> Vec<Batch> {
+pub(crate) fn split(batch: &Batch, parts: usize) -> Vec<Batch> {
     if parts <= 1 {
         return vec![batch.clone()];
     }
@@ -131,6 +164,7 @@ pub fn pretrain(run: &Run, config: &Config, data: &Data, mut state: State, stop:
 
     while state.step < schedule.total {
         if stop.load(Ordering::SeqCst) {
+            sentinel.check_weights(run, config, &state)?;
             state.save(&run.last(), config)?;
             progress.finish();
             return Ok(Ending::Interrupted(state.step));
@@ -139,17 +173,20 @@ pub fn pretrain(run: &Run, config: &Config, data: &Data, mut state: State, stop:
         let batch = loader.next()?;
         let lr = schedule.lr(state.step);
         let measured = step(&mut state, &batch, config, &schedule)?;
-        sentinel.check_step(run, &measured, &batch, &state)?;
+        sentinel.check_step(run, config, &measured, &batch, &state)?;
         let seconds = start.elapsed().as_secs_f64();
         let waiting = (loader.waited() - waited).as_secs_f64() / seconds.max(1e-9);
-        sentinel.check_waiting(waiting);
-        progress.step(&measured, seconds);
-        metrics.write(&line(&measured, &state, per_epoch, lr, batch.indices.len() as f64 / seconds, waiting))?;
+        if let Some(said) = sentinel.check_waiting(waiting) {
+            progress.message(&said);
+        }
+        progress.step(&in_words(&measured), seconds);
+        metrics.write(&line(&measured, &state, per_epoch, lr, batch.indices.len(), seconds, waiting))?;
 
         let end_of_epoch = state.step.is_multiple_of(per_epoch);
         if end_of_epoch {
             at_epoch_end(run, config, &mut state, per_epoch, online.as_ref(), &mut metrics, &progress, &mut sentinel)?;
         } else if config.train.checkpoint_every > 0 && state.step.is_multiple_of(config.train.checkpoint_every as u64) {
+            sentinel.check_weights(run, config, &state)?;
             state.save(&run.last(), config)?;
         }
     }
@@ -177,20 +214,22 @@ fn at_epoch_end(
     let mut best = false;
     if let (true, Some(online)) = (due, online) {
         let seen = online.check(&state.method.encoder)?;
-        progress.message(&format!(
-            "epoch {epoch}: kNN {:.1} %, feature std {:.3}, effective rank {:.1}",
-            100.0 * seen.knn,
-            seen.feature_std,
-            seen.rank
-        ));
-        metrics.write(&json!({"kind": "eval", "step": state.step, "epoch": epoch, "knn": seen.knn,
-            "feature_std": seen.feature_std, "rank": seen.rank}))?;
-        best = state.best_knn.is_none_or(|b| seen.knn > b);
+        let knn = seen.knn.map_or_else(String::new, |knn| format!("kNN {:.1} %, ", 100.0 * knn));
+        let features = format!("feature std {:.3}, effective rank {:.1}", seen.feature_std, seen.rank);
+        progress.message(&format!("epoch {epoch}: {knn}{features}"));
+        let mut line = json!({"kind": "eval", "step": state.step, "epoch": epoch, "feature_std": seen.feature_std,
+            "rank": seen.rank});
+        if let Some(knn) = seen.knn {
+            line["knn"] = knn.into();
+            best = state.best_knn.is_none_or(|b| knn > b);
+        }
+        metrics.write(&line)?;
         if best {
-            state.best_knn = Some(seen.knn);
+            state.best_knn = seen.knn;
         }
         sentinel.check_features(&seen)?;
     }
+    sentinel.check_weights(run, config, state)?;
     if best {
         // Before `last`, which remembers how good the best one is: a kill in between repeats the epoch's end.
         state.save(&run.best(), config)?;
@@ -216,29 +255,47 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
         .with_context(|| format!("cannot write {}", to.display()))
 }
 
+/// The losses for the progress bar.
+fn in_words(measured: &Measured) -> String {
+    let mut text = format!("loss {:.4}", measured.loss);
+    if let Some(contrast) = &measured.contrast {
+        text += &format!(", contrast {:.3}", contrast.loss);
+    }
+    if let Some([strong, weak]) = measured.reconstruction {
+        text += &format!(", reconstruction {strong:.3}/{weak:.3}");
+    }
+    text
+}
+
 fn line(
     measured: &Measured,
     state: &State,
     per_epoch: u64,
     lr: f64,
-    images_per_second: f64,
+    batch: usize,
+    seconds: f64,
     waiting: f64,
 ) -> serde_json::Value {
-    let Measured { losses, loss, norms, .. } = measured;
+    let Measured { loss, norms, .. } = measured;
     let mut line = json!({
         "kind": "step", "step": state.step, "epoch": state.step as f64 / per_epoch as f64, "loss": loss, "lr": lr,
-        "grad_norm": norms.total, "grad_norm_encoder": norms.encoder, "images_per_second": images_per_second,
+        "grad_norm": norms.total, "grad_norm_encoder": norms.encoder, "images_per_second": batch as f64 / seconds,
         "waiting": waiting,
     });
-    if let Some(contrast) = &losses.contrast {
+    if let Some(contrast) = &measured.contrast {
         let bank = &state.method.bank;
         line["contrast"] = contrast.loss.into();
         line["positive_similarity"] = contrast.positive.into();
         line["negative_similarity"] = contrast.negative.into();
         line["grad_norm_projector"] = norms.projector.into();
         line["bank_keys"] = bank.images.len().into();
+        if let (Some(norm), Some((mean, oldest))) = (bank.norm(), bank.age(batch)) {
+            line["bank_norm"] = norm.into();
+            line["bank_age"] = mean.into();
+            line["bank_age_oldest"] = oldest.into();
+        }
     }
-    if let Some([strong, weak]) = losses.reconstruction {
+    if let Some([strong, weak]) = measured.reconstruction {
         line["reconstruction_strong"] = strong.into();
         line["reconstruction_weak"] = weak.into();
         line["grad_norm_decoder"] = norms.decoder.into();

@@ -406,6 +406,15 @@ impl Config {
         Ok(config)
     }
 
+    /// Keys that the memory bank holds after so many steps: each step brings a batch of them, the oldest go.
+    pub fn bank_keys(&self, steps: u64) -> usize {
+        if self.contrast.weight == 0.0 {
+            return 0;
+        }
+        let pushed = steps.saturating_mul(self.train.batch_size as u64);
+        usize::try_from(pushed).unwrap_or(usize::MAX).min(self.contrast.bank_size)
+    }
+
     /// The resolved configuration as TOML: what `config.toml` of a run holds.
     pub fn to_toml(&self) -> String {
         toml::to_string(&as_table(self)).unwrap_or_default()

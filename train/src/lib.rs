@@ -19,6 +19,7 @@ pub mod online;
 pub mod optimizer;
 pub mod progress;
 pub mod projector;
+pub mod replay;
 pub mod report;
 pub mod run;
 pub mod schedule;

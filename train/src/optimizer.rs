@@ -53,6 +53,18 @@ pub struct Norms {
     pub projector: f64,
 }
 
+impl Norms {
+    /// All of them times a factor.
+    pub fn times(self, by: f64) -> Self {
+        Norms {
+            total: self.total * by,
+            encoder: self.encoder * by,
+            decoder: self.decoder * by,
+            projector: self.projector * by,
+        }
+    }
+}
+
 impl Gradients {
     /// Takes the groups' gradients out of what `backward` left.
     pub fn take(mut store: GradStore, groups: &[(Part, &Group)]) -> Self {
@@ -71,6 +83,26 @@ impl Gradients {
             };
         }
         Ok(())
+    }
+
+    /// Parameters that none of the gradient reaches: it is missing, or exactly 0 throughout.
+    ///
+    /// # Errors
+    /// Candle's.
+    pub fn dead(&self, groups: &[(Part, &Group)]) -> Result<Vec<String>> {
+        let mut dead = Vec::new();
+        for ((_, group), gradient) in groups.iter().zip(&self.0) {
+            let names = |alive: &dyn Fn(&Parameter) -> bool| -> Vec<String> {
+                group.parameters().iter().filter(|p| !alive(p)).map(|p| p.name.clone()).collect()
+            };
+            match gradient {
+                None => dead.extend(names(&|_| false)),
+                // Living parameters end the search at their first value.
+                Some(gradient) => dead
+                    .extend(with_values(gradient, |g| Ok(names(&|p| g[p.range.clone()].iter().any(|v| *v != 0.0))))?),
+            }
+        }
+        Ok(dead)
     }
 
     /// Norms by part; not finite if any value is not.

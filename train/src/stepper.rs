@@ -83,7 +83,6 @@ impl Stepper {
     ///
     /// # Errors
     /// What the device says.
-    #[cfg_attr(not(feature = "cuda"), expect(clippy::unnecessary_wraps, reason = "a GPU's may fail"))]
     pub fn settle(&mut self, state: &mut State) -> Result<Vec<Done>> {
         match self {
             Stepper::Cpu(_) => {

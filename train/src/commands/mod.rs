@@ -2,6 +2,7 @@
 
 mod evaluate;
 mod pretrain;
+mod replay;
 mod report;
 mod unpack;
 
@@ -12,8 +13,10 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use macrl_models::config::ConfigError;
 
+use crate::data::identity::identity;
 use crate::data::{self, Data};
 use crate::run::Run;
+use crate::state::State;
 
 /// Pretrains a vision encoder on images without labels, and says how good it is.
 #[derive(Debug, Parser)]
@@ -29,6 +32,8 @@ enum Command {
     Pretrain(pretrain::Arguments),
     /// kNN and linear probe of a run's encoder, beside an untrained encoder and raw pixels.
     Evaluate(evaluate::Arguments),
+    /// Compute a step that was not finite again, and say where it comes from.
+    Replay(replay::Arguments),
     /// Write report.html, one self-contained page about a run.
     Report(report::Arguments),
     /// Write a split's images as PNG files into class sub-folders.
@@ -49,6 +54,7 @@ pub fn run() -> ExitCode {
     let done = match cli.command {
         Command::Pretrain(arguments) => pretrain::run(&arguments),
         Command::Evaluate(arguments) => evaluate::run(&arguments),
+        Command::Replay(arguments) => replay::run(&arguments),
         Command::Report(arguments) => report::run(&arguments),
         Command::Unpack(arguments) => unpack::run(&arguments),
     };
@@ -92,6 +98,16 @@ fn open_data(dir: &std::path::Path, config: &macrl_models::config::Config) -> Re
         data.skipped.iter().take(SHOWN).for_each(|(file, why)| eprintln!("  {file}: {why}"));
     }
     Ok(data)
+}
+
+/// Whether these are the images that a state was trained on.
+fn check_data(command: &str, state: &State, data: &Data) -> Result<()> {
+    match (&state.data, identity(data)) {
+        (Some(own), found) if *own != found => {
+            Err(Usage(format!("{command}: the run was trained on other data: expected {own}; found {found}")).into())
+        }
+        _ => Ok(()),
+    }
 }
 
 /// `--data`, or where the run found its data.

@@ -9,7 +9,8 @@ use clap::Args;
 use macrl_models::atomic;
 use macrl_models::config::{Config, Precision};
 
-use super::{Usage, open_data};
+use super::{Usage, check_data, open_data};
+use crate::data::identity::identity;
 use crate::device::{self, Choice};
 use crate::run::Run;
 use crate::state::State;
@@ -50,14 +51,18 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
             .clone()
             .unwrap_or_else(|| PathBuf::from("runs").join(arguments.config.file_stem().unwrap_or_default())),
     );
-    let (state, config) = start(arguments, &run, config)?;
+    let (mut state, config) = start(arguments, &run, config)?;
     let dir = match &arguments.data {
         Some(dir) => dir.clone(),
         None => super::data_dir(&None, &run)?,
     };
     let data = open_data(&dir, &config)?;
+    check_data("--resume", &state, &data)?;
+    state.data = Some(identity(&data));
 
-    std::fs::create_dir_all(run.dir().join("checkpoints"))
+    let checkpoints = run.dir().join("checkpoints");
+    std::fs::create_dir_all(&checkpoints)
+        .and_then(|()| atomic::sweep(&checkpoints))
         .with_context(|| format!("cannot create {}", run.dir().display()))?;
     atomic::write_file(&run.config(), config.to_toml().as_bytes()).context("cannot write config.toml")?;
     let absolute = dir.canonicalize().unwrap_or(dir);

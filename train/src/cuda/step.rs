@@ -259,7 +259,7 @@ impl Trainer {
                     projector: norms[1],
                     decoder: norms[2],
                 },
-                without_gradient: Vec::new(),
+                dead: Vec::new(),
             };
             Done { at, measured, indices, seconds, waiting: waited / seconds.max(1e-9) }
         };

@@ -36,6 +36,8 @@ const CHARTS: &[Plan] = &[
         &[("positive_similarity", "own"), ("negative_similarity", "others")],
         Scale::Linear,
     ),
+    ("Age of the bank's keys (steps)", false, &[("bank_age", "mean"), ("bank_age_oldest", "oldest")], Scale::FromZero),
+    ("Length of the bank's keys", false, &[("bank_norm", "mean")], Scale::FromZero),
     ("Effective rank of the features", true, &[("rank", "RankMe")], Scale::Linear),
     ("Feature spread (1 isotropic, 0 collapsed)", true, &[("feature_std", "std · √D")], Scale::Linear),
     (

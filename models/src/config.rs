@@ -247,6 +247,8 @@ pub struct TrainConfig {
     pub checkpoint_every: usize,
     /// How many numbered checkpoints are kept beside `last` and `best`.
     pub keep_checkpoints: usize,
+    /// Whether TensorBoard's event files are written beside metrics.jsonl.
+    pub tensorboard: bool,
 }
 
 impl TrainConfig {
@@ -267,6 +269,31 @@ pub struct EvaluateConfig {
     pub temperature: f64,
     /// What stands for an image among its tokens.
     pub pooling: Pooling,
+}
+
+/// `[finetune]`: supervised training of the pretrained encoder, `macrl-train finetune`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FinetuneConfig {
+    /// Passes over the training images.
+    pub epochs: usize,
+    /// B, images per step.
+    pub batch_size: usize,
+    /// Learning rate of the head for a batch of 256, as in `[train]`.
+    pub lr: f64,
+    /// Factor on the learning rate per layer below the head; 1: all layers learn alike.
+    pub layer_decay: f64,
+    /// AdamW's betas.
+    pub betas: [f64; 2],
+    /// Decoupled weight decay, on matrices only.
+    pub weight_decay: f64,
+    /// Linear warm-up, in epochs (fractions allowed).
+    pub warmup_epochs: f64,
+    /// Largest global gradient norm; 0: no clipping.
+    pub clip_norm: f64,
+    /// Share of each target that is spread over all classes; 0: off.
+    pub label_smoothing: f64,
+    /// alpha of mixup's Beta(alpha, alpha), up to 1; 0: off.
+    pub mixup: f64,
 }
 
 /// Everything a run depends on, besides the data itself.
@@ -290,6 +317,8 @@ pub struct Config {
     pub train: TrainConfig,
     /// Evaluation protocol.
     pub evaluate: EvaluateConfig,
+    /// Supervised training afterwards.
+    pub finetune: FinetuneConfig,
 }
 
 impl Default for Config {
@@ -344,8 +373,21 @@ impl Default for Config {
                 precision: Precision::F32,
                 checkpoint_every: 0,
                 keep_checkpoints: 2,
+                tensorboard: false,
             },
             evaluate: EvaluateConfig { every_epochs: 1, k: 20, temperature: 0.07, pooling: Pooling::Mean },
+            finetune: FinetuneConfig {
+                epochs: 20,
+                batch_size: 128,
+                lr: 1e-3,
+                layer_decay: 0.75,
+                betas: [0.9, 0.999],
+                weight_decay: 0.05,
+                warmup_epochs: 2.0,
+                clip_norm: 1.0,
+                label_smoothing: 0.0,
+                mixup: 0.0,
+            },
         }
     }
 }
@@ -406,6 +448,13 @@ impl Config {
         Ok(config)
     }
 
+    /// Whether both describe the same pretraining: `[finetune]` and the loggers have no part in it.
+    pub fn same_run(&self, other: &Config) -> bool {
+        let mut other = Config { finetune: self.finetune.clone(), ..other.clone() };
+        other.train.tensorboard = self.train.tensorboard;
+        *self == other
+    }
+
     /// Keys that the memory bank holds after so many steps: each step brings a batch of them, the oldest go.
     pub fn bank_keys(&self, steps: u64) -> usize {
         if self.contrast.weight == 0.0 {
@@ -438,6 +487,8 @@ impl Config {
             ("train.batch_size", self.train.batch_size),
             ("train.accumulate", self.train.accumulate),
             ("evaluate.k", self.evaluate.k),
+            ("finetune.epochs", self.finetune.epochs),
+            ("finetune.batch_size", self.finetune.batch_size),
         ] {
             require(value > 0, key, "must be at least 1", value)?;
         }
@@ -474,11 +525,20 @@ impl Config {
             ("train.warmup_epochs", self.train.warmup_epochs, 0.0, f64::MAX),
             ("train.clip_norm", self.train.clip_norm, 0.0, f64::MAX),
             ("evaluate.temperature", self.evaluate.temperature, 1e-3, f64::MAX),
+            ("finetune.lr", self.finetune.lr, 0.0, f64::MAX),
+            ("finetune.layer_decay", self.finetune.layer_decay, 0.0, 1.0),
+            ("finetune.weight_decay", self.finetune.weight_decay, 0.0, f64::MAX),
+            ("finetune.warmup_epochs", self.finetune.warmup_epochs, 0.0, f64::MAX),
+            ("finetune.clip_norm", self.finetune.clip_norm, 0.0, f64::MAX),
+            ("finetune.label_smoothing", self.finetune.label_smoothing, 0.0, 1.0),
+            ("finetune.mixup", self.finetune.mixup, 0.0, 1.0),
         ] {
             require_range(key, value, low, high)?;
         }
-        for beta in self.train.betas {
-            require((0.0..1.0).contains(&beta), "train.betas", "must be in [0, 1)", beta)?;
+        for (key, betas) in [("train.betas", self.train.betas), ("finetune.betas", self.finetune.betas)] {
+            for beta in betas {
+                require((0.0..1.0).contains(&beta), key, "must be in [0, 1)", beta)?;
+            }
         }
         require(
             self.contrast.weight > 0.0 || self.reconstruction.weight > 0.0,
@@ -663,6 +723,14 @@ mod tests {
     }
 
     #[test]
+    fn finetuning_and_loggers_are_not_part_of_a_run() {
+        let config = Config::default();
+        let set = |text: &str| Config::parse(text, "text", &[]).unwrap();
+        assert!(config.same_run(&set("[finetune]\nepochs = 3\n[train]\ntensorboard = true\n")));
+        assert!(!config.same_run(&set("[train]\nlr = 1\n")));
+    }
+
+    #[test]
     fn mistakes_are_named() {
         let message = |text: &str| Config::parse(text, "x.toml", &[]).unwrap_err().to_string();
         assert_eq!(
@@ -674,5 +742,7 @@ mod tests {
         assert_eq!(message("[contrast]\nkey_branch = 'both'").lines().count(), 1);
         assert_eq!(message("[encoder\n").lines().count(), 1);
         assert!(message("[views.weak]\nmask_ratio = 1.0").contains("views.weak.mask_ratio"));
+        assert_eq!(message("[finetune]\nmixup = 2"), "`finetune.mixup` must be in [0, 1], found 2");
+        assert!(message("[finetune]\nlayer_dcay = 1").ends_with("did you mean `finetune.layer_decay`?"));
     }
 }

@@ -156,7 +156,11 @@ pub fn pretrain(run: &Run, config: &Config, data: &Data, mut state: State, stop:
     let mut loader = Loader::new(data.train.clone(), config, state.step)?;
     let per_epoch = loader.steps_per_epoch();
     let schedule = Schedule::new(config, per_epoch);
-    let mut metrics = Metrics::open(&run.metrics(), state.step)?;
+    let mut metrics = Metrics::open(&run.metrics(), state.step)?.with_tensorboard(
+        config.train.tensorboard,
+        &run.metrics(),
+        state.step,
+    )?;
     let mut progress = Progress::start(config, per_epoch, state.step);
     let mut sentinel = Sentinel::default();
     let online = Online::prepare(config, data);

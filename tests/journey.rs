@@ -152,8 +152,9 @@ fn from_images_to_http_answers() {
     let rows: Vec<&str> = json["rows"].as_array().unwrap().iter().map(|r| r["features"].as_str().unwrap()).collect();
     assert_eq!(rows, ["macrl", "random", "pixels"]);
     assert!(json["rows"][0]["linear"].as_f64().unwrap() > 0.5, "four classes, told apart by nobody: {json}");
+    finetune(&place, &run_dir);
     succeed("macrl-train", &["report", "--run", &run_dir]);
-    assert!(fs::read_to_string(place.path("run/report.html")).unwrap().contains("<svg"));
+    assert!(fs::read_to_string(place.path("run/report.html")).unwrap().contains("<section id=\"finetune\">"));
 
     succeed("macrl-export", &["bundle", &place.text("bundle"), "--run", &run_dir]);
     let onnx = place.text("encoder.onnx");
@@ -199,6 +200,29 @@ fn from_images_to_http_answers() {
     assert_eq!(post(&embed, "application/json", b"{").0, 400);
     assert_eq!(post(&embed, "image/png", &vec![0; 33 << 20]).0, 413);
     assert_eq!(post(&format!("{}/nowhere", server.url), "image/png", b"").0, 404);
+}
+
+/// The encoder of a run on the labels, beside one from random weights.
+fn finetune(place: &Place, run_dir: &str) {
+    let budget = ["--set", "finetune.epochs=3", "--set", "finetune.batch_size=16", "--set", "finetune.warmup_epochs=1"];
+    let arguments = [&["finetune", "--run", run_dir, "--set", "finetune.lr=0.02"][..], &budget].concat();
+    let said = succeed("macrl-train", &arguments);
+    assert_eq!(said.lines().count(), 3, "{said}");
+    let read = |name: &str| -> Value {
+        serde_json::from_str(&fs::read_to_string(place.path("run").join(name)).unwrap()).unwrap()
+    };
+    let (own, evaluation) = (read("finetune.json"), read("evaluation.json"));
+    assert_eq!(evaluation["finetune"], own);
+    assert_eq!((&own["rows"][0]["features"], &own["rows"][1]["features"]), (&"macrl".into(), &"random".into()));
+    assert!(own["rows"][0]["accuracy"].as_f64().unwrap() > 0.5, "{own}");
+    // An evaluation that is made anew keeps it, and a second one needs to be asked for.
+    succeed("macrl-train", &["evaluate", "--run", run_dir]);
+    assert_eq!(read("evaluation.json")["finetune"], own);
+    fail("macrl-train", &arguments, 2, "holds a fine-tuning already");
+    assert_eq!(succeed("macrl-train", &[&arguments[..], &["--resume"]].concat()), said);
+    let other = [&arguments[..], &["--resume", "--set", "finetune.lr=0.01"]].concat();
+    fail("macrl-train", &other, 2, "with the same [finetune]");
+    fail("macrl-train", &["finetune", "--run", run_dir, "--set", "train.lr=1"], 2, "expected a key of [finetune]");
 }
 
 fn post(url: &str, kind: &str, body: &[u8]) -> (u16, Value) {

@@ -19,10 +19,11 @@ pub enum Choice {
 /// # Errors
 /// A GPU was asked for and there is none that works: why, in one line.
 pub fn open(choice: Choice) -> Result<(Device, String)> {
-    match (choice, gpu()) {
-        (Choice::Cpu, _) | (Choice::Auto, Err(_)) => Ok((Device::Cpu, "CPU".into())),
-        (Choice::Cuda, Err(why)) => Err(why),
-        (Choice::Auto | Choice::Cuda, Ok(found)) => Ok(found),
+    let cpu = (Device::Cpu, "CPU".to_string());
+    match choice {
+        Choice::Cpu => Ok(cpu),
+        Choice::Auto => Ok(gpu().unwrap_or(cpu)),
+        Choice::Cuda => gpu(),
     }
 }
 

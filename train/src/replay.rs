@@ -83,30 +83,52 @@ impl Finding {
     }
 }
 
-/// Computes the noted step again.
+/// Where a replay starts: the state right before the noted step, else the last good one, else the run's beginning.
 ///
 /// # Errors
-/// No note, a damaged state, other data than the run's, or images that have changed.
-pub fn replay(run: &Run, data: &Data) -> Result<Finding> {
+/// No note, or a damaged state.
+pub fn start(run: &Run) -> Result<(State, Config)> {
+    read(run)?;
+    match run.replay_state().exists() {
+        true => State::load(&run.replay_state()),
+        false => last_good(run),
+    }
+}
+
+fn last_good(run: &Run) -> Result<(State, Config)> {
+    if run.last().exists() {
+        return State::load(&run.last());
+    }
+    let config = Config::load(&run.config(), &[])?;
+    Ok((State::init(&config)?, config))
+}
+
+/// Computes the noted step again, from where [`start`] says.
+///
+/// # Errors
+/// No note, or images that have changed.
+pub fn replay(run: &Run, data: &Data, mut state: State, config: &Config) -> Result<Finding> {
     let note = read(run)?;
-    let (state, config) = State::load(&run.replay_state())?;
-    let batches = Batches::new(data.train.clone(), &config)?;
+    let batches = Batches::new(data.train.clone(), config)?;
     let cause = note["cause"].as_str().unwrap_or_default().to_string();
+    forward(&mut state, config, &batches, note["step"].as_u64().unwrap_or_default())?;
     let mut finding = Finding { step: state.step, cause, weights: state.non_finite()?, ..Finding::default() };
     if !finding.weights.is_empty() {
-        finding.broken_by = search(run, &config, &batches, state.step)?;
+        finding.broken_by = search(run, &batches, state.step)?;
         return Ok(finding);
     }
     let batch = batches.make(state.step)?;
     let noted: Vec<u64> = note["indices"].as_array().into_iter().flatten().filter_map(Value::as_u64).collect();
     ensure!(
-        noted.is_empty() || noted.iter().copied().eq(batch.indices.iter().map(|i| u64::from(*i))),
+        state.step != note["step"]
+            || noted.is_empty()
+            || noted.iter().copied().eq(batch.indices.iter().map(|i| u64::from(*i))),
         "{}: the batch of step {} holds other images now; have files gone?",
         run.replay().display(),
         state.step
     );
-    examine(&state, &config, &batch, &mut finding)?;
-    let guilty = guilty(&state, &config, &batch)?;
+    examine(&state, config, &batch, &mut finding)?;
+    let guilty = guilty(&state, config, &batch)?;
     finding.images = guilty.into_iter().map(|(i, what)| (i, data.train.name(i as usize), what)).collect();
     Ok(finding)
 }
@@ -178,18 +200,20 @@ fn named(measured: &Measured) -> Vec<(&'static str, f64)> {
     losses
 }
 
-/// Goes forward from the last good checkpoint, or the start, to the update that broke the weights.
-fn search(run: &Run, config: &Config, batches: &Batches, end: u64) -> Result<Option<Broken>> {
-    let mut state = match run.last().exists() {
-        true => State::load(&run.last())?.0,
-        false => State::init(config)?,
-    };
+/// Goes forward from the last good checkpoint to the update that broke the weights.
+fn search(run: &Run, batches: &Batches, end: u64) -> Result<Option<Broken>> {
+    let (mut state, config) = last_good(run)?;
+    forward(&mut state, &config, batches, end)
+}
+
+/// Makes the steps before `end`; stops at one that is not finite, or after the update that breaks the weights.
+fn forward(state: &mut State, config: &Config, batches: &Batches, end: u64) -> Result<Option<Broken>> {
     let schedule = Schedule::new(config, batches.steps_per_epoch());
     while state.step < end {
         let (before, lr) = (state.step, schedule.lr(state.step));
-        let measured = step(&mut state, &batches.make(before)?, config, &schedule)?;
+        let measured = step(state, &batches.make(before)?, config, &schedule)?;
         if state.step == before {
-            return Ok(None); // not finite before the update: on another processor, perhaps
+            break;
         }
         if !state.non_finite()?.is_empty() {
             return Ok(Some(Broken { step: before, lr, loss: measured.loss, norm: measured.norms.total }));

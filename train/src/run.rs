@@ -76,6 +76,16 @@ impl Run {
         self.dir.join("evaluation.json")
     }
 
+    /// What fine-tuning reached.
+    pub fn finetuned(&self) -> PathBuf {
+        self.dir.join("finetune.json")
+    }
+
+    /// Fine-tuning's checkpoints and metrics.
+    pub fn finetune(&self) -> PathBuf {
+        self.dir.join("finetune")
+    }
+
     /// The linear probe that is served.
     pub fn probe(&self) -> PathBuf {
         self.dir.join("probe.safetensors")

@@ -68,11 +68,7 @@ impl State {
             add("key.encoder.", encoder.groups())?;
             add("key.", projector.groups())?;
         }
-        for (i, moments) in self.optimizer.moments.iter().enumerate() {
-            for (name, values) in [("first", &moments.first), ("second", &moments.second)] {
-                tensors.push((moment_name(name, i), Tensor::from_slice(values, values.len(), &Device::Cpu)?));
-            }
-        }
+        tensors.extend(moment_tensors(&self.optimizer)?);
         let bank = &self.method.bank;
         if !bank.images.is_empty() {
             let rows = bank.images.len();
@@ -154,7 +150,24 @@ fn moment_name(kind: &str, group: usize) -> String {
     format!("adamw.{kind}.{group:03}")
 }
 
-fn moments(groups: &[(Part, &Group)], config: &Config, tensors: &HashMap<String, Tensor>, step: u64) -> Result<AdamW> {
+/// An optimiser's moments as a checkpoint holds them.
+pub(crate) fn moment_tensors(optimizer: &AdamW) -> candle_core::Result<Vec<(String, Tensor)>> {
+    let mut tensors = Vec::new();
+    for (i, moments) in optimizer.moments.iter().enumerate() {
+        for (name, values) in [("first", &moments.first), ("second", &moments.second)] {
+            tensors.push((moment_name(name, i), Tensor::from_slice(values, values.len(), &Device::Cpu)?));
+        }
+    }
+    Ok(tensors)
+}
+
+/// The optimiser of a checkpoint.
+pub(crate) fn moments(
+    groups: &[(Part, &Group)],
+    config: &Config,
+    tensors: &HashMap<String, Tensor>,
+    step: u64,
+) -> Result<AdamW> {
     let mut optimizer = AdamW::new(groups, &config.train);
     optimizer.step = step;
     for (i, Moments { first, second }) in optimizer.moments.iter_mut().enumerate() {

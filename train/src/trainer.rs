@@ -188,12 +188,13 @@ pub fn pretrain(
     let mut stepper = Stepper::new(device, data.train.clone(), config, &mut state)?;
     let per_epoch = stepper.steps_per_epoch();
     let schedule = Schedule::new(config, per_epoch);
+    let metrics = Metrics::open(&run.metrics(), state.step)?;
     let mut log = Log {
         run,
         config,
         schedule,
         per_epoch,
-        metrics: Metrics::open(&run.metrics(), state.step)?,
+        metrics: metrics.with_tensorboard(config.train.tensorboard, &run.metrics(), state.step)?,
         progress: Progress::start(config, per_epoch, state.step),
         sentinel: Sentinel::default(),
     };

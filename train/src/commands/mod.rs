@@ -1,6 +1,7 @@
 //! The command line: arguments -> one function per command -> exit code.
 
 mod evaluate;
+mod finetune;
 mod pretrain;
 mod replay;
 mod report;
@@ -8,8 +9,10 @@ mod unpack;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use macrl_models::config::ConfigError;
 
@@ -32,6 +35,8 @@ enum Command {
     Pretrain(pretrain::Arguments),
     /// kNN and linear probe of a run's encoder, beside an untrained encoder and raw pixels.
     Evaluate(evaluate::Arguments),
+    /// Train a run's encoder on the labels, end to end, beside the same network from random weights.
+    Finetune(finetune::Arguments),
     /// Compute a step that was not finite again, and say where it comes from.
     Replay(replay::Arguments),
     /// Write report.html, one self-contained page about a run.
@@ -54,6 +59,7 @@ pub fn run() -> ExitCode {
     let done = match cli.command {
         Command::Pretrain(arguments) => pretrain::run(&arguments),
         Command::Evaluate(arguments) => evaluate::run(&arguments),
+        Command::Finetune(arguments) => finetune::run(&arguments),
         Command::Replay(arguments) => replay::run(&arguments),
         Command::Report(arguments) => report::run(&arguments),
         Command::Unpack(arguments) => unpack::run(&arguments),
@@ -78,6 +84,14 @@ fn refuse(said: &clap::Error) -> ExitCode {
     let lines: Vec<&str> = text.lines().map(str::trim).take_while(|l| !l.starts_with("Usage:")).collect();
     eprintln!("{} (see --help)", lines.join(" ").trim());
     ExitCode::from(2)
+}
+
+/// A flag that Ctrl-C sets: the work stops where it can go on from.
+fn stop_on_ctrl_c() -> Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let seen = stop.clone();
+    ctrlc::set_handler(move || seen.store(true, Ordering::SeqCst)).context("cannot catch Ctrl-C")?;
+    Ok(stop)
 }
 
 /// Opens the data set, and says what was found.

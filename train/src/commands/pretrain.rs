@@ -1,15 +1,13 @@
 //! `macrl-train pretrain`.
 
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use macrl_models::atomic;
 use macrl_models::config::{Config, Precision};
 
-use super::{Usage, check_data, open_data};
+use super::{Usage, check_data, open_data, stop_on_ctrl_c};
 use crate::data::identity::identity;
 use crate::device::{self, Choice};
 use crate::run::Run;
@@ -75,9 +73,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
         config.train.absolute_lr()
     );
 
-    let stop = Arc::new(AtomicBool::new(false));
-    let seen = stop.clone();
-    ctrlc::set_handler(move || seen.store(true, Ordering::SeqCst)).context("cannot catch Ctrl-C")?;
+    let stop = stop_on_ctrl_c()?;
     match pretrain(&run, &config, &data, state, &device, &stop)? {
         Ending::Finished => {
             eprintln!("done: {}", run.last().display());
@@ -103,7 +99,7 @@ fn start(arguments: &Arguments, run: &Run, config: Config) -> Result<(State, Con
     }
     let (state, saved) = State::load(&run.last())?;
     ensure!(
-        saved == config,
+        saved.same_run(&config),
         Usage(format!("--resume: the configuration is not the run's own, which is in {}", run.config().display()))
     );
     eprintln!("resuming after step {}", state.step);

@@ -6,9 +6,8 @@ use anyhow::{Result, bail};
 use clap::Args;
 
 use super::{check_data, data_dir, open_data};
-use crate::replay::{Finding, replay};
+use crate::replay::{Finding, replay, start};
 use crate::run::Run;
-use crate::state::State;
 
 /// Names and images listed at most.
 const SHOWN: usize = 10;
@@ -29,10 +28,10 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     if !run.replay().exists() {
         bail!("nothing to replay: {} does not exist, no non-finite step has stopped this run", run.replay().display());
     }
-    let (state, config) = State::load(&run.replay_state())?;
+    let (state, config) = start(&run)?;
     let data = open_data(&data_dir(&arguments.data, &run)?, &config)?;
     check_data("replay", &state, &data)?;
-    let finding = replay(&run, &data)?;
+    let finding = replay(&run, &data, state, &config)?;
     println!("step {} of {}: {}", finding.step, run.dir().display(), finding.cause);
     print!("{}", tell(&finding));
     if !finding.reproduced() {

@@ -83,7 +83,7 @@ impl Metrics {
         self.steps.keys().chain(self.evals.keys()).max().copied()
     }
 
-    fn series(&self, eval: bool, key: &str, name: &str) -> Series {
+    pub(super) fn series(&self, eval: bool, key: &str, name: &str) -> Series {
         let lines = if eval { &self.evals } else { &self.steps };
         let points = lines.iter().filter_map(|(step, line)| Some((*step as f64, line[key].as_f64()?)));
         Series { name: name.into(), points: points.collect(), marked: eval }

@@ -15,7 +15,7 @@ use crate::data::{Data, Dataset, memory::Memory};
 use crate::encode::Images;
 use crate::loader::{Batches, Loader};
 use crate::online::Online;
-use crate::replay::replay;
+use crate::replay::{Finding, replay, start};
 use crate::trainer::{Measured, compute, pretrain};
 use crate::views::Batch;
 
@@ -85,6 +85,11 @@ fn stopped(run: &Run, config: &Config, state: &State) -> String {
     error
 }
 
+fn replayed(run: &Run) -> Result<Finding> {
+    let (state, config) = start(run)?;
+    replay(run, &data(), state, &config)
+}
+
 fn decoder(state: &State) -> Vec<&Group> {
     state.method.decoder.as_ref().unwrap().groups()
 }
@@ -105,7 +110,7 @@ fn a_non_finite_loss_stops_the_run() {
     assert!(
         stopped(&run, &config, &state).starts_with("non-finite loss at step 0: there is no checkpoint from before;")
     );
-    let found = replay(&run, &data()).unwrap();
+    let found = replayed(&run).unwrap();
     assert!(found.reproduced() && found.weights.is_empty());
     let broken: Vec<&str> = found.losses.iter().filter(|l| !l.1.is_finite()).map(|l| l.0).collect();
     assert!(broken.contains(&"reconstruction of the strong view") && !broken.contains(&"contrast"), "{broken:?}");
@@ -114,7 +119,7 @@ fn a_non_finite_loss_stops_the_run() {
     let text = std::fs::read_to_string(run.replay()).unwrap();
     let first = serde_json::from_str::<serde_json::Value>(&text).unwrap()["indices"][0].to_string();
     std::fs::write(run.replay(), text.replacen(&first, "99", 1)).unwrap();
-    assert!(replay(&run, &data()).unwrap_err().to_string().contains("other images"));
+    assert!(replayed(&run).unwrap_err().to_string().contains("other images"));
 }
 
 #[test]
@@ -127,7 +132,7 @@ fn a_non_finite_gradient_stops_the_run() {
     set(&decoder(&state), "decoder_pred.weight", |_, v| v * 1e26);
     let said = stopped(&run, &config, &state);
     assert!(said.starts_with("non-finite gradient at step 0: the last good checkpoint is"), "{said}");
-    let found = replay(&run, &data()).unwrap();
+    let found = replayed(&run).unwrap();
     assert!(found.reproduced() && found.losses[0].1.is_finite() && found.gradients.is_empty());
     assert!(found.largest.1 > 1e18, "{:?}", found.largest);
 }
@@ -151,13 +156,17 @@ fn weights_that_are_not_finite_never_replace_a_good_checkpoint() {
     let (_dir, run) = place();
     // Infinite after the first update: 1e38 x 8 / 256 = 3e36 times weights of 100.
     let config = config(&["train.lr=1e38", "train.weight_decay=1e4", "train.clip_norm=0", "train.checkpoint_every=1"]);
+    std::fs::write(run.config(), config.to_toml()).unwrap();
     let state = State::init(&config).unwrap();
     let error = pretrain(&run, &config, &data(), state, &Device::Cpu, &AtomicBool::new(false)).unwrap_err().to_string();
     assert!(error.starts_with("non-finite weights at step 1: there is no checkpoint from before"), "{error}");
     assert!(!run.last().exists());
-    let found = replay(&run, &data()).unwrap();
+    let found = replayed(&run).unwrap();
     assert!(found.reproduced() && found.weights.iter().any(|name| name.starts_with("blocks.0")), "{found:?}");
     assert_eq!(found.broken_by.map(|b| (b.step, b.lr > 1e36)), Some((0, true)));
+    // Without the state it goes forward from the beginning.
+    std::fs::remove_file(run.replay_state()).unwrap();
+    assert_eq!(replayed(&run).unwrap().weights, found.weights);
 }
 
 #[test]

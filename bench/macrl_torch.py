@@ -154,6 +154,7 @@ class Step:
         head = dict(self.query.head.named_parameters())
         self.keys = list(self.key_encoder.parameters()) + list(self.key_head.parameters())
         self.followed = [ema[n] for n, _ in self.key_encoder.named_parameters()] + [head[n] for n, _ in self.key_head.named_parameters()]
+        self.compiled = compiled
         self.forward = torch.compile(self.losses) if compiled else self.losses
         flat = load_file(f"{dump}/batches.safetensors")
         view = lambda i, v: {k: flat[f"{i}.{v}.{k}"].long() if k == "kept" else flat[f"{i}.{v}.{k}"] for k in ("kept", "patches", "target")}
@@ -169,9 +170,10 @@ class Step:
         with torch.no_grad():
             k = self.key_head(self.query.pool(self.key_encoder(weak["patches"], weak["kept"])))
         logits = torch.cat([q @ k.T, q @ bank.T], 1) / c["temperature"]
-        same = torch.cat([images[:, None] == images[None], images[:, None] == bank_images[None]], 1)
-        same[:, : len(images)].fill_diagonal_(False)
-        logits = logits.masked_fill(same, -math.inf)
+        others = ~torch.eye(len(images), dtype=torch.bool)
+        batch = (images[:, None] == images[None]) & others
+        bank = (images[:, None] == bank_images[None]) | (bank_images < 0)[None]  # an own key, or an empty place
+        logits = logits.masked_fill(torch.cat([batch, bank], 1), -math.inf)
         contrast = F.cross_entropy(logits, torch.arange(len(images)))
         return c["weight"] * contrast + self.c["reconstruction"]["weight"] * reconstruction, k
 
@@ -191,7 +193,8 @@ class Step:
             lr, momentum = self.schedule()
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
-            loss, k = self.forward(strong, weak, images, self.bank[: self.filled], self.bank_images[: self.filled])
+            used = len(self.bank) if self.compiled else self.filled  # one shape for the compiler, whatever is in the bank
+            loss, k = self.forward(strong, weak, images, self.bank[:used], self.bank_images[:used])
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(self.parameters, self.c["train"]["clip_norm"])

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 
+BATCHES = 4
 HERE = os.path.dirname(os.path.abspath(__file__))
 SHAPES = {
     "ViT-Tiny/4, 32 x 32, batch 64": ("configs/cifar10.toml", ["train.batch_size=64", "train.accumulate=1"]),
@@ -43,7 +44,7 @@ class Worker:
 
 def measure(binary, config, overrides, threads, rounds, seconds, contenders):
     with tempfile.TemporaryDirectory() as dump:
-        workers = {"macrl": Worker([binary, config, dump, *overrides], threads)}
+        workers = {"macrl": Worker([binary, config, dump, str(BATCHES), *overrides], threads)}
         for name in contenders:
             command = [sys.executable, f"{HERE}/macrl_torch.py", dump, "--threads", str(threads)]
             workers[name] = Worker(command + (["--compile"] if "compile" in name else []), threads)

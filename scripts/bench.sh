@@ -9,7 +9,7 @@ venv=.deps/bench
 rounds=${BENCH_ROUNDS:-5}
 if [ ! -x "$venv/bin/python" ]; then
     python3 -m venv "$venv" || { echo "bench: python3 -m venv does not work; install python3-venv" >&2; exit 1; }
-    "$venv/bin/pip" install --quiet torch torchvision numpy pillow onnxruntime safetensors
+    "$venv/bin/pip" install --quiet torch torchvision numpy pillow onnxruntime safetensors matplotlib
 fi
 cargo build --release --workspace --bins --examples
 
@@ -39,3 +39,6 @@ target/release/macrl-export bundle "$work/bundle" --run "$work/run" >/dev/null
 
 printf '\n## Augmented views\n\n'
 "$venv/bin/python" bench/views.py --small "$work/noise-32" --large "$work/noise-256" --rounds "$rounds" --seconds 3
+
+printf '\n## Cost curves\n\n'
+"$venv/bin/python" bench/curves.py --rounds "$rounds" --plot docs/cost-curves.svg

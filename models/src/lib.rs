@@ -7,6 +7,8 @@ pub mod atomic;
 pub mod bundle;
 pub mod checkpoint;
 pub mod config;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod decode;
 pub mod evaluation;
 pub mod ops;

@@ -43,6 +43,18 @@ pub struct Parameter {
 pub struct Group {
     parameters: Vec<Parameter>,
     values: Tensor,
+    on_device: Option<OnDevice>,
+}
+
+/// What a group on a GPU has besides its values; all are parts of vectors that hold every group.
+#[derive(Debug, Clone)]
+pub struct OnDevice {
+    /// Where gradients are added up; `None`: it gets none.
+    pub gradient: Option<Tensor>,
+    /// The values in bfloat16, where products take them so.
+    pub half: Option<Tensor>,
+    /// A variable that makes Candle's `backward` reach the layer.
+    pub anchor: Option<Tensor>,
 }
 
 /// Lists the parameters of a [`Group`] in their order.
@@ -108,7 +120,7 @@ impl Layout {
                 Init::Normal(deviation) => rng.normal() as f32 * deviation,
             }));
         }
-        Ok(Group { parameters: self.parameters, values: Tensor::from_vec(values, self.len, &Device::Cpu)? })
+        Ok(Group::new(self.parameters, Tensor::from_vec(values, self.len, &Device::Cpu)?))
     }
 
     /// Values from named tensors, whose names carry `prefix` in front of this layout's.
@@ -125,11 +137,36 @@ impl Layout {
             }
             values.extend(tensor.to_dtype(candle_core::DType::F32)?.flatten_all()?.to_vec1::<f32>()?);
         }
-        Ok(Group { parameters: self.parameters, values: Tensor::from_vec(values, self.len, &Device::Cpu)? })
+        Ok(Group::new(self.parameters, Tensor::from_vec(values, self.len, &Device::Cpu)?))
     }
 }
 
 impl Group {
+    fn new(parameters: Vec<Parameter>, values: Tensor) -> Self {
+        Group { parameters, values, on_device: None }
+    }
+
+    /// The same parameters with their values on a GPU.
+    pub fn placed(self, values: Tensor, on_device: OnDevice) -> Self {
+        Group { values, on_device: Some(on_device), ..self }
+    }
+
+    /// The same parameters with other values on the CPU.
+    pub fn placed_on_cpu(self, values: Tensor) -> Self {
+        Group { values, on_device: None, ..self }
+    }
+
+    /// Where it lies, if on a GPU.
+    pub fn on_device(&self) -> Option<&OnDevice> {
+        self.on_device.as_ref()
+    }
+
+    /// The same memory, without gradients.
+    pub fn frozen(&self) -> Group {
+        let on_device = self.on_device.clone().map(|place| OnDevice { gradient: None, anchor: None, ..place });
+        Group { values: self.values.detach(), on_device, ..self.clone() }
+    }
+
     /// The flat vector.
     pub fn values(&self) -> &Tensor {
         &self.values
@@ -153,7 +190,7 @@ impl Group {
     /// # Errors
     /// Candle's.
     pub fn detached_copy(&self) -> Result<Group> {
-        Ok(Group { parameters: self.parameters.clone(), values: self.values.copy()?.detach() })
+        Ok(Group::new(self.parameters.clone(), self.values.copy()?.detach()))
     }
 
     /// Each parameter under its name in its own shape, copied.

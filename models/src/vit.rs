@@ -11,7 +11,7 @@ use candle_core::{Device, Result, Tensor, bail};
 use crate::config::{EncoderConfig, Pooling};
 use crate::ops::attention::Heads;
 use crate::ops::block::Block;
-use crate::ops::graph;
+use crate::ops::tokens::{Kept, Positions, Seen, Tokens, embed};
 use crate::params::{Group, Init, Layout};
 
 /// Standard deviation of fresh class and mask tokens, as MAE starts them.
@@ -49,15 +49,22 @@ impl Blocks {
         Blocks { groups, heads, width, hidden }
     }
 
+    /// The same stack with every group replaced.
+    ///
+    /// # Errors
+    /// The first that `f` gives.
+    pub fn map(self, f: impl Fn(Group) -> Result<Group>) -> Result<Self> {
+        Ok(Blocks { groups: self.groups.into_iter().map(f).collect::<Result<_>>()?, ..self })
+    }
+
     /// # Shapes
-    /// `x` and the result (B, T, D).
+    /// Tokens (B, T, D) of each view.
     ///
     /// # Errors
     /// A width that is not the stack's.
-    pub fn forward(&self, x: Tensor) -> Result<Tensor> {
-        let tokens = x.dim(1)?;
-        let block = Block { at: Heads { tokens, heads: self.heads, width: self.width }, hidden: self.hidden };
-        self.groups.iter().try_fold(x, |x, group| graph::block(block, &x, group.values()))
+    pub fn forward(&self, tokens: &Tokens) -> Result<Tokens> {
+        let (heads, width, hidden) = (self.heads, self.width, self.hidden);
+        tokens.blocks(&self.groups, |tokens| Block { at: Heads { tokens, heads, width }, hidden })
     }
 }
 
@@ -68,7 +75,7 @@ pub struct Encoder {
     embed: Group,
     blocks: Blocks,
     norm: Group,
-    positions: Arc<Vec<f32>>,
+    positions: Positions,
 }
 
 impl Encoder {
@@ -100,7 +107,7 @@ impl Encoder {
             embed: make(embed)?,
             blocks: Blocks::new(blocks, config.heads, d, hidden),
             norm: make(Layout::new("").with_norm("norm", d))?,
-            positions: Arc::new(positions(config.grid(), d)),
+            positions: Positions::new(positions(config.grid(), d), d),
         })
     }
 
@@ -119,9 +126,7 @@ impl Encoder {
     /// # Errors
     /// The first that `f` gives.
     pub fn map(self, f: impl Fn(Group) -> Result<Group>) -> Result<Self> {
-        let groups = self.blocks.groups.into_iter().map(&f).collect::<Result<_>>()?;
-        let blocks = Blocks { groups, ..self.blocks };
-        Ok(Encoder { embed: f(self.embed)?, blocks, norm: f(self.norm)?, ..self })
+        Ok(Encoder { embed: f(self.embed)?, blocks: self.blocks.map(&f)?, norm: f(self.norm)?, ..self })
     }
 
     /// Every weight under timm's name.
@@ -132,17 +137,17 @@ impl Encoder {
         self.groups().into_iter().map(Group::named).collect::<Result<Vec<_>>>().map(|named| named.concat())
     }
 
-    /// Encodes kept patches only.
+    /// Encodes kept patches only, of one or two views of a batch side by side.
     ///
     /// # Shapes
-    /// `patches` (B, K, P) normalised pixels in (channel, row, column) order, `kept` (B, K) indexes into the N
-    /// patches; the result (B, 1 + K, D), normed.
+    /// Patches (B, K, P) of each view, normalised pixels in (channel, row, column) order; the result (B, 1 + K, D) of
+    /// each view, normed.
     ///
     /// # Errors
     /// Shapes that do not fit.
-    pub fn forward(&self, patches: &Tensor, kept: Arc<Vec<u32>>) -> Result<Tensor> {
-        let x = graph::embed(patches, self.embed.values(), kept, self.positions.clone())?;
-        graph::norm(&self.blocks.forward(x)?, self.norm.values())
+    pub fn forward(&self, views: &[&Seen]) -> Result<Tokens> {
+        let tokens = embed(views, &self.embed, &self.positions)?;
+        self.blocks.forward(&tokens)?.norm(&self.norm)
     }
 
     /// Encodes whole images: what evaluation and serving compute.
@@ -153,6 +158,21 @@ impl Encoder {
     /// # Errors
     /// Another image size than the configuration's.
     pub fn forward_pixels(&self, pixels: &Tensor) -> Result<Tensor> {
+        self.encode(pixels)?.single()
+    }
+
+    /// What stands for each of whole images.
+    ///
+    /// # Shapes
+    /// `pixels` as in [`Encoder::forward_pixels`]; the result (B, D).
+    ///
+    /// # Errors
+    /// As [`Encoder::forward_pixels`].
+    pub fn features(&self, pixels: &Tensor, pooling: Pooling) -> Result<Tensor> {
+        self.encode(pixels)?.pool(0, pooling)
+    }
+
+    fn encode(&self, pixels: &Tensor) -> Result<Tokens> {
         let (b, channels, height, width) = pixels.dims4()?;
         let s = self.config.image_size;
         if (channels, height, width) != (3, s, s) {
@@ -162,7 +182,22 @@ impl Encoder {
         let (n, p) = (self.config.patches(), self.config.patch_values());
         let patches = patchify(&values, s, self.config.patch_size);
         let kept = (0..b).flat_map(|_| 0..n as u32).collect();
-        self.forward(&Tensor::from_vec(patches, (b, n, p), &Device::Cpu)?, Arc::new(kept))
+        let view = self.whole(&patches, (b, n, p), kept)?;
+        self.forward(&[&view])
+    }
+
+    /// All patches of images, where the weights are.
+    fn whole(&self, patches: &[f32], shape: (usize, usize, usize), kept: Vec<u32>) -> Result<Seen> {
+        #[cfg(feature = "cuda")]
+        if let Some(place) = self.embed.on_device() {
+            let device = self.embed.values().device();
+            let real = if place.half.is_some() { crate::cuda::Real::Bf16 } else { crate::cuda::Real::F32 };
+            let kept = Tensor::from_vec(kept, (shape.0, shape.1), device)?;
+            let patches = crate::cuda::memory::upload(device, real, patches, shape)?;
+            return Ok(Seen { patches, kept: Kept::Device { sources: kept.clone(), kept } });
+        }
+        let patches = Tensor::from_slice(patches, shape, &Device::Cpu)?;
+        Ok(Seen { patches, kept: Kept::Host(Arc::new(kept)) })
     }
 }
 

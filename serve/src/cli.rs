@@ -90,6 +90,9 @@ struct ServeArgs {
     /// Bytes of memory that the items of the index may take; over it 413.
     #[arg(long, default_value_t = 2 << 30, value_name = "BYTES")]
     max_index: usize,
+    /// Connections at once; over it the one that has been idle longest is closed.
+    #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u16).range(1..))]
+    max_connections: u16,
     /// Seconds for a request's header to arrive.
     #[arg(long, default_value_t = 10.0, value_name = "S")]
     header_timeout: f64,
@@ -151,6 +154,9 @@ impl ServeArgs {
         let Some(dir) = &self.bundle else {
             return Err(usage("--bundle DIR is missing: the folder written by `macrl-export bundle`"));
         };
+        if self.listen.rsplit_once(':').is_none_or(|(host, port)| host.is_empty() || port.parse::<u16>().is_err()) {
+            return Err(usage(format!("--listen must be HOST:PORT, like 127.0.0.1:8080, found {}", self.listen)));
+        }
         let settings = self.settings()?;
         start_log(self.log, self.log_level);
         let bundle = Bundle::open(dir)?;
@@ -181,6 +187,7 @@ impl ServeArgs {
             decode: DecodeLimits { max_pixels: self.max_pixels, ..DecodeLimits::default() },
             index_bytes: self.max_index,
             exact_up_to: self.exact_up_to,
+            connections: usize::from(self.max_connections),
             header_timeout: seconds("--header-timeout", self.header_timeout)?,
             body_timeout: seconds("--body-timeout", self.body_timeout)?,
             request_timeout: seconds("--request-timeout", self.request_timeout)?,

@@ -1,8 +1,11 @@
 //! A request's body -> its kind and its parts, within the limits.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use axum::body::{Body, Bytes};
 use axum::extract::{FromRequest, Multipart, Request};
-use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE, EXPECT};
 use axum::http::request::Parts;
 use base64::Engine as _;
 use base64::alphabet::STANDARD;
@@ -10,6 +13,7 @@ use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use http_body_util::BodyExt;
 use serde::de::DeserializeOwned;
 
+use crate::door::Guest;
 use crate::error::{ApiError, Failure};
 use crate::pool::Share;
 use crate::state::{App, AppState};
@@ -19,6 +23,10 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
     &STANDARD,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
+
+/// How long, and how much, of the rest of a body that is too large is taken in before the answer.
+const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE_BYTES: usize = 256 << 20;
 
 /// What the `Content-Type` announces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -139,13 +147,34 @@ fn kind_of(parts: &Parts) -> Result<Kind, ApiError> {
 
 async fn read_body(parts: &Parts, body: Body, state: &AppState) -> Result<(Bytes, Share), ApiError> {
     let limits = &state.settings.limits;
+    let guest = parts.extensions.get::<Arc<Guest>>();
+    guest.inspect(|guest| guest.owes());
     let announced = parts.headers.get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<usize>().ok());
     if announced.is_some_and(|length| length > limits.body_bytes) {
+        if !parts.headers.contains_key(EXPECT) {
+            discard(body).await;
+        }
         return Err(ApiError::BodyTooLarge(limits.body_bytes));
     }
     let reading = collect(body, announced.unwrap_or(0), state);
     let slow = |_| ApiError::SlowBody(limits.body_timeout.as_secs());
-    tokio::time::timeout(limits.body_timeout, reading).await.map_err(slow)?
+    let received = tokio::time::timeout(limits.body_timeout, reading).await.map_err(slow)?;
+    guest.inspect(|guest| guest.is_owed());
+    received
+}
+
+/// Takes in what a client is sending already, for a while: an answer beside a closed door would be lost on most clients,
+/// who write the whole body before they read.
+async fn discard(mut body: Body) {
+    let mut left = PATIENCE_BYTES;
+    let rest = async {
+        while let Some(Ok(frame)) = body.frame().await
+            && left > 0
+        {
+            left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
+        }
+    };
+    let _ = tokio::time::timeout(PATIENCE, rest).await;
 }
 
 async fn collect(mut body: Body, expected: usize, state: &AppState) -> Result<(Bytes, Share), ApiError> {
@@ -157,6 +186,7 @@ async fn collect(mut body: Body, expected: usize, state: &AppState) -> Result<(B
         let frame = frame.map_err(|_| malformed("the body ended before it was complete"))?;
         let Ok(data) = frame.into_data() else { continue };
         if bytes.len() + data.len() > limit {
+            discard(body).await;
             return Err(ApiError::BodyTooLarge(limit));
         }
         if !share.grow(data.len()) {

@@ -1,6 +1,6 @@
 //! A bundle -> HTTP.
 //!
-//! One request's way: [`server`] accepts it, [`routes`] finds its handler, [`input`] reads and bounds its body,
+//! One request's way: [`door`] accepts it, [`routes`] finds its handler, [`input`] reads and bounds its body,
 //! [`features`] admits its images, decodes them on the [`pool`] and hands them to the [`engine`], whose worker threads
 //! batch them for ONNX Runtime; [`index`] keeps items and finds neighbours; [`error`] is the one place where failures
 //! become statuses.  [`ingest`] and [`transfer`] fill and empty an index without a server.
@@ -8,6 +8,7 @@
 pub mod cli;
 pub mod client;
 pub mod demo;
+pub mod door;
 pub mod engine;
 pub mod error;
 pub mod features;

@@ -33,7 +33,7 @@ pub struct Limits {
     pub body_timeout: Duration,
     /// From the body's arrival to the answer.
     pub request_timeout: Duration,
-    /// Connections at once; further ones wait to be accepted.
+    /// Connections at once; a further one takes the place of the one that has been idle longest.
     pub connections: usize,
     /// For accepted requests to finish after SIGTERM.
     pub grace: Duration,

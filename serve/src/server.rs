@@ -2,23 +2,16 @@
 
 use std::io::Write;
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
-use axum::Router;
-use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::{GracefulShutdown, Watcher};
-use hyper_util::service::TowerToHyperService;
+use hyper_util::server::graceful::GracefulShutdown;
 use macrl_models::bundle::Bundle;
 use macrl_models::runtime;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
 
-use crate::limits::Limits;
+use crate::door::Door;
 use crate::routes::app;
 use crate::state::{App, AppState, Settings};
 
@@ -91,46 +84,6 @@ async fn bind(listen: &str) -> Result<TcpListener> {
         .with_context(|| format!("--listen {listen} is not an address: expected HOST:PORT"))?
         .collect();
     TcpListener::bind(addresses.as_slice()).await.with_context(|| format!("cannot listen on {listen}"))
-}
-
-/// Accepts connections, never more than allowed at once.
-struct Door {
-    listener: TcpListener,
-    router: Router,
-    slots: Arc<Semaphore>,
-    http: http1::Builder,
-}
-
-impl Door {
-    fn new(listener: TcpListener, router: Router, limits: &Limits) -> Self {
-        let mut http = http1::Builder::new();
-        http.timer(TokioTimer::new()).header_read_timeout(limits.header_timeout);
-        Self { listener, router, slots: Arc::new(Semaphore::new(limits.connections.max(1))), http }
-    }
-
-    /// Accepts one connection; cancel-safe: nothing is lost when a signal comes first.
-    async fn next(&mut self, graceful: &GracefulShutdown) {
-        let Ok(slot) = self.slots.clone().acquire_owned().await else { return };
-        match self.listener.accept().await {
-            Ok((stream, _)) => self.welcome(stream, slot, graceful.watcher()),
-            Err(error) => {
-                // Out of file descriptors, most likely: others will close theirs.
-                tracing::warn!("cannot accept a connection: {error}");
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        }
-    }
-
-    fn welcome(&self, stream: TcpStream, slot: OwnedSemaphorePermit, watcher: Watcher) {
-        let _ = stream.set_nodelay(true);
-        let service = TowerToHyperService::new(self.router.clone());
-        let connection = watcher.watch(self.http.serve_connection(TokioIo::new(stream), service));
-        tokio::spawn(async move {
-            // A client that breaks off is its own business.
-            let _ = connection.await;
-            drop(slot);
-        });
-    }
 }
 
 /// Answers what was accepted, for at most the grace period.

@@ -1,7 +1,7 @@
 //! Times training steps on batches that are in memory already; `bench/step.py` drives it beside PyTorch.
 //!
-//! `bench_step CONFIG DUMP_DIR [--set key=value]...` writes the initial state and a few batches into DUMP_DIR, prints
-//! `ready LOSS LOSS ...` (the losses of the first steps), then answers each line `run N` on stdin with the seconds
+//! `bench_step CONFIG DUMP_DIR BATCHES [key=value]...` writes the initial state and that many batches into DUMP_DIR, prints
+//! `ready LOSS LOSS ...` (the losses of a step on each), then answers each line `run N` on stdin with the seconds
 //! that N steps took.
 
 use std::io::BufRead;
@@ -26,27 +26,27 @@ use macrl_train::views::{Batch, View};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-const BATCHES: usize = 4;
 /// Steps in an epoch as far as the schedule is concerned.
 const EPOCH: u64 = 1000;
 
 fn main() -> Result<()> {
     macrl_train::startup::settle();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [config, dump, set @ ..] = arguments.as_slice() else {
-        anyhow::bail!("usage: bench_step CONFIG DUMP_DIR KEY=VALUE...")
+    let [config, dump, count, set @ ..] = arguments.as_slice() else {
+        anyhow::bail!("usage: bench_step CONFIG DUMP_DIR BATCHES KEY=VALUE...")
     };
+    let count: usize = count.parse().context("BATCHES is a number")?;
     let config = Config::load(Path::new(config), set)?;
-    let source = Batches::new(noise(&config), &config)?;
-    let batches = (0..BATCHES as u64).map(|i| source.make(i)).collect::<Result<Vec<_>>>()?;
+    let source = Batches::new(noise(&config, count), &config)?;
+    let batches = (0..count as u64).map(|i| source.make(i)).collect::<Result<Vec<_>>>()?;
     let mut state = State::init(&config)?;
     write(Path::new(dump), &config, &state, &batches)?;
 
     let schedule = Schedule::new(&config, EPOCH);
     let mut run = |count: usize| -> Result<Vec<f64>> {
-        (0..count).map(|i| Ok(step(&mut state, &batches[i % BATCHES], &config, &schedule)?.loss)).collect()
+        (0..count).map(|i| Ok(step(&mut state, &batches[i % batches.len()], &config, &schedule)?.loss)).collect()
     };
-    let losses: Vec<String> = run(BATCHES)?.iter().map(|l| format!("{l:.7}")).collect();
+    let losses: Vec<String> = run(count)?.iter().map(|l| format!("{l:.7}")).collect();
     println!("ready {}", losses.join(" "));
     for line in std::io::stdin().lock().lines() {
         let line = line?;
@@ -58,10 +58,10 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Images whose pixels do not matter.
-fn noise(config: &Config) -> Arc<dyn Dataset> {
+/// Images for `batches` batches; their pixels do not matter.
+fn noise(config: &Config, batches: usize) -> Arc<dyn Dataset> {
     let size = config.encoder.image_size as u32;
-    let count = BATCHES * config.train.batch_size;
+    let count = batches * config.train.batch_size;
     let image = |i: usize| {
         let mut rng = Rng::new([0, i as u64, 0, 0]);
         let pixels = (0..3 * size * size).map(|_| rng.bits() as u8).collect();

@@ -2,11 +2,10 @@
 //! (as in MAE, arXiv 2111.06377).  Thrown away after training.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 
 use candle_core::{Result, Tensor};
 use macrl_models::config::Config;
-use macrl_models::ops::graph;
+use macrl_models::ops::tokens::{Kept, Positions, Tokens};
 use macrl_models::params::{Group, Init, Layout};
 use macrl_models::vit::{Blocks, TOKEN_DEVIATION, positions};
 
@@ -20,7 +19,7 @@ pub struct Decoder {
     blocks: Blocks,
     norm: Group,
     predict: Group,
-    positions: Arc<Vec<f32>>,
+    positions: Positions,
     patch_values: usize,
 }
 
@@ -56,7 +55,7 @@ impl Decoder {
             blocks: Blocks::new(blocks, config.decoder.heads, e, e * MLP_RATIO),
             norm: make(Layout::new("").with_norm("decoder_norm", e))?,
             predict: make(Layout::new("").with_linear("decoder_pred", &[patch_values, e]))?,
-            positions: Arc::new(positions(config.encoder.grid(), e)),
+            positions: Positions::new(positions(config.encoder.grid(), e), e),
             patch_values,
         })
     }
@@ -66,15 +65,23 @@ impl Decoder {
         std::iter::once(&self.fill).chain(&self.blocks.groups).chain([&self.norm, &self.predict]).collect()
     }
 
+    /// The same decoder with every group replaced.
+    ///
+    /// # Errors
+    /// The first that `f` gives.
+    pub fn map(self, f: impl Fn(Group) -> Result<Group>) -> Result<Self> {
+        let (fill, blocks, norm) = (f(self.fill)?, self.blocks.map(&f)?, f(self.norm)?);
+        Ok(Decoder { fill, blocks, norm, predict: f(self.predict)?, ..self })
+    }
+
     /// # Shapes
-    /// `tokens` (B, 1 + K, D) from the encoder, `kept` (B, K); the result (B, 1 + N, P), where row 0 is the class
-    /// token's and means nothing.
+    /// `tokens` (B, 1 + K, D) of each view from the encoder, `kept` (B, K) of each; the result (B, 1 + N, P) of each,
+    /// where row 0 is the class token's and means nothing.
     ///
     /// # Errors
     /// Shapes that do not fit.
-    pub fn forward(&self, tokens: &Tensor, kept: Arc<Vec<u32>>) -> Result<Tensor> {
-        let x = graph::fill(tokens, self.fill.values(), kept, self.positions.clone())?;
-        let x = graph::norm(&self.blocks.forward(x)?, self.norm.values())?;
-        graph::linear(&x, self.predict.values(), self.patch_values, false)
+    pub fn forward(&self, tokens: &Tokens, kept: &[&Kept]) -> Result<Tokens> {
+        let x = tokens.fill(&self.fill, kept, &self.positions)?;
+        self.blocks.forward(&x)?.norm(&self.norm)?.linear(&self.predict, self.patch_values)
     }
 }

@@ -5,7 +5,7 @@ use candle_core::{Device, Tensor};
 use macrl_models::config::{Config, Pooling};
 use macrl_models::ops::graph::with_values;
 use macrl_models::preprocess::Preprocess;
-use macrl_models::vit::{Encoder, pool};
+use macrl_models::vit::Encoder;
 use rayon::prelude::*;
 
 use crate::data::Dataset;
@@ -62,7 +62,7 @@ impl Images {
         let mut values = Vec::with_capacity(self.labels.len() * encoder.config().width);
         for pixels in self.pixels.chunks(BATCH * size * size * 3) {
             let batch = pixels_to_tensor(pixels, size, preprocess)?;
-            let features = pool(&encoder.forward_pixels(&batch)?, pooling)?;
+            let features = encoder.features(&batch, pooling)?;
             with_values(&features, |f| {
                 values.extend_from_slice(f);
                 Ok(())

@@ -4,10 +4,14 @@
 
 pub mod bank;
 pub mod commands;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod data;
 pub mod decoder;
+pub mod device;
 pub mod encode;
 pub mod evaluate;
+pub mod inputs;
 pub mod loader;
 pub mod method;
 pub mod metrics;
@@ -21,5 +25,6 @@ pub mod schedule;
 pub mod sentinel;
 pub mod startup;
 pub mod state;
+pub mod stepper;
 pub mod trainer;
 pub mod views;

@@ -135,10 +135,10 @@ impl Batches {
     }
 }
 
-/// Batches in step order, prefetched.
-pub struct Loader {
+/// Batches (or what stands for them) in step order, prefetched.
+pub struct Loader<T = Batch> {
     batches: Arc<Batches>,
-    ready: Option<Receiver<Result<Batch>>>,
+    ready: Option<Receiver<Result<T>>>,
     maker: Option<JoinHandle<()>>,
     waited: Duration,
 }
@@ -158,7 +158,22 @@ impl Loader {
     /// # Errors
     /// As [`Loader::new`].
     pub fn with_threads(data: Arc<dyn Dataset>, config: &Config, first_step: u64, threads: usize) -> Result<Self> {
-        let batches = Arc::new(Batches::new(data, config)?);
+        Loader::start(Batches::new(data, config)?, first_step, threads, Batches::make)
+    }
+}
+
+impl<T: Send + 'static> Loader<T> {
+    /// Starts calling `make` for each step from `first_step` on, with so many threads.
+    ///
+    /// # Errors
+    /// When no thread can be started.
+    pub fn start(
+        batches: Batches,
+        first_step: u64,
+        threads: usize,
+        make: impl Fn(&Batches, u64) -> Result<T> + Send + Sync + 'static,
+    ) -> Result<Self> {
+        let batches = Arc::new(batches);
         // Its own pool: views must not wait behind the step's matrix products, nor hold them up.
         let pool = ThreadPoolBuilder::new()
             .num_threads(threads)
@@ -167,7 +182,7 @@ impl Loader {
             .context("cannot start the loader's threads")?;
         let (sender, ready) = sync_channel(AHEAD);
         let source = batches.clone();
-        let produce = move || produce(&source, &pool, first_step, |batch| sender.send(batch).is_ok());
+        let produce = move || produce(&pool, first_step, |step| make(&source, step), |made| sender.send(made).is_ok());
         let maker =
             std::thread::Builder::new().name("loader".into()).spawn(produce).context("cannot start the loader")?;
         Ok(Loader { batches, ready: Some(ready), maker: Some(maker), waited: Duration::ZERO })
@@ -183,7 +198,7 @@ impl Loader {
     /// # Errors
     /// When no image can be read, or the loader's thread has died.
     #[expect(clippy::should_implement_trait, reason = "it never ends and may fail: not an iterator")]
-    pub fn next(&mut self) -> Result<Batch> {
+    pub fn next(&mut self) -> Result<T> {
         let start = Instant::now();
         let batch = self.ready.as_ref().and_then(|r| r.recv().ok()).context("the loader's thread has stopped")?;
         self.waited += start.elapsed();
@@ -202,17 +217,22 @@ impl Loader {
 }
 
 /// Makes batches until nobody takes them any more or one fails.
-fn produce(source: &Batches, pool: &ThreadPool, first_step: u64, mut give: impl FnMut(Result<Batch>) -> bool) {
+fn produce<T: Send>(
+    pool: &ThreadPool,
+    first_step: u64,
+    make: impl Fn(u64) -> Result<T> + Sync,
+    mut give: impl FnMut(Result<T>) -> bool,
+) {
     for step in first_step.. {
-        let batch = pool.install(|| source.make(step));
-        let failed = batch.is_err();
-        if !give(batch) || failed {
+        let made = pool.install(|| make(step));
+        let failed = made.is_err();
+        if !give(made) || failed {
             return;
         }
     }
 }
 
-impl Drop for Loader {
+impl<T> Drop for Loader<T> {
     fn drop(&mut self) {
         // Without a receiver the maker's next send fails and it ends.
         self.ready = None;

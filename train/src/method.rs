@@ -6,21 +6,20 @@
 //! a gradient.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 
 use anyhow::Result;
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use macrl_models::config::{Config, KeyBranch, LossOn};
-use macrl_models::ops::graph::{self, with_values};
-use macrl_models::ops::info_nce::{Contrast, Keys};
+use macrl_models::ops::tokens::{Comparison, Past, Tokens, contrast};
 use macrl_models::ops::update;
 use macrl_models::params::Group;
-use macrl_models::vit::{Encoder, pool};
+use macrl_models::vit::Encoder;
 
 use crate::bank::Bank;
 use crate::decoder::Decoder;
+use crate::inputs::{Input, Inputs};
 use crate::projector::Projector;
-use crate::views::{Batch, View};
+use crate::views::Batch;
 
 /// Seeds of the three networks' initial weights, apart from each other.
 const DECODER_SEED: u64 = 1;
@@ -39,26 +38,26 @@ pub struct Method {
     pub key: Option<(Encoder, Projector)>,
     /// Past keys.
     pub bank: Bank,
+    /// The bank that is compared with while training runs on a GPU; `bank` is brought up to date when a state is saved.
+    #[cfg(feature = "cuda")]
+    pub device_bank: Option<macrl_models::cuda::losses::DeviceBank>,
 }
 
-/// One batch's losses; `total` carries the graph.
+/// One batch's losses, on the device that computed them; `total` carries the graph.
 pub struct Losses {
     /// w_c L_contrast + w_r L_rec, a scalar.
     pub total: Tensor,
-    /// Of the contrastive part, where there is one.
-    pub contrast: Option<Contrast>,
-    /// L1 of the strong and of the weak branch, where decoders run.
-    pub reconstruction: Option<[f32; 2]>,
-    /// (B, C) keys that enter the bank after the optimiser's step; empty without contrast.
-    pub keys: Vec<f32>,
+    /// (3), where there is a contrast: its loss, the mean cosine of a query and its key, and with its negatives.
+    pub contrast: Option<Tensor>,
+    /// (2), where decoders run: L1 of the strong and of the weak branch.
+    pub reconstruction: Option<Tensor>,
+    /// (B, C) keys that enter the bank after the optimiser's step.
+    pub keys: Option<Tensor>,
 }
 
-/// A view as tensors.
-struct Input {
-    patches: Tensor,
-    kept: Arc<Vec<u32>>,
-    target: Arc<Vec<f32>>,
-}
+/// The views' places among encoded tokens.
+const STRONG: usize = 0;
+const WEAK: usize = 1;
 
 impl Method {
     /// Fresh networks.
@@ -118,6 +117,8 @@ impl Method {
             projector: if contrast { Some(projector.map(Group::trainable)?) } else { None },
             key,
             bank: Bank::new(config.contrast.bank_size, config.projector.dim),
+            #[cfg(feature = "cuda")]
+            device_bank: None,
             config: config.clone(),
         })
     }
@@ -134,83 +135,64 @@ impl Method {
     ///
     /// # Errors
     /// A batch that does not fit the configuration.
-    pub fn losses(&self, batch: &Batch) -> Result<Losses> {
-        let (strong, weak) = (self.input(&batch.strong, batch)?, self.input(&batch.weak, batch)?);
-        let z_strong = self.encoder.forward(&strong.patches, strong.kept.clone())?;
+    pub fn losses(&self, inputs: &Inputs) -> Result<Losses> {
+        let Inputs { images, strong, weak } = inputs;
         let weak_needs_gradient = self.decoder.is_some() || self.key.is_none();
-        let z_weak = match weak_needs_gradient {
-            true => Some(self.encoder.forward(&weak.patches, weak.kept.clone())?),
-            false => None,
-        };
+        let seen = if weak_needs_gradient { vec![&strong.seen, &weak.seen] } else { vec![&strong.seen] };
+        let z = self.encoder.forward(&seen)?;
 
         let mut terms = Vec::new();
-        let mut contrast = None;
-        let mut keys = Vec::new();
+        let (mut compared, mut keys, mut reconstruction) = (None, None, None);
         if let Some(projector) = &self.projector {
-            let q = projector.forward(&self.pooled(&z_strong)?)?;
-            keys = self.keys(projector, &weak, z_weak.as_ref())?;
-            let (loss, summary) = graph::contrast(&q, self.compared(&keys, &batch.indices))?;
-            terms.push((loss * self.config.contrast.weight)?);
-            contrast = Some(summary);
+            let q = projector.forward(&self.pooled(&z, STRONG)?)?;
+            let k = self.keys(projector, weak, &z)?;
+            let (loss, parts) = contrast(&q, &k, images, self.past(), self.comparison())?;
+            terms.push(loss);
+            (compared, keys) = (Some(parts), Some(k));
         }
-        let mut reconstruction = None;
-        if let (Some(decoder), Some(z_weak)) = (&self.decoder, &z_weak) {
-            let strong = self.reconstruct(decoder, &z_strong, &strong)?;
-            let weak = self.reconstruct(decoder, z_weak, &weak)?;
-            reconstruction = Some([strong.to_scalar::<f32>()?, weak.to_scalar::<f32>()?]);
-            terms.push(((strong + weak)? * (0.5 * self.config.reconstruction.weight))?);
+        if let Some(decoder) = &self.decoder {
+            let (loss, parts) = self.reconstruct(decoder, &z, strong, weak)?;
+            terms.push(loss);
+            reconstruction = Some(parts);
         }
         let total = terms.into_iter().reduce_sum()?;
-        Ok(Losses { total, contrast, reconstruction, keys })
+        Ok(Losses { total, contrast: compared, reconstruction, keys })
     }
 
-    /// L1 between what the decoder makes of encoded tokens and the view's target; a scalar.
-    fn reconstruct(&self, decoder: &Decoder, tokens: &Tensor, view: &Input) -> Result<Tensor> {
-        let predicted = decoder.forward(tokens, view.kept.clone())?;
-        let n = self.config.encoder.patches();
-        let counts = match self.config.reconstruction.loss_on {
-            LossOn::All => vec![true; tokens.dim(0)? * n],
-            LossOn::Masked => removed(&view.kept, tokens.dim(0)?, n),
-        };
-        Ok(graph::masked_l1(&predicted, view.target.clone(), Arc::new(counts))?)
+    /// w_r L_rec, half of it from each branch, and both branches' L1.
+    fn reconstruct(&self, decoder: &Decoder, z: &Tokens, strong: &Input, weak: &Input) -> Result<(Tensor, Tensor)> {
+        let predicted = decoder.forward(z, &[&strong.seen.kept, &weak.seen.kept])?;
+        let targets = [(&strong.target, &strong.seen.kept), (&weak.target, &weak.seen.kept)];
+        let masked = self.config.reconstruction.loss_on == LossOn::Masked;
+        Ok(predicted.l1(&targets, masked, 0.5 * self.config.reconstruction.weight)?)
     }
 
     /// L2-normalised keys (B, C) of the weak view; no gradient passes through them.
-    fn keys(&self, projector: &Projector, weak: &Input, z_weak: Option<&Tensor>) -> Result<Vec<f32>> {
-        let k = match (&self.key, z_weak) {
-            (Some((encoder, projector)), _) => {
-                projector.forward(&self.pooled(&encoder.forward(&weak.patches, weak.kept.clone())?)?)?
+    fn keys(&self, projector: &Projector, weak: &Input, z: &Tokens) -> Result<Tensor> {
+        let k = match &self.key {
+            Some((encoder, projector)) => {
+                projector.forward(&self.pooled(&encoder.forward(&[&weak.seen])?, 0)?)?
             }
-            (None, Some(z_weak)) => projector.forward(&self.pooled(z_weak)?.detach())?,
-            (None, None) => anyhow::bail!("shared keys need the weak view's encoding"),
+            None => projector.forward(&self.pooled(&z.detach(), WEAK)?)?,
         };
-        Ok(with_values(&k, |k| Ok(k.to_vec()))?)
+        Ok(k.detach())
     }
 
-    fn compared<'a>(&'a self, keys: &'a [f32], images: &'a [u32]) -> Keys<'a> {
-        Keys {
-            positives: keys,
-            images,
-            bank: &self.bank.keys,
-            bank_images: &self.bank.images,
-            width: self.config.projector.dim,
-            temperature: self.config.contrast.temperature as f32,
-            batch_negatives: self.config.contrast.batch_negatives,
+    fn past(&self) -> Past<'_> {
+        #[cfg(feature = "cuda")]
+        if let Some(bank) = &self.device_bank {
+            return Past::Device(bank);
         }
+        Past::Host(&self.bank.keys, &self.bank.images)
     }
 
-    fn pooled(&self, tokens: &Tensor) -> candle_core::Result<Tensor> {
-        pool(tokens, self.config.evaluate.pooling)
+    fn comparison(&self) -> Comparison {
+        let of = &self.config.contrast;
+        Comparison { temperature: of.temperature, batch_negatives: of.batch_negatives, weight: of.weight }
     }
 
-    fn input(&self, view: &View, batch: &Batch) -> Result<Input> {
-        let (b, p) = (batch.indices.len(), self.config.encoder.patch_values());
-        let k = view.kept.len() / b.max(1);
-        Ok(Input {
-            patches: Tensor::from_slice(&view.patches, (b, k, p), &Device::Cpu)?,
-            kept: Arc::new(view.kept.clone()),
-            target: Arc::new(view.target.clone()),
-        })
+    fn pooled(&self, tokens: &Tokens, which: usize) -> candle_core::Result<Tensor> {
+        tokens.pool(which, self.config.evaluate.pooling)
     }
 
     /// Moves the key branch towards the query: key = momentum key + (1 - momentum) query.
@@ -234,12 +216,12 @@ impl Method {
     /// Candle's.
     pub fn predictions(&self, batch: &Batch) -> Result<Option<[Tensor; 2]>> {
         let Some(decoder) = &self.decoder else { return Ok(None) };
-        let predict = |view: &View| -> Result<Tensor> {
-            let input = self.input(view, batch)?;
-            let tokens = self.encoder.forward(&input.patches, input.kept.clone())?;
-            Ok(decoder.forward(&tokens.detach(), input.kept)?.detach())
+        let predict = |input: &Input| -> Result<Tensor> {
+            let tokens = self.encoder.forward(&[&input.seen])?;
+            Ok(decoder.forward(&tokens.detach(), &[&input.seen.kept])?.single()?.detach())
         };
-        Ok(Some([predict(&batch.strong)?, predict(&batch.weak)?]))
+        let inputs = Inputs::new(batch, &self.config)?;
+        Ok(Some([predict(&inputs.strong)?, predict(&inputs.weak)?]))
     }
 }
 
@@ -252,16 +234,6 @@ pub enum Part {
     Decoder,
     /// The projector.
     Projector,
-}
-
-/// (B, N): true where a patch was removed (mask: 1 = removed).
-fn removed(kept: &[u32], batch: usize, patches: usize) -> Vec<bool> {
-    let mut removed = vec![true; batch * patches];
-    let k = kept.len() / batch.max(1);
-    for (row, kept) in removed.chunks_exact_mut(patches).zip(kept.chunks_exact(k.max(1))) {
-        kept.iter().for_each(|patch| row[*patch as usize] = false);
-    }
-    removed
 }
 
 trait ReduceSum {

@@ -49,7 +49,7 @@ impl Online {
     /// # Errors
     /// Candle's.
     pub fn check(&self, encoder: &Encoder) -> Result<Seen> {
-        let frozen = encoder.clone().map(|group| group.detached_copy())?;
+        let frozen = encoder.clone().map(|group| Ok(group.frozen()))?;
         let preprocess = Preprocess::from_config(&self.config);
         let pooling = self.config.evaluate.pooling;
         let all = self.images.encode(&frozen, &preprocess, pooling)?;

@@ -15,7 +15,7 @@ use macrl_models::params::{Group, Parameter};
 use crate::method::Part;
 
 /// Added to the root of the second moment, as in PyTorch.
-const EPS: f32 = 1e-8;
+pub(crate) const EPS: f32 = 1e-8;
 
 /// First and second moments of one group.
 #[derive(Debug, Clone, PartialEq)]

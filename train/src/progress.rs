@@ -59,10 +59,10 @@ impl Progress {
 
     fn text(&self, measured: &Measured) -> String {
         let mut text = format!("epoch {:.2}, loss {:.4}", self.step as f64 / self.per_epoch as f64, measured.loss);
-        if let Some(contrast) = &measured.losses.contrast {
+        if let Some(contrast) = &measured.contrast {
             text += &format!(", contrast {:.3}", contrast.loss);
         }
-        if let Some([strong, weak]) = measured.losses.reconstruction {
+        if let Some([strong, weak]) = measured.reconstruction {
             text += &format!(", reconstruction {strong:.3}/{weak:.3}");
         }
         text + &format!(", {:.0} images/s", self.batch as f64 / self.seconds.max(1e-9))

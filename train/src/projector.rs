@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use candle_core::{Result, Tensor};
 use macrl_models::config::Config;
-use macrl_models::ops::graph;
+use macrl_models::ops::tokens::{l2_normalize, linear};
 use macrl_models::params::{Group, Layout};
 
 /// `fc2(gelu(fc1(x)))`, L2-normalised.
@@ -63,7 +63,7 @@ impl Projector {
     /// # Errors
     /// Shapes that do not fit.
     pub fn forward(&self, features: &Tensor) -> Result<Tensor> {
-        let x = graph::linear(features, self.fc1.values(), self.hidden, true)?;
-        graph::l2_normalize(&graph::linear(&x, self.fc2.values(), self.dim, false)?)
+        let x = linear(features, &self.fc1, self.hidden, true)?;
+        l2_normalize(&linear(&x, &self.fc2, self.dim, false)?)
     }
 }

@@ -6,9 +6,7 @@ use serde_json::json;
 
 use crate::online::Seen;
 use crate::run::Run;
-use crate::state::State;
-use crate::trainer::Measured;
-use crate::views::Batch;
+use crate::stepper::Done;
 
 /// Below this spread of the normalised features (1 is isotropic), or this effective rank, features have collapsed.
 const FEATURE_STD_FLOOR: f64 = 0.02;
@@ -32,7 +30,8 @@ impl Sentinel {
     ///
     /// # Errors
     /// A non-finite loss or gradient (the batch is noted in `replay.json` first), or parameters without a gradient.
-    pub fn check_step(&self, run: &Run, measured: &Measured, batch: &Batch, state: &State) -> Result<()> {
+    pub fn check_step(&self, run: &Run, done: &Done) -> Result<()> {
+        let measured = &done.measured;
         if !measured.without_gradient.is_empty() {
             bail!(
                 "dead parameters: no gradient reaches {}; is a loss weight 0 that should not be?",
@@ -44,14 +43,14 @@ impl Sentinel {
         }
         let what = if measured.loss.is_finite() { "gradient" } else { "loss" };
         let path = run.dir().join("replay.json");
-        let note = json!({"step": state.step, "cause": format!("non-finite {what}"), "indices": batch.indices,
+        let note = json!({"step": done.at, "cause": format!("non-finite {what}"), "indices": done.indices,
             "checkpoint": run.last()});
         atomic::write_file(&path, note.to_string().as_bytes())
             .with_context(|| format!("cannot write {}", path.display()))?;
         bail!(
             "non-finite {what} at step {}: the batch is noted in {}, the last good state is {}; try a lower train.lr, \
              a longer train.warmup_epochs or train.clip_norm = 1",
-            state.step,
+            done.at,
             path.display(),
             run.last().display()
         )

@@ -2,16 +2,18 @@
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
 
 use anyhow::{Context, Result};
+use candle_core::{Device, Tensor};
 use macrl_models::atomic;
 use macrl_models::config::Config;
+use macrl_models::ops::graph::with_values;
+use macrl_models::ops::info_nce::Contrast;
 use macrl_models::preprocess::Preprocess;
 use serde_json::json;
 
 use crate::data::Data;
-use crate::loader::Loader;
+use crate::inputs::Inputs;
 use crate::method::Losses;
 use crate::metrics::Metrics;
 use crate::online::Online;
@@ -21,6 +23,7 @@ use crate::run::Run;
 use crate::schedule::Schedule;
 use crate::sentinel::Sentinel;
 use crate::state::State;
+use crate::stepper::{Done, Stepper};
 use crate::views::{Batch, View};
 
 /// Held-out images kept in the run's folder.
@@ -37,8 +40,10 @@ pub enum Ending {
 
 /// What one optimiser step measured.
 pub struct Measured {
-    /// Losses of the last part of the batch (all of it without accumulation).
-    pub losses: Losses,
+    /// Of the contrastive part, where there is one: of the last part of the batch (all of it without accumulation).
+    pub contrast: Option<Contrast>,
+    /// L1 of the strong and of the weak branch, where decoders run: as `contrast`.
+    pub reconstruction: Option<[f32; 2]>,
     /// The loss averaged over the parts.
     pub loss: f64,
     /// Gradient norms before clipping.
@@ -54,19 +59,24 @@ pub struct Measured {
 pub fn step(state: &mut State, batch: &Batch, config: &Config, schedule: &Schedule) -> Result<Measured> {
     let parts = split(batch, config.train.accumulate);
     let mut gradients: Option<Gradients> = None;
-    let (mut keys, mut total, mut losses) = (Vec::new(), 0.0, None);
+    let (mut keys, mut loss, mut contrast, mut reconstruction) = (Vec::new(), 0.0, None, None);
     for part in &parts {
-        let of_part = state.method.losses(part)?;
-        total += f64::from(of_part.total.to_scalar::<f32>()?) / parts.len() as f64;
+        let of_part = state.method.losses(&Inputs::new(part, config)?)?;
+        loss += f64::from(of_part.total.to_scalar::<f32>()?) / parts.len() as f64;
         let taken = Gradients::take(of_part.total.backward()?, &state.method.trainable());
         match &mut gradients {
             Some(sum) => sum.add(taken)?,
             None => gradients = Some(taken),
         }
-        keys.extend_from_slice(&of_part.keys);
-        losses = Some(Losses { total: of_part.total.detach(), ..of_part });
+        (contrast, reconstruction) = numbers(&of_part)?;
+        if let Some(k) = &of_part.keys {
+            with_values(k, |k| {
+                keys.extend_from_slice(k);
+                Ok(())
+            })?;
+        }
     }
-    let (Some(gradients), Some(losses)) = (gradients, losses) else { anyhow::bail!("an empty batch") };
+    let Some(gradients) = gradients else { anyhow::bail!("an empty batch") };
 
     let share = 1.0 / parts.len() as f64;
     let groups = state.method.trainable();
@@ -79,7 +89,7 @@ pub fn step(state: &mut State, batch: &Batch, config: &Config, schedule: &Schedu
     };
     let names = groups.iter().zip(&gradients.0).filter(|(_, g)| g.is_none());
     let without_gradient = names.map(|((_, group), _)| group.parameters()[0].name.clone()).collect();
-    let measured = Measured { losses, loss: total, norms, without_gradient };
+    let measured = Measured { contrast, reconstruction, loss, norms, without_gradient };
     if !(measured.loss.is_finite() && norms.total.is_finite()) {
         return Ok(measured); // the sentinel speaks; the weights stay as they were
     }
@@ -91,6 +101,22 @@ pub fn step(state: &mut State, batch: &Batch, config: &Config, schedule: &Schedu
     state.method.bank.push(&keys, &batch.indices);
     state.step += 1;
     Ok(measured)
+}
+
+/// The losses' companions as numbers.
+fn numbers(losses: &Losses) -> Result<(Option<Contrast>, Option<[f32; 2]>)> {
+    let contrast = match &losses.contrast {
+        Some(parts) => {
+            let [loss, positive, negative] = parts.to_vec1::<f32>()?[..] else { anyhow::bail!("three numbers") };
+            Some(Contrast { loss, positive, negative })
+        }
+        None => None,
+    };
+    let reconstruction = match &losses.reconstruction {
+        Some(parts) => parts.to_vec1::<f32>()?.try_into().ok(),
+        None => None,
+    };
+    Ok((contrast, reconstruction))
 }
 
 /// A batch in equal parts.
@@ -119,91 +145,136 @@ fn split(batch: &Batch, parts: usize) -> Vec<Batch> {
 ///
 /// # Errors
 /// Unreadable data, a full disk, or a sentinel's finding.
-pub fn pretrain(run: &Run, config: &Config, data: &Data, mut state: State, stop: &AtomicBool) -> Result<Ending> {
-    let mut loader = Loader::new(data.train.clone(), config, state.step)?;
-    let per_epoch = loader.steps_per_epoch();
+pub fn pretrain(
+    run: &Run,
+    config: &Config,
+    data: &Data,
+    mut state: State,
+    device: &Device,
+    stop: &AtomicBool,
+) -> Result<Ending> {
+    let mut stepper = Stepper::new(device, data.train.clone(), config, &mut state)?;
+    let per_epoch = stepper.steps_per_epoch();
     let schedule = Schedule::new(config, per_epoch);
-    let mut metrics = Metrics::open(&run.metrics(), state.step)?;
-    let mut progress = Progress::start(config, per_epoch, state.step);
-    let mut sentinel = Sentinel::default();
+    let mut log = Log {
+        run,
+        config,
+        schedule,
+        per_epoch,
+        metrics: Metrics::open(&run.metrics(), state.step)?,
+        progress: Progress::start(config, per_epoch, state.step),
+        sentinel: Sentinel::default(),
+    };
     let online = Online::prepare(config, data);
     write_samples(run, config, data)?;
 
     while state.step < schedule.total {
         if stop.load(Ordering::SeqCst) {
+            log.note(&stepper.settle(&mut state)?)?;
             state.save(&run.last(), config)?;
-            progress.finish();
+            log.progress.finish();
             return Ok(Ending::Interrupted(state.step));
         }
-        let (start, waited) = (Instant::now(), loader.waited());
-        let batch = loader.next()?;
-        let lr = schedule.lr(state.step);
-        let measured = step(&mut state, &batch, config, &schedule)?;
-        sentinel.check_step(run, &measured, &batch, &state)?;
-        let seconds = start.elapsed().as_secs_f64();
-        let waiting = (loader.waited() - waited).as_secs_f64() / seconds.max(1e-9);
-        sentinel.check_waiting(waiting);
-        progress.step(&measured, seconds);
-        metrics.write(&line(&measured, &state, per_epoch, lr, batch.indices.len() as f64 / seconds, waiting))?;
-
+        log.note(&stepper.advance(&mut state, config, &schedule)?)?;
         let end_of_epoch = state.step.is_multiple_of(per_epoch);
+        let every = config.train.checkpoint_every as u64;
         if end_of_epoch {
-            at_epoch_end(run, config, &mut state, per_epoch, online.as_ref(), &mut metrics, &progress, &mut sentinel)?;
-        } else if config.train.checkpoint_every > 0 && state.step.is_multiple_of(config.train.checkpoint_every as u64) {
+            log.note(&stepper.settle(&mut state)?)?;
+            log.at_epoch_end(&mut state, online.as_ref())?;
+        } else if every > 0 && state.step.is_multiple_of(every) {
+            log.note(&stepper.settle(&mut state)?)?;
             state.save(&run.last(), config)?;
         }
     }
-    progress.finish();
-    for (file, why) in loader.skipped() {
+    log.progress.finish();
+    for (file, why) in stepper.skipped() {
         eprintln!("left out {file}: {why}");
     }
     Ok(Ending::Finished)
 }
 
-#[allow(clippy::too_many_arguments)]
-fn at_epoch_end(
-    run: &Run,
-    config: &Config,
-    state: &mut State,
+/// Where a run's numbers go.
+struct Log<'a> {
+    run: &'a Run,
+    config: &'a Config,
+    schedule: Schedule,
     per_epoch: u64,
-    online: Option<&Online>,
-    metrics: &mut Metrics,
-    progress: &Progress,
-    sentinel: &mut Sentinel,
-) -> Result<()> {
-    let epoch = state.step / per_epoch;
-    let every = config.evaluate.every_epochs as u64;
-    let due = every > 0 && (epoch.is_multiple_of(every) || epoch == config.train.epochs as u64);
-    let mut best = false;
-    if let (true, Some(online)) = (due, online) {
-        let seen = online.check(&state.method.encoder)?;
-        progress.message(&format!(
-            "epoch {epoch}: kNN {:.1} %, feature std {:.3}, effective rank {:.1}",
-            100.0 * seen.knn,
-            seen.feature_std,
-            seen.rank
-        ));
-        metrics.write(&json!({"kind": "eval", "step": state.step, "epoch": epoch, "knn": seen.knn,
-            "feature_std": seen.feature_std, "rank": seen.rank}))?;
-        best = state.best_knn.is_none_or(|b| seen.knn > b);
+    metrics: Metrics,
+    progress: Progress,
+    sentinel: Sentinel,
+}
+
+impl Log<'_> {
+    /// Checks and writes down what steps measured.
+    fn note(&mut self, steps: &[Done]) -> Result<()> {
+        for done in steps {
+            self.sentinel.check_step(self.run, done)?;
+            self.sentinel.check_waiting(done.waiting);
+            self.progress.step(&done.measured, done.seconds);
+            self.metrics.write(&self.line(done))?;
+        }
+        Ok(())
+    }
+
+    fn line(&self, done: &Done) -> serde_json::Value {
+        let Measured { contrast, reconstruction, loss, norms, .. } = &done.measured;
+        let (step, batch) = (done.at + 1, done.indices.len());
+        let mut line = json!({
+            "kind": "step", "step": step, "epoch": step as f64 / self.per_epoch as f64, "loss": loss,
+            "lr": self.schedule.lr(done.at), "grad_norm": norms.total, "grad_norm_encoder": norms.encoder,
+            "images_per_second": batch as f64 / done.seconds, "waiting": done.waiting,
+        });
+        if let Some(contrast) = contrast {
+            line["contrast"] = contrast.loss.into();
+            line["positive_similarity"] = contrast.positive.into();
+            line["negative_similarity"] = contrast.negative.into();
+            line["grad_norm_projector"] = norms.projector.into();
+            line["bank_keys"] = (step * batch as u64).min(self.config.contrast.bank_size as u64).into();
+        }
+        if let Some([strong, weak]) = reconstruction {
+            line["reconstruction_strong"] = (*strong).into();
+            line["reconstruction_weak"] = (*weak).into();
+            line["grad_norm_decoder"] = norms.decoder.into();
+        }
+        line
+    }
+
+    fn at_epoch_end(&mut self, state: &mut State, online: Option<&Online>) -> Result<()> {
+        let (run, config) = (self.run, self.config);
+        let epoch = state.step / self.per_epoch;
+        let every = config.evaluate.every_epochs as u64;
+        let due = every > 0 && (epoch.is_multiple_of(every) || epoch == config.train.epochs as u64);
+        let mut best = false;
+        if let (true, Some(online)) = (due, online) {
+            let seen = online.check(&state.method.encoder)?;
+            self.progress.message(&format!(
+                "epoch {epoch}: kNN {:.1} %, feature std {:.3}, effective rank {:.1}",
+                100.0 * seen.knn,
+                seen.feature_std,
+                seen.rank
+            ));
+            self.metrics.write(&json!({"kind": "eval", "step": state.step, "epoch": epoch, "knn": seen.knn,
+                "feature_std": seen.feature_std, "rank": seen.rank}))?;
+            best = state.best_knn.is_none_or(|b| seen.knn > b);
+            if best {
+                state.best_knn = Some(seen.knn);
+            }
+            self.sentinel.check_features(&seen)?;
+        }
         if best {
-            state.best_knn = Some(seen.knn);
+            // Before `last`, which remembers how good the best one is: a kill in between repeats the epoch's end.
+            state.save(&run.best(), config)?;
         }
-        sentinel.check_features(&seen)?;
-    }
-    if best {
-        // Before `last`, which remembers how good the best one is: a kill in between repeats the epoch's end.
-        state.save(&run.best(), config)?;
-    }
-    state.save(&run.last(), config)?;
-    if config.train.keep_checkpoints > 0 {
-        copy(&run.last(), &run.numbered(state.step))?;
-        let all = run.all_numbered();
-        for old in &all[..all.len().saturating_sub(config.train.keep_checkpoints)] {
-            std::fs::remove_file(old).with_context(|| format!("cannot remove {}", old.display()))?;
+        state.save(&run.last(), config)?;
+        if config.train.keep_checkpoints > 0 {
+            copy(&run.last(), &run.numbered(state.step))?;
+            let all = run.all_numbered();
+            for old in &all[..all.len().saturating_sub(config.train.keep_checkpoints)] {
+                std::fs::remove_file(old).with_context(|| format!("cannot remove {}", old.display()))?;
+            }
         }
+        Ok(())
     }
-    Ok(())
 }
 
 /// A second name for a file that is only ever replaced, never written to; a copy where the disk has no links.
@@ -216,39 +287,8 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
         .with_context(|| format!("cannot write {}", to.display()))
 }
 
-fn line(
-    measured: &Measured,
-    state: &State,
-    per_epoch: u64,
-    lr: f64,
-    images_per_second: f64,
-    waiting: f64,
-) -> serde_json::Value {
-    let Measured { losses, loss, norms, .. } = measured;
-    let mut line = json!({
-        "kind": "step", "step": state.step, "epoch": state.step as f64 / per_epoch as f64, "loss": loss, "lr": lr,
-        "grad_norm": norms.total, "grad_norm_encoder": norms.encoder, "images_per_second": images_per_second,
-        "waiting": waiting,
-    });
-    if let Some(contrast) = &losses.contrast {
-        let bank = &state.method.bank;
-        line["contrast"] = contrast.loss.into();
-        line["positive_similarity"] = contrast.positive.into();
-        line["negative_similarity"] = contrast.negative.into();
-        line["grad_norm_projector"] = norms.projector.into();
-        line["bank_keys"] = bank.images.len().into();
-    }
-    if let Some([strong, weak]) = losses.reconstruction {
-        line["reconstruction_strong"] = strong.into();
-        line["reconstruction_weak"] = weak.into();
-        line["grad_norm_decoder"] = norms.decoder.into();
-    }
-    line
-}
-
 /// Keeps some held-out images with the run: the export proves its parity on them.
 fn write_samples(run: &Run, config: &Config, data: &Data) -> Result<()> {
-    use candle_core::{Device, Tensor};
     let size = config.encoder.image_size;
     let preprocess = Preprocess::from_config(config);
     let split = data.test.as_ref().unwrap_or(&data.train);

@@ -7,6 +7,7 @@ use macrl_models::config::Config;
 use macrl_models::params::Group;
 use macrl_train::data::Dataset;
 use macrl_train::data::memory::Memory;
+use macrl_train::inputs::Inputs;
 use macrl_train::loader::Batches;
 use macrl_train::method::Part;
 use macrl_train::optimizer::Gradients;
@@ -60,7 +61,7 @@ fn every_trainable_tensor_receives_a_gradient_in_both_key_modes() {
             let config = config(&[branch, pooling]);
             let mut state = State::init(&config).unwrap();
             train(&mut state, &config, 0..2); // so that the bank holds keys
-            let losses = state.method.losses(&batches(&config).make(2).unwrap()).unwrap();
+            let losses = state.method.losses(&Inputs::new(&batches(&config).make(2).unwrap(), &config).unwrap()).unwrap();
             let groups = state.method.trainable();
             let gradients = Gradients::take(losses.total.backward().unwrap(), &groups);
             assert!(groups.iter().any(|(part, _)| *part == Part::Projector));

@@ -79,7 +79,7 @@ fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
     Ok(&storage.as_slice::<f32>()?[start..end])
 }
 
-/// Runs `f` on a contiguous f32 CPU tensor's values where they lie.
+/// Runs `f` on a contiguous f32 CPU tensor's values where they lie, on a GPU tensor's after fetching them.
 ///
 /// # Errors
 /// Another device, dtype or layout.
@@ -87,6 +87,8 @@ pub fn with_values<R>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> Result<R>) -> R
     let (storage, layout) = tensor.storage_and_layout();
     match &*storage {
         Storage::Cpu(cpu) => f(slice(cpu, layout)?),
+        #[cfg(feature = "cuda")]
+        Storage::Cuda(_) => f(&crate::cuda::memory::fetch(tensor)?),
         _ => bail!("expected a tensor on the CPU"),
     }
 }

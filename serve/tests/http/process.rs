@@ -137,6 +137,32 @@ fn a_header_that_never_ends_is_cut_off_and_disturbs_nobody() {
 }
 
 #[test]
+fn idle_connections_give_their_places_to_others() {
+    let dir = bundle();
+    let server =
+        Process::start(dir.path(), &["--max-connections", "20", "--header-timeout", "60", "--body-timeout", "60"]);
+    let whole = request(&png(0));
+    let (headers, bodies) = (&whole[..30], &whole[..whole.len() - 10]);
+    let mut idle: Vec<TcpStream> = (0..60).map(|_| TcpStream::connect(server.address()).unwrap()).collect();
+    for (i, stream) in idle.iter_mut().enumerate() {
+        let _ = stream.write_all(if i % 2 == 0 { headers } else { bodies });
+    }
+    let since = Instant::now();
+    for _ in 0..30 {
+        assert!(server.ask(&request(&png(0))).starts_with("HTTP/1.1 200"));
+    }
+    assert!(since.elapsed() < Duration::from_secs(20), "{:?}", since.elapsed());
+}
+
+#[test]
+fn a_client_that_writes_before_it_reads_learns_that_its_body_is_too_large() {
+    let dir = bundle();
+    let server = Process::start(dir.path(), &["--max-body", "100000"]);
+    let answer = server.ask(&request(&vec![0; 20_000_000]));
+    assert!(answer.starts_with("HTTP/1.1 413") && answer.contains("body_too_large"), "{answer:.200}");
+}
+
+#[test]
 fn sighup_reads_the_bundle_again() {
     let dir = bundle();
     let server = Process::start(dir.path(), &[]);
@@ -157,6 +183,7 @@ fn mistakes_are_one_line_with_the_right_exit_code() {
         &["--bundel", "x"][..],
         &[],
         &["--bundle", path, "--device", "tpu"],
+        &["--bundle", path, "--listen", "garbage"],
         &["--bundle", path, "--workers", "0"],
         &["--bundle", path, "--grace", "-1"],
         &["--bundle", path, "--max-images", "500"],

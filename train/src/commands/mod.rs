@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Parser, Subcommand};
 use macrl_models::config::ConfigError;
 
 use crate::data::{self, Data};
@@ -33,17 +33,6 @@ enum Command {
     Report(report::Arguments),
     /// Write a split's images as PNG files into class sub-folders.
     Unpack(unpack::Arguments),
-}
-
-/// Where to compute.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum DeviceChoice {
-    /// A GPU where one works, else the CPU.
-    Auto,
-    /// The CPU.
-    Cpu,
-    /// A CUDA GPU.
-    Cuda,
 }
 
 /// A mistake in the arguments: exit code 2.
@@ -83,13 +72,6 @@ fn refuse(said: &clap::Error) -> ExitCode {
     let lines: Vec<&str> = text.lines().map(str::trim).take_while(|l| !l.starts_with("Usage:")).collect();
     eprintln!("{} (see --help)", lines.join(" ").trim());
     ExitCode::from(2)
-}
-
-fn check_device(choice: DeviceChoice) -> Result<()> {
-    match choice {
-        DeviceChoice::Auto | DeviceChoice::Cpu => Ok(()),
-        DeviceChoice::Cuda => Err(Usage("--device cuda: this build computes on the CPU only".into()).into()),
-    }
 }
 
 /// Opens the data set, and says what was found.

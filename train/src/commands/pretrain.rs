@@ -9,7 +9,8 @@ use clap::Args;
 use macrl_models::atomic;
 use macrl_models::config::{Config, Precision};
 
-use super::{DeviceChoice, Usage, check_device, open_data};
+use super::{Usage, open_data};
+use crate::device::{self, Choice};
 use crate::run::Run;
 use crate::state::State;
 use crate::trainer::{Ending, pretrain};
@@ -34,13 +35,13 @@ pub(super) struct Arguments {
     resume: bool,
     /// Where to compute.
     #[arg(long, value_enum, default_value = "auto")]
-    device: DeviceChoice,
+    device: Choice,
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<()> {
-    check_device(arguments.device)?;
+    let (device, named) = device::open(arguments.device).map_err(|why| Usage(why.to_string()))?;
     let config = Config::load(&arguments.config, &arguments.set)?;
-    if config.train.precision == Precision::Bf16 {
+    if config.train.precision == Precision::Bf16 && device.is_cpu() {
         return Err(Usage("`train.precision` = \"bf16\" needs --device cuda; on the CPU use \"f32\"".into()).into());
     }
     let run = Run::new(
@@ -62,7 +63,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let absolute = dir.canonicalize().unwrap_or(dir);
     atomic::write_file(&run.data(), absolute.display().to_string().as_bytes()).context("cannot write data.txt")?;
     eprintln!(
-        "run: {}; {} threads; batch {}, peak learning rate {:.2e} (train.lr x batch / 256)",
+        "run: {}; {named}, {} threads; batch {}, peak learning rate {:.2e} (train.lr x batch / 256)",
         run.dir().display(),
         rayon::current_num_threads(),
         config.train.batch_size,
@@ -72,7 +73,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let stop = Arc::new(AtomicBool::new(false));
     let seen = stop.clone();
     ctrlc::set_handler(move || seen.store(true, Ordering::SeqCst)).context("cannot catch Ctrl-C")?;
-    match pretrain(&run, &config, &data, state, &stop)? {
+    match pretrain(&run, &config, &data, state, &device, &stop)? {
         Ending::Finished => {
             eprintln!("done: {}", run.last().display());
             Ok(())

@@ -19,7 +19,7 @@ pub fn radius(size: usize) -> usize {
 
 /// Blurs each plane of `planes` (3, size, size) with a kernel of `2 * radius + 1` taps.
 pub fn gaussian(planes: &mut [f32], size: usize, sigma: f32, radius: usize, scratch: &mut Scratch) {
-    let radius = radius.min((REACH * sigma).ceil() as usize).min(size.saturating_sub(1));
+    let radius = reach(size, sigma, radius);
     if radius == 0 {
         return;
     }
@@ -30,6 +30,11 @@ pub fn gaussian(planes: &mut [f32], size: usize, sigma: f32, radius: usize, scra
         along_rows(plane, &mut scratch.rows, &mut scratch.padded, size, &weights);
         along_columns(&scratch.rows, plane, size, &weights);
     }
+}
+
+/// The radius that is used: weights further out vanish, and borders can be mirrored once only.
+pub fn reach(size: usize, sigma: f32, radius: usize) -> usize {
+    radius.min((REACH * sigma).ceil() as usize).min(size.saturating_sub(1))
 }
 
 /// `exp(-x^2 / (2 sigma^2))` for x in -radius..=radius, of sum 1.

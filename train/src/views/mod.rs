@@ -132,10 +132,29 @@ impl Recipe {
 
     /// Draws and makes the view that image `index` has in `epoch`.
     pub fn make(&self, image: &RgbImage, epoch: u64, index: u32, scratch: &mut Scratch, slot: &mut Slot) {
-        let mut random = Philox::new(self.seed, epoch, index, self.stream);
-        let draws = Draws::new(&self.config, image.height() as usize, image.width() as usize, &mut random);
-        mask::draw(self.patches, slot.kept, &mut scratch.order, &mut random);
+        let size = (image.height() as usize, image.width() as usize);
+        let draws = self.draw(size, epoch, index, slot.kept, &mut scratch.order);
         self.apply(image, &draws, scratch, slot);
+    }
+
+    /// Draws the view that image `index`, of `(height, width)` pixels, has in `epoch`, and which patches it keeps.
+    pub fn draw(
+        &self,
+        (height, width): (usize, usize),
+        epoch: u64,
+        index: u32,
+        kept: &mut [u32],
+        order: &mut Vec<u32>,
+    ) -> Draws {
+        let mut random = Philox::new(self.seed, epoch, index, self.stream);
+        let draws = Draws::new(&self.config, height, width, &mut random);
+        mask::draw(self.patches, kept, order, &mut random);
+        draws
+    }
+
+    /// Size of a view, of a patch, and the normalisation.
+    pub fn patchify(&self) -> &Patchify {
+        &self.patchify
     }
 
     /// Makes a view with given parameters; `slot.kept` says which patches the encoder gets.

@@ -1,0 +1,41 @@
+//! With the feature `cuda`: src/cuda/kernels/kernels.cu -> one fatbin, compiled by nvcc at build time.
+//!
+//! At build time rather than by NVRTC at run time, so that ptxas has checked every kernel where no GPU is, and the
+//! binary needs no compiler library.  It holds machine code for sm_80 and sm_90 and PTX from which the driver makes
+//! code for anything newer.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const KERNELS: &str = "src/cuda/kernels";
+const TARGETS: [&str; 3] =
+    ["arch=compute_80,code=sm_80", "arch=compute_90,code=sm_90", "arch=compute_90,code=compute_90"];
+
+fn main() {
+    println!("cargo:rerun-if-changed=build.rs");
+    if std::env::var_os("CARGO_FEATURE_CUDA").is_none() {
+        return;
+    }
+    for entry in std::fs::read_dir(KERNELS).into_iter().flatten().flatten() {
+        println!("cargo:rerun-if-changed={}", entry.path().display());
+    }
+    for name in ["NVCC", "CUDA_HOME", "CUDA_PATH"] {
+        println!("cargo:rerun-if-env-changed={name}");
+    }
+    let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR")).join("kernels.fatbin");
+    let mut nvcc = Command::new(nvcc());
+    nvcc.args(["-std=c++17", "-O3", "-fatbin", "-o"]).arg(&out).arg(Path::new(KERNELS).join("kernels.cu"));
+    for target in TARGETS {
+        nvcc.args(["-gencode", target]);
+    }
+    match nvcc.status() {
+        Ok(status) if status.success() => {}
+        Ok(status) => panic!("nvcc could not compile {KERNELS}/kernels.cu: {status}"),
+        Err(why) => panic!("the feature `cuda` needs nvcc (NVCC, CUDA_HOME or PATH): {why}"),
+    }
+}
+
+fn nvcc() -> PathBuf {
+    let home = || Some(PathBuf::from(std::env::var_os("CUDA_HOME").or(std::env::var_os("CUDA_PATH"))?).join("bin/nvcc"));
+    std::env::var_os("NVCC").map(PathBuf::from).or_else(home).unwrap_or_else(|| "nvcc".into())
+}

@@ -1,0 +1,153 @@
+//! Launches of the attention kernels: matrix units for bfloat16 heads of 32 or 64 values and up to 272 tokens, plain ones
+//! otherwise.
+
+use std::sync::Arc;
+
+use candle_core::{Result, bail};
+
+use super::engine::{Engine, Real, launch};
+use super::memory::Scratch;
+use super::stack::Spans;
+use crate::ops::attention::Heads;
+
+/// Threads of a block in all of these kernels: four warps.
+const THREADS: u32 = 128;
+const WARPS: usize = 4;
+/// Queries of a block's tile in the forward pass.
+const ROWS: usize = 64;
+/// Queries of a tile in the backward pass.
+const QUERIES: usize = 32;
+/// Longest sequence that the matrix kernels take.
+const LONGEST: usize = 272;
+
+/// Shared memory in bytes.
+mod shared {
+    use super::{QUERIES, WARPS};
+
+    /// Of `attention_fwd_D`.
+    pub(super) fn forward(d: usize, padded: usize, rows: usize) -> usize {
+        2 * (2 * padded + rows) * (d + 8) + 4 * (rows * (padded + 4) + WARPS * 256)
+    }
+
+    /// Of `attention_bwd_D_KEYS`.
+    pub(super) fn backward(d: usize, padded: usize, keys: usize) -> usize {
+        2 * (2 * padded + 2 * keys) * (d + 8) + 4 * (padded * (d + 4) + 2 * QUERIES * (keys + 4) + 2 * padded)
+    }
+}
+
+/// How a sequence is cut for the matrix kernels.
+#[derive(Clone, Copy)]
+struct Tiles {
+    padded: usize,
+    rows: usize,
+    keys: usize,
+}
+
+/// `None` where the plain kernels have to do it.
+fn tiles(engine: &Engine, real: Real, at: Heads, tokens: usize) -> Option<Tiles> {
+    let d = at.head_width();
+    let padded = tokens.next_multiple_of(16);
+    let tiles = Tiles { padded, rows: padded.min(ROWS), keys: if padded > 32 { 64 } else { 32 } };
+    let shared = shared::forward(d, padded, tiles.rows).max(shared::backward(d, padded, tiles.keys));
+    (real == Real::Bf16 && matches!(d, 32 | 64) && tokens <= LONGEST && shared <= engine.shared_limit).then_some(tiles)
+}
+
+/// Views of equal length side by side are one longer batch.
+fn merged(spans: &Spans) -> Spans {
+    let mut merged: Spans = Vec::new();
+    for (images, tokens) in spans {
+        match merged.last_mut().filter(|(_, t)| t == tokens) {
+            Some(last) => last.0 += images,
+            None => merged.push((*images, *tokens)),
+        }
+    }
+    merged
+}
+
+/// Attention within each image; gives what the backward pass needs of it.
+///
+/// # Shapes
+/// `qkv` (rows, 3 D), `out` (rows, D).
+///
+/// # Errors
+/// Sequences that no kernel takes.
+pub(super) fn forward(
+    engine: &Arc<Engine>,
+    real: Real,
+    at: Heads,
+    spans: &Spans,
+    qkv: u64,
+    out: u64,
+) -> Result<Vec<Scratch>> {
+    let (mut row, mut sums) = (0, Vec::new());
+    for (images, tokens) in merged(spans) {
+        let lse = Scratch::new(engine, Real::F32, images * at.heads * tokens)?;
+        let (qkv, out) = (part(qkv, real, row, 3 * at.width), part(out, real, row, at.width));
+        let (blocks, d) = ((images * at.heads) as u32, at.head_width());
+        if let Some(Tiles { padded, rows, .. }) = tiles(engine, real, at, tokens) {
+            let grid = (blocks, padded.div_ceil(rows) as u32);
+            launch!(
+                engine, format!("attention_fwd_{d}"), grid, THREADS, shared::forward(d, padded, rows);
+                qkv, out, lse.at(), tokens as i32, at.heads as i32, padded as i32, rows as i32,
+            )?;
+        } else {
+            let shared = fits(engine, 4 * WARPS * tokens, tokens)?;
+            launch!(
+                engine, real.kernel("attention_any_fwd"), (blocks, 1), THREADS, shared;
+                qkv, out, lse.at(), tokens as i32, at.heads as i32, d as i32,
+            )?;
+        }
+        row += images * tokens;
+        sums.push(lse);
+    }
+    Ok(sums)
+}
+
+/// Writes the gradient of `qkv`.
+///
+/// # Shapes
+/// `qkv` and `dqkv` (rows, 3 D), `out` and `dout` (rows, D).
+///
+/// # Errors
+/// As [`forward`].
+pub(super) fn backward(
+    engine: &Arc<Engine>,
+    real: Real,
+    at: Heads,
+    spans: &Spans,
+    [qkv, out, dout, dqkv]: [u64; 4],
+    sums: &[Scratch],
+) -> Result<()> {
+    let mut row = 0;
+    for ((images, tokens), lse) in merged(spans).into_iter().zip(sums) {
+        let wide = |at_: u64| part(at_, real, row, 3 * at.width);
+        let (qkv, dqkv) = (wide(qkv), wide(dqkv));
+        let (out, dout) = (part(out, real, row, at.width), part(dout, real, row, at.width));
+        let (blocks, d) = ((images * at.heads) as u32, at.head_width());
+        if let Some(Tiles { padded, keys, .. }) = tiles(engine, real, at, tokens) {
+            launch!(
+                engine, format!("attention_bwd_{d}_{keys}"), (blocks, 1), THREADS, shared::backward(d, padded, keys);
+                qkv, out, dout, lse.at(), dqkv, tokens as i32, at.heads as i32, padded as i32,
+            )?;
+        } else {
+            let shared = fits(engine, 4 * (1 + 2 * WARPS) * tokens, tokens)?;
+            launch!(
+                engine, real.kernel("attention_any_bwd"), (blocks, 1), THREADS, shared;
+                qkv, dout, lse.at(), dqkv, tokens as i32, at.heads as i32, d as i32,
+            )?;
+        }
+        row += images * tokens;
+    }
+    Ok(())
+}
+
+fn part(at: u64, real: Real, row: usize, width: usize) -> u64 {
+    at + (row * width * real.size()) as u64
+}
+
+fn fits(engine: &Engine, shared: usize, tokens: usize) -> Result<usize> {
+    if shared > engine.shared_limit {
+        bail!("attention over {tokens} tokens needs {shared} bytes of shared memory, the GPU has {}", engine.shared_limit)
+    }
+    Ok(shared)
+}

@@ -1,0 +1,125 @@
+// What every kernel uses: conversions, four values at a time, sums over a warp, a block and a grid.
+//
+// Storage is float or bfloat16 (REAL), arithmetic float.  Letters: B batch, N patches, T tokens, D width, H heads.
+// The same files compile for the host with scripts/emulate/cuda_on_host.h, which runs a block's threads as fibres:
+// so no inline assembly, no static __device__ state, and every barrier is reached by the whole block or warp.
+#pragma once
+#ifndef CUDA_ON_HOST
+#include <cuda_bf16.h>
+#include <mma.h>
+// A block's shared memory whose size the launch says.
+extern __shared__ float4 shared_quads[];
+#endif
+
+typedef __nv_bfloat16 bf16;
+typedef unsigned int u32;
+
+#define WHOLE_WARP 0xffffffffu
+// In an image's list of sources: no encoded token stands here, the patch was removed.
+#define REMOVED 0xffffffffu
+// In the memory bank's list of images: no key stands here yet.
+#define EMPTY 0xffffffffu
+
+__device__ __forceinline__ float up(float x) { return x; }
+__device__ __forceinline__ float up(bf16 x) { return __bfloat162float(x); }
+__device__ __forceinline__ void put(float* to, float x) { *to = x; }
+__device__ __forceinline__ void put(bf16* to, float x) { *to = __float2bfloat16(x); }
+
+struct __align__(8) bf16x4 {
+    bf16 v[4];
+};
+
+// Four neighbours in one access; the address is a multiple of four values.
+__device__ __forceinline__ float4 load4(const float* p) { return *reinterpret_cast<const float4*>(p); }
+__device__ __forceinline__ float4 load4(const bf16* p) {
+    bf16x4 q = *reinterpret_cast<const bf16x4*>(p);
+    return make_float4(up(q.v[0]), up(q.v[1]), up(q.v[2]), up(q.v[3]));
+}
+__device__ __forceinline__ void store4(float* p, float4 v) { *reinterpret_cast<float4*>(p) = v; }
+__device__ __forceinline__ void store4(bf16* p, float4 v) {
+    bf16x4 q;
+    put(&q.v[0], v.x);
+    put(&q.v[1], v.y);
+    put(&q.v[2], v.z);
+    put(&q.v[3], v.w);
+    *reinterpret_cast<bf16x4*>(p) = q;
+}
+__device__ __forceinline__ float4 operator+(float4 a, float4 b) {
+    return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
+}
+__device__ __forceinline__ float4 operator*(float4 a, float4 b) {
+    return make_float4(a.x * b.x, a.y * b.y, a.z * b.z, a.w * b.w);
+}
+__device__ __forceinline__ float4 operator*(float4 a, float s) {
+    return make_float4(a.x * s, a.y * s, a.z * s, a.w * s);
+}
+__device__ __forceinline__ float4 operator-(float4 a, float s) {
+    return make_float4(a.x - s, a.y - s, a.z - s, a.w - s);
+}
+__device__ __forceinline__ float total(float4 a) { return (a.x + a.y) + (a.z + a.w); }
+
+__device__ __forceinline__ float warp_sum(float v) {
+#pragma unroll
+    for (int step = 16; step > 0; step /= 2) v += __shfl_xor_sync(WHOLE_WARP, v, step);
+    return v;
+}
+__device__ __forceinline__ float warp_max(float v) {
+#pragma unroll
+    for (int step = 16; step > 0; step /= 2) v = fmaxf(v, __shfl_xor_sync(WHOLE_WARP, v, step));
+    return v;
+}
+
+// Sum over the block, the same in every thread; room for 33 floats.
+__device__ inline float block_sum(float v, float* room) {
+    v = warp_sum(v);
+    __syncthreads();
+    if (threadIdx.x % 32 == 0) room[threadIdx.x / 32] = v;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        float sum = 0.f;
+        for (int w = 0; w < (int)(blockDim.x + 31) / 32; w++) sum += room[w];
+        room[32] = sum;
+    }
+    __syncthreads();
+    return room[32];
+}
+__device__ inline float block_max(float v, float* room) {
+    v = warp_max(v);
+    __syncthreads();
+    if (threadIdx.x % 32 == 0) room[threadIdx.x / 32] = v;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        float top = room[0];
+        for (int w = 1; w < (int)(blockDim.x + 31) / 32; w++) top = fmaxf(top, room[w]);
+        room[32] = top;
+    }
+    __syncthreads();
+    return room[32];
+}
+
+// True in the block that finishes last, for which what all others wrote is visible.  The order in which that block adds
+// up their parts is fixed, so sums do not depend on which one it is.  `counter` is 0 before and after.
+__device__ inline bool last_block(u32* counter) {
+    __shared__ bool last;
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        last = atomicAdd(counter, 1u) == gridDim.x - 1;
+        if (last) *counter = 0;
+    }
+    __syncthreads();
+    if (last) __threadfence();
+    return last;
+}
+
+// The last block adds up `parts` rows of `columns` partial sums and adds them to `out`.
+__device__ inline void finish_columns(const float* partial, int parts, int columns, float* out) {
+    for (int c = threadIdx.x; c < columns; c += blockDim.x) {
+        float sum = 0.f;
+        for (int p = 0; p < parts; p++) sum += partial[(size_t)p * columns + c];
+        out[c] += sum;
+    }
+}
+
+__device__ __forceinline__ float normal_cdf(float x) { return 0.5f * (1.f + erff(x * 0.70710678118654752f)); }
+__device__ __forceinline__ float normal_density(float x) { return 0.3989422804014327f * expf(-0.5f * x * x); }

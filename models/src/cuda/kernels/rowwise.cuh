@@ -1,0 +1,97 @@
+// Element-wise kernels over (rows, width) and sums over rows.  Column kernels run with blockDim.x = a multiple of
+// width / 4 (at most 1024): thread t holds the quad t % (width / 4) of the rows t / (width / 4), + groups, ...
+
+// out = gelu(h); n is a multiple of 4.
+extern "C" __global__ void NAME(gelu_fwd)(const REAL* h, REAL* out, size_t n) {
+    size_t i = 4 * ((size_t)blockIdx.x * blockDim.x + threadIdx.x);
+    if (i >= n) return;
+    float4 v = load4(h + i);
+    v.x *= normal_cdf(v.x);
+    v.y *= normal_cdf(v.y);
+    v.z *= normal_cdf(v.z);
+    v.w *= normal_cdf(v.w);
+    store4(out + i, v);
+}
+
+// A block's threads add up their quads over the groups in order: `mine` of group 0 is the block's sum.
+static __device__ inline void NAME(sum_groups)(float4 mine, int quads, float* partial, int width) {
+    int quad = threadIdx.x % quads, group = threadIdx.x / quads, groups = blockDim.x / quads;
+    shared_quads[threadIdx.x] = mine;
+    __syncthreads();
+    if (group == 0) {
+        for (int g = 1; g < groups; g++) mine = mine + shared_quads[g * quads + quad];
+        store4(partial + (size_t)blockIdx.x * width + 4 * quad, mine);
+    }
+}
+
+// From h and d = the gradient of gelu(h): d becomes h's gradient, `active` (where not null) gelu(h), and d's column
+// sums are added to `bias`.
+extern "C" __global__ void __launch_bounds__(1024) NAME(gelu_bwd)(const REAL* h, REAL* d, REAL* active, float* bias,
+                                                                  float* partial, u32* counter, int rows, int width) {
+    int quads = width / 4, quad = threadIdx.x % quads, group = threadIdx.x / quads, groups = blockDim.x / quads;
+    float4 sum = make_float4(0.f, 0.f, 0.f, 0.f);
+    for (int row = blockIdx.x * groups + group; row < rows; row += gridDim.x * groups) {
+        size_t at = (size_t)row * width + 4 * quad;
+        float4 v = load4(h + at), g = load4(d + at), a;
+        float p;
+        p = normal_cdf(v.x), a.x = v.x * p, g.x *= p + v.x * normal_density(v.x);
+        p = normal_cdf(v.y), a.y = v.y * p, g.y *= p + v.y * normal_density(v.y);
+        p = normal_cdf(v.z), a.z = v.z * p, g.z *= p + v.z * normal_density(v.z);
+        p = normal_cdf(v.w), a.w = v.w * p, g.w *= p + v.w * normal_density(v.w);
+        if (active) store4(active + at, a);
+        store4(d + at, g);
+        sum = sum + g;
+    }
+    NAME(sum_groups)(sum, quads, partial, width);
+    if (last_block(counter)) finish_columns(partial, gridDim.x, width, bias);
+}
+
+// Adds to `out` the column sums of rows first, first + stride, ...: `rows` of them; where `sources` is not null only of
+// those whose source is REMOVED.
+extern "C" __global__ void __launch_bounds__(1024) NAME(column_sums)(const REAL* x, const u32* sources, float* out,
+                                                                     float* partial, u32* counter, int rows,
+                                                                     int stride, int width) {
+    int quads = width / 4, quad = threadIdx.x % quads, group = threadIdx.x / quads, groups = blockDim.x / quads;
+    float4 sum = make_float4(0.f, 0.f, 0.f, 0.f);
+    for (int row = blockIdx.x * groups + group; row < rows; row += gridDim.x * groups) {
+        if (!sources || sources[row] == REMOVED) sum = sum + load4(x + (size_t)row * stride * width + 4 * quad);
+    }
+    NAME(sum_groups)(sum, quads, partial, width);
+    if (last_block(counter)) finish_columns(partial, gridDim.x, width, out);
+}
+
+// The same for any width: a thread a column.
+extern "C" __global__ void NAME(column_sums_any)(const REAL* x, float* out, int rows, int width) {
+    int c = blockIdx.x * blockDim.x + threadIdx.x;
+    if (c >= width) return;
+    float sum = 0.f;
+    for (int row = 0; row < rows; row++) sum += up(x[(size_t)row * width + c]);
+    out[c] += sum;
+}
+
+// y = x / |x|, one warp a row; rows of zeros stay zeros.
+extern "C" __global__ void NAME(unit_fwd)(const REAL* x, REAL* y, int rows, int width) {
+    int row = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
+    if (row >= rows) return;
+    x += (size_t)row * width, y += (size_t)row * width;
+    float sum = 0.f;
+    for (int c = lane; c < width; c += 32) sum += up(x[c]) * up(x[c]);
+    float scale = 1.f / fmaxf(sqrtf(warp_sum(sum)), 1e-12f);
+    for (int c = lane; c < width; c += 32) put(y + c, up(x[c]) * scale);
+}
+
+// dx = (dy - (dy . y) y) / |x|
+extern "C" __global__ void NAME(unit_bwd)(const REAL* x, const REAL* dy, REAL* dx, int rows, int width) {
+    int row = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
+    if (row >= rows) return;
+    size_t at = (size_t)row * width;
+    x += at, dy += at, dx += at;
+    float squares = 0.f, dot = 0.f;
+    for (int c = lane; c < width; c += 32) {
+        squares += up(x[c]) * up(x[c]);
+        dot += up(x[c]) * up(dy[c]);
+    }
+    float scale = 1.f / fmaxf(sqrtf(warp_sum(squares)), 1e-12f);
+    float along = warp_sum(dot) * scale * scale;
+    for (int c = lane; c < width; c += 32) put(dx + c, (up(dy[c]) - along * up(x[c])) * scale);
+}

@@ -1,0 +1,105 @@
+// Over all parameters at once, in flat vectors: gradient norm, AdamW, moving average, bfloat16 copies; as ops/update.rs.
+
+// What changes from step to step, read from memory so that a captured step can be launched again.
+struct StepNumbers {
+    float lr, momentum;
+    float correction1, correction2; // 1 - beta^t
+    u32 bank_next;                  // where the next key goes
+    u32 slot;                       // where this step's numbers go
+    u32 unused1, unused2;
+};
+// What does not.
+struct UpdateNumbers {
+    float beta1, beta2, eps, weight_decay, clip, share;
+    u32 first_projector, first_decoder; // the flat vectors hold encoder, projector, decoder
+    u32 total, keys;                    // parameters, and how many of the first of them the key branch has
+};
+// A step's numbers as the host fetches them: loss, squared gradient norms of encoder, projector, decoder, contrast loss,
+// positive and negative cosine, L1 of the strong and of the weak view.
+#define SLOT 16
+
+__device__ __forceinline__ double shuffle_down(double v, int step) { return __shfl_down_sync(WHOLE_WARP, v, step); }
+
+// partial (gridDim.x, 4): sums of squares of the parts, the fourth unused.
+extern "C" __global__ void __launch_bounds__(256) gradient_squares(const float* grad, double* partial,
+                                                                   UpdateNumbers n) {
+    __shared__ double room[8][3];
+    double sums[3] = {0.0, 0.0, 0.0};
+    for (u32 i = blockIdx.x * blockDim.x + threadIdx.x; i < n.total; i += gridDim.x * blockDim.x) {
+        double square = (double)grad[i] * grad[i];
+        if (i < n.first_projector) sums[0] += square;
+        else if (i < n.first_decoder) sums[1] += square;
+        else sums[2] += square;
+    }
+    for (int k = 0; k < 3; k++) {
+        for (int step = 16; step > 0; step /= 2) sums[k] += shuffle_down(sums[k], step);
+        if (threadIdx.x % 32 == 0) room[threadIdx.x / 32][k] = sums[k];
+    }
+    __syncthreads();
+    if (threadIdx.x < 3) {
+        double sum = 0.0;
+        for (int w = 0; w < 8; w++) sum += room[w][threadIdx.x];
+        partial[4 * blockIdx.x + threadIdx.x] = sum;
+    }
+}
+
+// One AdamW step on all parameters (nothing happens where the gradient or the loss is not finite), their bfloat16 copy
+// (where `half` is not null), the key branch's moving average and its copy.  Block 0 notes the step's numbers.
+// partial: of gradient_squares, `parts` blocks; decay: 1 where weight decay applies.
+extern "C" __global__ void __launch_bounds__(256)
+    adamw_all(float* params, const float* grad, float* first, float* second, const unsigned char* decay, bf16* half,
+              float* keys, bf16* keys_half, const double* partial, int parts, const StepNumbers* step,
+              const float* loss, const float* contrast, const float* l1, float* ring, UpdateNumbers n) {
+    __shared__ double sums[3];
+    if (threadIdx.x < 32) {
+        double mine[3] = {0.0, 0.0, 0.0};
+        for (int p = threadIdx.x; p < parts; p += 32)
+            for (int k = 0; k < 3; k++) mine[k] += partial[4 * p + k];
+        for (int k = 0; k < 3; k++) {
+            for (int s = 16; s > 0; s /= 2) mine[k] += shuffle_down(mine[k], s);
+            if (threadIdx.x == 0) sums[k] = mine[k];
+        }
+    }
+    __syncthreads();
+    float norm = (float)sqrt(sums[0] + sums[1] + sums[2]) * n.share;
+    bool finite = isfinite(norm) && isfinite(*loss);
+    if (blockIdx.x == 0 && threadIdx.x == 0) {
+        float* to = ring + SLOT * step->slot;
+        to[0] = *loss;
+        for (int k = 0; k < 3; k++) to[1 + k] = (float)sqrt(sums[k]) * n.share;
+        for (int k = 0; k < 3; k++) to[4 + k] = contrast ? contrast[k] : 0.f;
+        for (int k = 0; k < 2; k++) to[7 + k] = l1 ? l1[k] : 0.f;
+    }
+    if (!finite) return;
+    float scale = n.share * (n.clip > 0.f && norm > n.clip ? n.clip / norm : 1.f);
+    float rate = step->lr / step->correction1, root = 1.f / sqrtf(step->correction2), momentum = step->momentum;
+    for (u32 i = blockIdx.x * blockDim.x + threadIdx.x; i < n.total; i += gridDim.x * blockDim.x) {
+        float g = grad[i] * scale;
+        float m = n.beta1 * first[i] + (1.f - n.beta1) * g;
+        float v = n.beta2 * second[i] + (1.f - n.beta2) * g * g;
+        float keep = decay[i] ? 1.f - step->lr * n.weight_decay : 1.f;
+        float p = params[i] * keep - rate * m / (sqrtf(v) * root + n.eps);
+        first[i] = m;
+        second[i] = v;
+        params[i] = p;
+        if (half) put(half + i, p);
+        if (i < n.keys) {
+            float k = momentum * (keys[i] - p) + p;
+            keys[i] = k;
+            if (keys_half) put(keys_half + i, k);
+        }
+    }
+}
+
+// A bfloat16 copy.
+extern "C" __global__ void to_half(const float* x, bf16* y, size_t n) {
+    size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n) put(y + i, x[i]);
+}
+
+// *out = factor x the sum of `count` numbers.
+extern "C" __global__ void weigh(const float* x, int count, float factor, float* out) {
+    float sum = 0.f;
+    for (int i = 0; i < count; i++) sum += x[i];
+    *out = sum * factor;
+}

@@ -1,0 +1,111 @@
+//! Every GPU operator against the CPU's, forward and backward, in f32 and bf16; then views and whole training steps.
+//!
+//! `check_cuda [NAME_PART]` prints a line a check with the largest relative error and its tolerance (norm of the
+//! difference over norm of the CPU's result); status 0 only if all pass.  `LD_LIBRARY_PATH` with
+//! scripts/emulate's libraries runs it where no GPU is.
+
+mod operators;
+mod steps;
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use candle_core::{Device, Tensor};
+use macrl_models::cuda::{Engine, Real, memory};
+use macrl_models::rng::Rng;
+
+/// Collects what the checks find.
+pub struct Checks {
+    /// The GPU.
+    pub device: Device,
+    only: Option<String>,
+    failed: Vec<String>,
+    passed: usize,
+}
+
+impl Checks {
+    /// Runs a check whose name fits; it gives (what, error, tolerance) triples.
+    pub fn run(&mut self, name: &str, check: impl FnOnce(&Device) -> Result<Vec<(String, f64, f64)>>) {
+        if self.only.as_ref().is_some_and(|part| !name.contains(part.as_str())) {
+            return;
+        }
+        match check(&self.device) {
+            Ok(found) => {
+                for (what, error, tolerance) in found {
+                    let fine = error <= tolerance; // NaN is not
+                    println!("{} {name}: {what} {error:.2e} (at most {tolerance:.0e})", if fine { "pass" } else { "FAIL" });
+                    if fine {
+                        self.passed += 1;
+                    } else {
+                        self.failed.push(format!("{name}: {what}"));
+                    }
+                }
+            }
+            Err(why) => {
+                println!("FAIL {name}: {why:#}");
+                self.failed.push(name.to_string());
+            }
+        }
+    }
+}
+
+/// ||a - b|| / ||b||
+pub fn distance(a: &[f32], b: &[f32]) -> f64 {
+    if a.len() != b.len() {
+        return f64::INFINITY;
+    }
+    let square = |x: f32| f64::from(x).powi(2);
+    let difference: f64 = a.iter().zip(b).map(|(a, b)| square(a - b)).sum();
+    let size: f64 = b.iter().map(|b| square(*b)).sum();
+    (difference / size.max(1e-30)).sqrt()
+}
+
+/// Values of standard deviation `scale`, as `real` storage holds them.
+pub fn noise(real: Real, seed: u64, count: usize, scale: f64) -> Vec<f32> {
+    let mut rng = Rng::new([seed, 77, 0, 0]);
+    (0..count).map(|_| rounded(real, (rng.normal() * scale) as f32)).collect()
+}
+
+/// The nearest value of the storage.
+pub fn rounded(real: Real, value: f32) -> f32 {
+    match real {
+        Real::F32 => value,
+        Real::Bf16 => f32::from_bits((value.to_bits() + 0x7fff + (value.to_bits() >> 16 & 1)) & 0xffff_0000),
+    }
+}
+
+/// A tensor's values, wherever it is.
+pub fn values(tensor: &Tensor) -> Result<Vec<f32>> {
+    match tensor.device() {
+        Device::Cpu => Ok(tensor.flatten_all()?.to_vec1()?),
+        _ => Ok(memory::fetch(tensor)?),
+    }
+}
+
+/// Relative error that a storage allows after a handful of roundings.
+pub fn tolerance(real: Real) -> f64 {
+    match real {
+        Real::F32 => 2e-5,
+        Real::Bf16 => 1.5e-2,
+    }
+}
+
+fn main() -> ExitCode {
+    let run = || -> Result<ExitCode> {
+        let device = Engine::open(0).context("no GPU works here")?;
+        println!("on {}", Engine::at(&device)?.name());
+        let only = std::env::args().nth(1);
+        let mut checks = Checks { device, only, failed: Vec::new(), passed: 0 };
+        for real in [Real::F32, Real::Bf16] {
+            operators::all(&mut checks, real);
+        }
+        steps::all(&mut checks);
+        println!("{} checks passed, {} failed", checks.passed, checks.failed.len());
+        checks.failed.iter().for_each(|name| println!("failed: {name}"));
+        Ok(if checks.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    };
+    run().unwrap_or_else(|why| {
+        eprintln!("error: {why:#}");
+        ExitCode::FAILURE
+    })
+}

@@ -1,0 +1,188 @@
+//! Views and whole training steps: the GPU's against the CPU's.
+
+use std::sync::Arc;
+
+use anyhow::Result;
+use candle_core::Device;
+use image::{Rgb, RgbImage};
+use macrl_models::config::Config;
+use macrl_models::cuda::Real;
+use macrl_models::ops::graph::with_values;
+use macrl_models::ops::tokens::Target;
+use macrl_models::rng::Rng;
+use macrl_train::cuda::Feed;
+use macrl_train::data::Dataset;
+use macrl_train::data::memory::Memory;
+use macrl_train::loader::Batches;
+use macrl_train::schedule::Schedule;
+use macrl_train::state::State;
+use macrl_train::stepper::{Done, Stepper};
+
+use super::{Checks, distance, values};
+
+const IMAGES: usize = 40;
+const STEPS: u64 = 24;
+
+fn config(more: &[&str]) -> Result<Config> {
+    let small = [
+        "encoder.image_size=16",
+        "encoder.patch_size=4",
+        "encoder.width=64",
+        "encoder.depth=2",
+        "encoder.heads=2",
+        "decoder.width=32",
+        "decoder.depth=1",
+        "decoder.heads=1",
+        "projector.hidden=32",
+        "projector.dim=16",
+        "contrast.bank_size=20",
+        "train.batch_size=8",
+        "train.lr=0.02",
+        "train.warmup_epochs=1",
+    ];
+    let set: Vec<String> = small.iter().chain(more).map(|s| s.to_string()).collect();
+    Ok(Config::parse("", "check", &set)?)
+}
+
+/// Smooth images with noise on them, of one size or of several.
+fn data(equal: bool) -> Arc<dyn Dataset> {
+    let image = |i: usize| {
+        let mut rng = Rng::new([i as u64, 3, 0, 0]);
+        let (w, h) = if equal { (20, 18) } else { (17 + i as u32 % 5, 18) };
+        RgbImage::from_fn(w, h, |x, y| {
+            let wave = |k: f32| 120.0 + 100.0 * (k * (x as f32 + 2.0 * y as f32) / 9.0 + i as f32).sin();
+            Rgb([1.0, 1.7, 0.6].map(|k| (wave(k) + (rng.bits() % 24) as f32) as u8))
+        })
+    };
+    Arc::new(Memory::new("train", (0..IMAGES).map(image).collect(), vec![None; IMAGES]))
+}
+
+/// All of them.
+pub fn all(checks: &mut Checks) {
+    for (name, set) in [
+        ("views, all corruptions", vec![
+            "views.strong.jitter_probability=1",
+            "views.strong.grayscale=0.3",
+            "views.strong.solarize=0.5",
+        ]),
+        ("views of 40 pixels with blur, target as seen", vec![
+            "encoder.image_size=40",
+            "encoder.patch_size=8",
+            "views.strong.blur=0.7",
+            "views.weak.blur=0.5",
+            "reconstruction.target=view",
+        ]),
+    ] {
+        checks.run(name, |device| views(device, &config(&set)?));
+    }
+    for (name, set, equal) in [
+        ("steps f32, views made on the GPU", vec![], true),
+        ("steps f32, views made on the CPU", vec![], false),
+        ("steps f32, shared keys, class token", vec!["contrast.key_branch=shared", "evaluate.pooling=cls"], true),
+        ("steps f32, reconstruction only", vec!["contrast.weight=0"], true),
+        ("steps f32, contrast only", vec!["reconstruction.weight=0"], true),
+        ("steps f32, batch in two parts", vec!["train.accumulate=2"], true),
+        ("steps bf16", vec!["train.precision=bf16"], true),
+        ("steps bf16, views made on the CPU, in two parts", vec!["train.precision=bf16", "train.accumulate=2"], false),
+    ] {
+        checks.run(name, |device| steps(device, &config(&set)?, equal));
+    }
+}
+
+/// Largest difference of a pixel, in grey levels of 255, against the CPU's views of the same step.
+fn views(device: &Device, config: &Config) -> Result<Vec<(String, f64, f64)>> {
+    let mut found = Vec::new();
+    let source = Batches::new(data(true), config)?;
+    let (mut feed, room) = Feed::new(device, Real::F32, data(true), config, 0)?;
+    anyhow::ensure!(room.is_resident(), "the data set did not stay on the GPU");
+    let level = f64::from(config.data.std.iter().fold(0f32, |m, s| m.max(*s))) * 255.0;
+    for step in 0..3 {
+        let fed = feed.next()?;
+        let batch = source.make(step)?;
+        anyhow::ensure!(fed.indices == batch.indices, "step {step}: other images");
+        macrl_models::cuda::memory::send(&room.words, &fed.words)?;
+        macrl_models::cuda::Engine::at(device)?.synchronize()?;
+        room.prepare()?;
+        let inputs = &room.inputs()?[0];
+        for (name, input, view) in [("strong", &inputs.strong, &batch.strong), ("weak", &inputs.weak, &batch.weak)] {
+            let Target::Device(target) = &input.target else { anyhow::bail!("targets are not on the GPU") };
+            let pairs = [("patches", &input.seen.patches, &view.patches), ("target", target, &view.target)];
+            for (what, gpu, cpu) in pairs {
+                let worst = values(gpu)?.iter().zip(cpu).map(|(a, b)| f64::from((a - b).abs())).fold(0.0, f64::max);
+                found.push((format!("{name} {what}, step {step}, grey levels"), worst * level, 1.0));
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Numbers and weights of a run.
+struct Ran {
+    done: Vec<Done>,
+    state: State,
+}
+
+fn ran(device: &Device, config: &Config, equal: bool) -> Result<Ran> {
+    let mut state = State::init(config)?;
+    let mut stepper = Stepper::new(device, data(equal), config, &mut state)?;
+    let schedule = Schedule::new(config, stepper.steps_per_epoch());
+    let mut done = Vec::new();
+    while state.step < STEPS {
+        done.extend(stepper.advance(&mut state, config, &schedule)?);
+        if state.step == STEPS / 3 {
+            done.extend(stepper.settle(&mut state)?);
+        }
+    }
+    done.extend(stepper.settle(&mut state)?);
+    Ok(Ran { done, state })
+}
+
+/// The same run on both devices: losses, norms, weights, moments, bank.
+fn steps(device: &Device, config: &Config, equal: bool) -> Result<Vec<(String, f64, f64)>> {
+    let bf16 = config.train.precision == macrl_models::config::Precision::Bf16;
+    let cpu = ran(&Device::Cpu, config, equal)?;
+    let gpu = ran(device, config, equal)?;
+    anyhow::ensure!(cpu.done.len() == gpu.done.len(), "{} steps against {}", gpu.done.len(), cpu.done.len());
+    let parts = config.train.accumulate.max(1) > 1;
+    let numbers = |ran: &Ran| -> Vec<f32> {
+        let of = |done: &Done| {
+            let m = &done.measured;
+            let mut numbers = vec![m.loss as f32, m.norms.total as f32, m.norms.encoder as f32];
+            numbers.extend(m.contrast.iter().flat_map(|c| [c.loss, c.positive]));
+            numbers.extend(m.reconstruction.iter().flatten());
+            numbers
+        };
+        ran.done.iter().flat_map(of).collect()
+    };
+    let weights = |ran: &Ran| -> Result<Vec<f32>> {
+        let mut all = Vec::new();
+        for (_, group) in ran.state.method.trainable() {
+            with_values(group.values(), |v| {
+                all.extend_from_slice(v);
+                Ok(())
+            })?;
+        }
+        for group in ran.state.method.key.iter().flat_map(|(e, p)| [e.groups(), p.groups()].concat()) {
+            with_values(group.values(), |v| {
+                all.extend_from_slice(v);
+                Ok(())
+            })?;
+        }
+        Ok(all)
+    };
+    let moments = |ran: &Ran| -> Vec<f32> { ran.state.optimizer.moments.iter().flat_map(|m| m.first.clone()).collect() };
+    let limit = if bf16 { 5e-2 } else { 1e-3 };
+    let first = |ran: &Ran| ran.done.iter().take(4).map(|d| d.measured.loss as f32).collect::<Vec<_>>();
+    let (a, b) = (&cpu.state.method.bank, &gpu.state.method.bank);
+    anyhow::ensure!((&a.images, a.next) == (&b.images, b.next), "the banks hold other images");
+    let mut found = vec![
+        ("first four losses".into(), distance(&first(&gpu), &first(&cpu)), if bf16 { 1e-2 } else { 1e-5 }),
+        (format!("numbers of {STEPS} steps"), distance(&numbers(&gpu), &numbers(&cpu)), limit),
+        ("weights".into(), distance(&weights(&gpu)?, &weights(&cpu)?), limit),
+        ("moments".into(), distance(&moments(&gpu), &moments(&cpu)), 10.0 * limit),
+    ];
+    if !a.keys.is_empty() {
+        found.push(("bank".into(), distance(&b.keys, &a.keys), if parts { 2.0 * limit } else { limit }));
+    }
+    Ok(found)
+}

@@ -1,0 +1,356 @@
+//! A step's inputs: drawn or made on the host ahead of time, copied to the device in one piece.
+//!
+//! Where all images are equally large and fit, the data set lies on the device and only the draws travel: the views
+//! are made there.  Otherwise the loader's views travel.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Result;
+use candle_core::{Device, Tensor};
+use macrl_models::config::{Config, Target as TargetOf};
+use macrl_models::cuda::views::{DRAW_WORDS, Draw, Geometry, ViewRoom};
+use macrl_models::cuda::{Engine, Real, memory};
+use macrl_models::ops::tokens::{Images, Kept, Seen, Target};
+use rayon::prelude::*;
+
+use crate::data::Dataset;
+use crate::inputs::{Input, Inputs};
+use crate::loader::{Batches, Loader};
+use crate::views::draw::{Adjust, Draws};
+use crate::views::{Batch, Recipe, View, blur};
+
+/// Words in front: the step's numbers.
+pub const HEAD: usize = size_of::<macrl_models::cuda::flat::StepNumbers>() / 4;
+/// Share of the GPU's memory that a data set may take.
+const SHARE: usize = 4;
+
+/// What a step needs from the host.
+pub struct Fed {
+    /// Images of the batch.
+    pub indices: Vec<u32>,
+    /// All words in the order of [`Room`]; the first [`HEAD`] are filled in later.
+    pub words: Vec<u32>,
+}
+
+/// Where the words of one branch lie.
+#[derive(Debug, Clone)]
+struct Branch {
+    kept: Tensor,
+    sources: Tensor,
+    /// Where views travel: the words of patches and of target, f32 bits.
+    travelled: Option<[Tensor; 2]>,
+    room: ViewRoom,
+}
+
+/// The device's side: one vector of words and what the operators take from it.
+pub struct Room {
+    /// (words) u32
+    pub words: Tensor,
+    images: Tensor,
+    strong: Branch,
+    weak: Branch,
+    parts: usize,
+    resident: Option<(Tensor, Geometry)>,
+}
+
+/// Sizes of a batch.
+#[derive(Debug, Clone, Copy)]
+struct Sizes {
+    batch: usize,
+    patches: usize,
+    values: usize,
+    resident: bool,
+}
+
+impl Sizes {
+    /// Words of a branch that keeps `k` patches: draws, kept, sources, and the views themselves where they travel.
+    fn words(&self, k: usize) -> usize {
+        let views = if self.resident { 0 } else { (k + self.patches) * self.values };
+        self.batch * (DRAW_WORDS + k + 1 + self.patches + views)
+    }
+}
+
+/// Batches ahead of time.
+pub struct Feed {
+    loader: Loader<Fed>,
+}
+
+impl Feed {
+    /// Starts at a step; also gives the device's side.
+    ///
+    /// # Errors
+    /// Too few images for a batch, or out of memory.
+    pub fn new(
+        device: &Device,
+        real: Real,
+        data: Arc<dyn Dataset>,
+        config: &Config,
+        first: u64,
+    ) -> Result<(Self, Room)> {
+        let (strong, weak) = (Recipe::strong(config), Recipe::weak(config));
+        let resident = resident(device, &data, config, &strong)?;
+        let sizes = Sizes {
+            batch: config.train.batch_size,
+            patches: config.encoder.patches(),
+            values: config.encoder.patch_values(),
+            resident: resident.is_some(),
+        };
+        let (kept, parts) = ([strong.kept(), weak.kept()], config.train.accumulate.max(1));
+        let image = resident.as_ref().map(|(_, g)| (g.height, g.width));
+        let room = Room::new(device, real, sizes, kept, parts, resident)?;
+        let batches = Batches::new(data, config)?;
+        let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+        let make = move |batches: &Batches, step: u64| match image {
+            Some(image) => Ok(drawn(batches, step, image, sizes, [&strong, &weak])),
+            None => Ok(packed(batches.make(step)?, sizes)),
+        };
+        Ok((Feed { loader: Loader::start(batches, first, threads, make)? }, room))
+    }
+
+    /// The next step's words.
+    ///
+    /// # Errors
+    /// Unreadable data.
+    pub fn next(&mut self) -> Result<Fed> {
+        self.loader.next()
+    }
+
+    /// Whole batches in an epoch.
+    pub fn steps_per_epoch(&self) -> u64 {
+        self.loader.steps_per_epoch()
+    }
+
+    /// Time spent waiting in [`Feed::next`].
+    pub fn waited(&self) -> Duration {
+        self.loader.waited()
+    }
+
+    /// Images that could not be read.
+    pub fn skipped(&self) -> Vec<(String, String)> {
+        self.loader.skipped()
+    }
+}
+
+impl Room {
+    fn new(
+        device: &Device,
+        real: Real,
+        sizes: Sizes,
+        kept: [usize; 2],
+        parts: usize,
+        resident: Option<(Tensor, Geometry)>,
+    ) -> Result<Self> {
+        let Sizes { batch, .. } = sizes;
+        let count = HEAD + batch + kept.iter().map(|k| sizes.words(*k)).sum::<usize>();
+        let words = Tensor::zeros(count, candle_core::DType::U32, device)?;
+        let images = words.narrow(0, HEAD, batch)?;
+        let mut at = HEAD + batch;
+        let mut branch = |k: usize| -> Result<Branch> {
+            let branch = Branch::new(&words, at, k, sizes, real)?;
+            at += sizes.words(k);
+            Ok(branch)
+        };
+        let (strong, weak) = (branch(kept[0])?, branch(kept[1])?);
+        Ok(Room { images, strong, weak, words, parts, resident })
+    }
+
+    /// Queues what stands between the words and the operators: making the views, or their conversion.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn prepare(&self) -> Result<()> {
+        if let Some((pixels, geometry)) = &self.resident {
+            return Ok(geometry.make(pixels, &self.strong.room, &self.weak.room)?);
+        }
+        for branch in [&self.strong, &self.weak] {
+            if let Some([patches, target]) = &branch.travelled {
+                memory::land(patches, &branch.room.patches)?;
+                memory::land(target, &branch.room.target)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The batch in its parts.
+    ///
+    /// # Errors
+    /// Candle's.
+    pub fn inputs(&self) -> Result<Vec<Inputs>> {
+        let size = self.images.elem_count() / self.parts;
+        (0..self.parts)
+            .map(|i| {
+                Ok(Inputs {
+                    images: Images::Device(self.images.narrow(0, i * size, size)?),
+                    strong: self.strong.input(i * size, size)?,
+                    weak: self.weak.input(i * size, size)?,
+                })
+            })
+            .collect()
+    }
+
+    /// Whether the views are made on the device.
+    pub fn is_resident(&self) -> bool {
+        self.resident.is_some()
+    }
+}
+
+impl Branch {
+    fn new(words: &Tensor, mut at: usize, k: usize, sizes: Sizes, real: Real) -> Result<Self> {
+        let Sizes { batch: b, patches: n, values: p, resident } = sizes;
+        let device = words.device();
+        let mut take = |count: usize| {
+            at += count;
+            words.narrow(0, at - count, count)
+        };
+        let draws = take(b * DRAW_WORDS)?.reshape((b, DRAW_WORDS))?;
+        let kept = take(b * k)?.reshape((b, k))?;
+        let sources = take(b * (1 + n))?.reshape((b, 1 + n))?;
+        let travelled = if resident { None } else { Some([take(b * k * p)?, take(b * n * p)?]) };
+        let patches = Tensor::zeros((b, k, p), real.dtype(), device)?;
+        let target = Tensor::zeros((b, n, p), candle_core::DType::F32, device)?;
+        let room = ViewRoom { draws, kept: kept.clone(), patches, target };
+        Ok(Branch { kept, sources, travelled, room })
+    }
+
+    fn input(&self, first: usize, count: usize) -> Result<Input> {
+        let part = |tensor: &Tensor| tensor.narrow(0, first, count);
+        let kept = Kept::Device { kept: part(&self.kept)?, sources: part(&self.sources)? };
+        let seen = Seen { patches: part(&self.room.patches)?, kept };
+        Ok(Input { seen, target: Target::Device(part(&self.room.target)?) })
+    }
+}
+
+/// The data set on the device, where all its images are equally large, readable, and fit.
+fn resident(
+    device: &Device,
+    data: &Arc<dyn Dataset>,
+    config: &Config,
+    recipe: &Recipe,
+) -> Result<Option<(Tensor, Geometry)>> {
+    let engine = Engine::at(device)?;
+    let Ok(first) = data.image(0) else { return Ok(None) };
+    let (width, height) = first.dimensions();
+    let patchify = recipe.patchify();
+    let geometry = Geometry {
+        height: height as usize,
+        width: width as usize,
+        size: patchify.size,
+        patch: patchify.patch,
+        scale: patchify.scale,
+        shift: patchify.shift,
+        target_view: config.reconstruction.target == TargetOf::View,
+    };
+    let each = geometry.height * geometry.width * 3;
+    let memory = engine.stream.context().mem_get_info()?.0;
+    if geometry.shared() > engine.shared_limit || data.len().saturating_mul(each) > memory / SHARE {
+        return Ok(None);
+    }
+    let mut pixels = vec![0u8; data.len() * each];
+    let equal = pixels.par_chunks_mut(each).enumerate().all(|(i, out)| match data.image(i) {
+        Ok(image) if image.dimensions() == (width, height) => {
+            out.copy_from_slice(image.as_raw());
+            true
+        }
+        _ => false,
+    });
+    if !equal {
+        return Ok(None);
+    }
+    let shape = (data.len(), geometry.height, geometry.width, 3);
+    Ok(Some((Tensor::from_vec(pixels, shape, device)?, geometry)))
+}
+
+/// A step's draws, of images that lie on the device.
+fn drawn(batches: &Batches, step: u64, image: (usize, usize), sizes: Sizes, recipes: [&Recipe; 2]) -> Fed {
+    let epoch = step / batches.steps_per_epoch();
+    let indices = batches.indices(step);
+    let mut words = head(&indices, sizes, recipes.map(Recipe::kept));
+    let mut rest = &mut words[HEAD + sizes.batch..];
+    for recipe in recipes {
+        let k = recipe.kept();
+        let (branch, behind) = rest.split_at_mut(sizes.words(k));
+        let (draws, branch) = branch.split_at_mut(sizes.batch * DRAW_WORDS);
+        let (kept, sources) = branch.split_at_mut(sizes.batch * k);
+        let rows = draws
+            .par_chunks_exact_mut(DRAW_WORDS)
+            .zip(kept.par_chunks_exact_mut(k))
+            .zip(sources.par_chunks_exact_mut(1 + sizes.patches));
+        rows.zip(&indices).enumerate().for_each_init(Vec::new, |order, (i, (((draw, kept), sources), index))| {
+            let drawn = recipe.draw(image, epoch, *index, kept, order);
+            write_draw(&record(*index, &drawn, recipe.patchify().size), draw);
+            write_sources(i, kept, sources);
+        });
+        rest = behind;
+    }
+    Fed { indices, words }
+}
+
+/// A batch that the CPU made.
+fn packed(batch: Batch, sizes: Sizes) -> Fed {
+    let Batch { indices, strong, weak } = batch;
+    let count = |view: &View| view.kept.len() / sizes.batch;
+    let mut words = head(&indices, sizes, [count(&strong), count(&weak)]);
+    let mut rest = &mut words[HEAD + sizes.batch..];
+    for view in [&strong, &weak] {
+        let k = count(view);
+        let (branch, behind) = rest.split_at_mut(sizes.words(k));
+        let (_, branch) = branch.split_at_mut(sizes.batch * DRAW_WORDS);
+        let (kept, branch) = branch.split_at_mut(sizes.batch * k);
+        let (sources, branch) = branch.split_at_mut(sizes.batch * (1 + sizes.patches));
+        kept.copy_from_slice(&view.kept);
+        for (i, (kept, sources)) in
+            kept.chunks_exact(k).zip(sources.chunks_exact_mut(1 + sizes.patches)).enumerate()
+        {
+            write_sources(i, kept, sources);
+        }
+        let values = view.patches.iter().chain(&view.target);
+        branch.iter_mut().zip(values).for_each(|(word, value)| *word = value.to_bits());
+        rest = behind;
+    }
+    Fed { indices, words }
+}
+
+fn head(indices: &[u32], sizes: Sizes, kept: [usize; 2]) -> Vec<u32> {
+    let mut words = vec![0; HEAD + sizes.batch + kept.map(|k| sizes.words(k)).iter().sum::<usize>()];
+    words[HEAD..HEAD + sizes.batch].copy_from_slice(indices);
+    words
+}
+
+/// For each decoder token of image `i` the encoded row that it comes from; `u32::MAX` where the patch was removed.
+fn write_sources(i: usize, kept: &[u32], sources: &mut [u32]) {
+    let first = (i * (1 + kept.len())) as u32;
+    sources.fill(u32::MAX);
+    sources[0] = first;
+    for (slot, patch) in kept.iter().enumerate() {
+        sources[1 + *patch as usize] = first + 1 + slot as u32;
+    }
+}
+
+/// One view's draws as the kernel reads them.
+pub(super) fn record(image: u32, draws: &Draws, size: usize) -> Draw {
+    let crop = [draws.crop.top, draws.crop.left, draws.crop.height, draws.crop.width].map(|v| v as u32);
+    let flags = u32::from(draws.flip) | u32::from(draws.gray) << 1 | u32::from(draws.solarize) << 2;
+    let (mut steps, mut factors) = (draws.adjust.len() as u32, [0f32; 4]);
+    for (i, step) in draws.adjust.iter().enumerate() {
+        let (kind, factor) = match *step {
+            Adjust::Brightness(factor) => (0, factor),
+            Adjust::Contrast(factor) => (1, factor),
+            Adjust::Saturation(factor) => (2, factor),
+            Adjust::Hue(turns) => (3, turns),
+        };
+        steps |= kind << (4 + 4 * i);
+        factors[i] = factor;
+    }
+    let sigma = draws.blur.unwrap_or_default();
+    let radius = if sigma > 0.0 { blur::reach(size, sigma, blur::radius(size)) as u32 } else { 0 };
+    Draw { image, crop, flags, steps, radius, factors, sigma, unused: [0.0; 3] }
+}
+
+fn write_draw(draw: &Draw, words: &mut [u32]) {
+    let [a, b, c, d] = draw.crop;
+    let [e, f, g, h] = draw.factors.map(f32::to_bits);
+    words.copy_from_slice(&[
+        draw.image, a, b, c, d, draw.flags, draw.steps, draw.radius, e, f, g, h, draw.sigma.to_bits(), 0, 0, 0,
+    ]);
+}

@@ -1,0 +1,154 @@
+//! The state of a run, moved to the device and brought back.
+
+use std::cell::Cell;
+
+use anyhow::{Context, Result};
+use candle_core::{DType, Device, Tensor};
+use macrl_models::config::Config;
+use macrl_models::cuda::flat::{Flat, Rule};
+use macrl_models::cuda::losses::DeviceBank;
+use macrl_models::cuda::{Engine, Real, memory};
+use macrl_models::params::Group;
+
+use crate::bank::Bank;
+use crate::optimizer::EPS;
+use crate::projector::Projector;
+use crate::state::State;
+
+/// What lies on the device besides the networks, which the state refers to.
+pub struct Placed {
+    /// Parameters, gradients, moments.
+    pub flat: Flat,
+    /// The optimiser's constants.
+    pub rule: Rule,
+    /// Keys that the bank holds, and how many it can.
+    filled: usize,
+    capacity: usize,
+    /// Groups of encoder, projector and decoder.
+    counts: [usize; 3],
+}
+
+/// Numbers groups in the order in which they are mapped.
+struct Count(Cell<usize>);
+
+impl Count {
+    fn next(&self) -> usize {
+        self.0.replace(self.0.get() + 1)
+    }
+}
+
+impl Placed {
+    /// Moves a state's networks, moments and bank to the device.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn new(device: &Device, real: Real, config: &Config, state: &mut State) -> Result<Self> {
+        let method = &mut state.method;
+        let encoder = method.encoder.groups();
+        let projector: Vec<&Group> = method.projector.iter().flat_map(Projector::groups).collect();
+        let decoder: Vec<&Group> = method.decoder.iter().flat_map(|d| d.groups()).collect();
+        let keys: Vec<&Group> =
+            method.key.iter().flat_map(|(encoder, projector)| [encoder.groups(), projector.groups()].concat()).collect();
+        let counts = [encoder.len(), projector.len(), decoder.len()];
+        let flat = Flat::new(device, real, [&encoder, &projector, &decoder], &keys)?;
+
+        let (count, key_count) = (Count(Cell::new(0)), Count(Cell::new(0)));
+        let place = |group: Group| flat.trainable(count.next(), &group);
+        let place_key = |group: Group| flat.key(key_count.next(), &group);
+        method.encoder = method.encoder.clone().map(place)?;
+        method.projector = method.projector.take().map(|p| p.map(place)).transpose()?;
+        method.decoder = method.decoder.take().map(|d| d.map(place)).transpose()?;
+        method.key = match method.key.take() {
+            Some((encoder, projector)) => Some((encoder.map(place_key)?, projector.map(place_key)?)),
+            None => None,
+        };
+        method.device_bank = Some(bank_to_device(device, real, &method.bank, config)?);
+        let train = &config.train;
+        let rule = Rule {
+            betas: train.betas,
+            eps: EPS,
+            weight_decay: train.weight_decay,
+            clip_norm: train.clip_norm,
+            share: 1.0 / train.accumulate.max(1) as f64,
+        };
+        let (filled, capacity) = (method.bank.images.len(), config.contrast.bank_size);
+        let placed = Placed { flat, rule, filled, capacity, counts };
+        placed.moments_to_device(state)?;
+        Ok(placed)
+    }
+
+    /// In the flat vectors, the number of trainable group `i` (encoder, decoder, projector).
+    fn number(&self, i: usize) -> usize {
+        let [encoder, projector, decoder] = self.counts;
+        match i {
+            i if i < encoder => i,
+            i if i < encoder + decoder => i + projector,
+            i => i - decoder,
+        }
+    }
+
+    fn moments_to_device(&self, state: &State) -> Result<()> {
+        for (which, tensor) in self.flat.moments.iter().enumerate() {
+            let mut all = vec![0f32; tensor.elem_count()];
+            for (i, moments) in state.optimizer.moments.iter().enumerate() {
+                let (start, len) = self.flat.range(self.number(i));
+                let values = if which == 0 { &moments.first } else { &moments.second };
+                all[start..start + len].copy_from_slice(values);
+            }
+            memory::overwrite(tensor, &all)?;
+        }
+        Ok(())
+    }
+
+    /// Notes that `count` keys have entered the bank; gives where the next one goes.
+    pub fn pushed(&mut self, next: usize, count: usize) -> usize {
+        if self.capacity == 0 {
+            return 0;
+        }
+        self.filled = (self.filled + count).min(self.capacity);
+        (next + count) % self.capacity
+    }
+
+    /// Brings moments and bank back into the state; the networks' values are read where they are.
+    ///
+    /// # Errors
+    /// What a kernel did wrong.
+    pub fn bring_back(&self, state: &mut State) -> Result<()> {
+        for (which, tensor) in self.flat.moments.iter().enumerate() {
+            let all = memory::fetch(tensor)?;
+            for (i, moments) in state.optimizer.moments.iter_mut().enumerate() {
+                let (start, len) = self.flat.range(self.number(i));
+                let values = if which == 0 { &mut moments.first } else { &mut moments.second };
+                values.copy_from_slice(&all[start..start + len]);
+            }
+        }
+        let bank = state.method.device_bank.as_ref().context("the bank is not on the device")?;
+        if self.filled > 0 {
+            let mut keys = memory::fetch(&bank.keys)?;
+            let width = keys.len() / self.capacity;
+            keys.truncate(self.filled * width);
+            let images = bank.images.to_vec1::<u32>()?[..self.filled].to_vec();
+            state.method.bank.keys = keys;
+            state.method.bank.images = images;
+        }
+        Ok(())
+    }
+}
+
+fn bank_to_device(device: &Device, real: Real, bank: &Bank, config: &Config) -> Result<DeviceBank> {
+    let (capacity, width) = (config.contrast.bank_size, config.projector.dim);
+    if capacity == 0 {
+        // no kernel reads it: its address is taken all the same
+        let keys = Tensor::zeros((0, width), real.dtype(), device)?;
+        return Ok(DeviceBank { keys, images: Tensor::zeros(0, DType::U32, device)? });
+    }
+    let mut keys = bank.keys.clone();
+    keys.resize(capacity * width, 0.0);
+    let mut images = bank.images.clone();
+    images.resize(capacity, u32::MAX); // no key stands here yet
+    Engine::at(device)?;
+    Ok(DeviceBank {
+        keys: memory::upload(device, real, &keys, (capacity, width))?,
+        images: Tensor::from_vec(images, capacity, device)?,
+    })
+}

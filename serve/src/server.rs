@@ -17,7 +17,8 @@ use crate::state::{App, AppState, Settings};
 
 /// Serves a bundle until SIGTERM or SIGINT, then finishes what was accepted.
 ///
-/// The socket opens at once and `/ready` tells when the model is loaded.
+/// The socket takes connections at once; they are answered when the index is open, and `/ready` tells when the model is
+/// loaded.
 ///
 /// # Errors
 /// A bundle, library or port that cannot be used.
@@ -26,7 +27,9 @@ pub async fn serve(bundle: Bundle, listen: &str, settings: Settings) -> Result<(
     let listener = bind(listen).await?;
     let address = listener.local_addr()?;
     let name = bundle.config.macrl.name.clone();
-    let state = App::new(&bundle, settings)?;
+    // A large index takes seconds to read.
+    let open = move || App::new(&bundle, settings).map(|state| (bundle, state));
+    let (bundle, state) = tokio::task::spawn_blocking(open).await.context("the index's loader failed")??;
     let loader = state.clone();
     let mut loading = tokio::task::spawn_blocking(move || loader.start(bundle));
     announce(&format!("listening on http://{address}"));

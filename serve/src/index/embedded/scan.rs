@@ -149,6 +149,10 @@ impl<'a> Best<'a> {
 
 /// The nearest of all items for each query; filters are not looked at.
 pub(super) fn all(gallery: &Gallery, queries: &[&Query]) -> Vec<Vec<Hit>> {
+    if queries.iter().any(|q| q.vector.len() != gallery.dim()) {
+        // The index was emptied for another encoder while they waited.
+        return vec![Vec::new(); queries.len()];
+    }
     let block: Vec<f32> = queries.iter().flat_map(|q| q.vector.iter().copied()).collect();
     let parts = rayon::current_num_threads() * 4;
     // A whole number of blocks each.

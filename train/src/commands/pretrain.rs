@@ -8,9 +8,10 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use macrl_models::atomic;
 use macrl_models::config::{Config, Precision};
+use macrl_models::device;
+use macrl_models::runtime::Device as Choice;
 
 use super::{Usage, open_data};
-use crate::device::{self, Choice};
 use crate::run::Run;
 use crate::state::State;
 use crate::trainer::{Ending, pretrain};
@@ -33,8 +34,8 @@ pub(super) struct Arguments {
     /// Go on where the run stopped.
     #[arg(long)]
     resume: bool,
-    /// Where to compute.
-    #[arg(long, value_enum, default_value = "auto")]
+    /// Where to compute: auto (a GPU where one works), cpu or cuda.
+    #[arg(long, default_value = "auto", value_parser = device::parse)]
     device: Choice,
 }
 

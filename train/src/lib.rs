@@ -8,7 +8,6 @@ pub mod commands;
 pub mod cuda;
 pub mod data;
 pub mod decoder;
-pub mod device;
 pub mod encode;
 pub mod evaluate;
 pub mod finetune;

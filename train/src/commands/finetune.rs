@@ -7,11 +7,12 @@ use std::sync::atomic::AtomicBool;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use macrl_models::config::Config;
+use macrl_models::device;
+use macrl_models::runtime::Device as Choice;
 use macrl_models::vit::Encoder;
 
 use super::{Usage, data_dir, open_data, stop_on_ctrl_c};
 use crate::data::identity::identity;
-use crate::device::Choice;
 use crate::encode::load_encoder;
 use crate::finetune::model::Classifier;
 use crate::finetune::state::Tuned;
@@ -38,7 +39,7 @@ pub(super) struct Arguments {
     #[arg(long)]
     no_baseline: bool,
     /// Where to compute.
-    #[arg(long, value_enum, default_value = "auto")]
+    #[arg(long, default_value = "auto", value_parser = device::parse)]
     device: Choice,
 }
 

@@ -6,10 +6,11 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use macrl_models::atomic;
 use macrl_models::config::{Config, Precision};
+use macrl_models::device;
+use macrl_models::runtime::Device as Choice;
 
 use super::{Usage, check_data, open_data, stop_on_ctrl_c};
 use crate::data::identity::identity;
-use crate::device::{self, Choice};
 use crate::run::Run;
 use crate::state::State;
 use crate::trainer::{Ending, pretrain};
@@ -32,8 +33,8 @@ pub(super) struct Arguments {
     /// Go on where the run stopped.
     #[arg(long)]
     resume: bool,
-    /// Where to compute.
-    #[arg(long, value_enum, default_value = "auto")]
+    /// Where to compute: auto (a GPU where one works), cpu or cuda.
+    #[arg(long, default_value = "auto", value_parser = device::parse)]
     device: Choice,
 }
 

@@ -36,6 +36,7 @@ fn main() {
 }
 
 fn nvcc() -> PathBuf {
-    let home = || Some(PathBuf::from(std::env::var_os("CUDA_HOME").or(std::env::var_os("CUDA_PATH"))?).join("bin/nvcc"));
+    let home =
+        || Some(PathBuf::from(std::env::var_os("CUDA_HOME").or(std::env::var_os("CUDA_PATH"))?).join("bin/nvcc"));
     std::env::var_os("NVCC").map(PathBuf::from).or_else(home).unwrap_or_else(|| "nvcc".into())
 }

@@ -170,9 +170,7 @@ impl Method {
     /// L2-normalised keys (B, C) of the weak view; no gradient passes through them.
     fn keys(&self, projector: &Projector, weak: &Input, z: &Tokens) -> Result<Tensor> {
         let k = match &self.key {
-            Some((encoder, projector)) => {
-                projector.forward(&self.pooled(&encoder.forward(&[&weak.seen])?, 0)?)?
-            }
+            Some((encoder, projector)) => projector.forward(&self.pooled(&encoder.forward(&[&weak.seen])?, 0)?)?,
             None => projector.forward(&self.pooled(&z.detach(), WEAK)?)?,
         };
         Ok(k.detach())

@@ -61,7 +61,8 @@ fn every_trainable_tensor_receives_a_gradient_in_both_key_modes() {
             let config = config(&[branch, pooling]);
             let mut state = State::init(&config).unwrap();
             train(&mut state, &config, 0..2); // so that the bank holds keys
-            let losses = state.method.losses(&Inputs::new(&batches(&config).make(2).unwrap(), &config).unwrap()).unwrap();
+            let losses =
+                state.method.losses(&Inputs::new(&batches(&config).make(2).unwrap(), &config).unwrap()).unwrap();
             let groups = state.method.trainable();
             let gradients = Gradients::take(losses.total.backward().unwrap(), &groups);
             assert!(groups.iter().any(|(part, _)| *part == Part::Projector));

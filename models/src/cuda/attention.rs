@@ -147,7 +147,10 @@ fn part(at: u64, real: Real, row: usize, width: usize) -> u64 {
 
 fn fits(engine: &Engine, shared: usize, tokens: usize) -> Result<usize> {
     if shared > engine.shared_limit {
-        bail!("attention over {tokens} tokens needs {shared} bytes of shared memory, the GPU has {}", engine.shared_limit)
+        bail!(
+            "attention over {tokens} tokens needs {shared} bytes of shared memory, the GPU has {}",
+            engine.shared_limit
+        )
     }
     Ok(shared)
 }

@@ -287,9 +287,7 @@ unsafe fn set<V>(
     attribute: sys::cublasLtMatmulDescAttributes_t,
     value: V,
 ) -> std::result::Result<(), CublasError> {
-    unsafe {
-        result::set_matmul_desc_attribute(matmul, attribute, std::ptr::from_ref(&value).cast(), size_of::<V>())
-    }
+    unsafe { result::set_matmul_desc_attribute(matmul, attribute, std::ptr::from_ref(&value).cast(), size_of::<V>()) }
 }
 
 fn data_type(real: Real) -> sys::cudaDataType {

@@ -80,15 +80,7 @@ fn norm_kernel(name: &str, real: Real, width: usize) -> Result<String> {
 }
 
 /// `y = norm(x)`; `gamma` is followed by beta.
-pub(super) fn norm(
-    engine: &Engine,
-    real: Real,
-    x: u64,
-    gamma: u64,
-    y: u64,
-    rows: usize,
-    width: usize,
-) -> Result<()> {
+pub(super) fn norm(engine: &Engine, real: Real, x: u64, gamma: u64, y: u64, rows: usize, width: usize) -> Result<()> {
     let beta = gamma + 4 * width as u64;
     launch!(
         engine, norm_kernel("ln_fwd", real, width)?, blocks(rows, 8), THREADS, 0;
@@ -227,7 +219,11 @@ pub fn linear(x: &Tensor, group: &Group, outputs: usize, gelu: bool) -> Result<T
     if (inputs + 1) * outputs != group.values().elem_count() {
         bail!("linear: {} parameters for {inputs} inputs and {outputs} outputs", group.values().elem_count())
     }
-    apply(Linear { group: group.clone(), shape: [rows, inputs, outputs], gelu, real: Real::of(x.dtype())? }, x, anchor(x, group)?)
+    apply(
+        Linear { group: group.clone(), shape: [rows, inputs, outputs], gelu, real: Real::of(x.dtype())? },
+        x,
+        anchor(x, group)?,
+    )
 }
 
 struct Linear {
@@ -314,7 +310,8 @@ pub fn embed(views: &[Seen], group: &Group, positions: &Tensor) -> Result<(Tenso
         spans.push((images, 1 + k));
     }
     let real = Real::of(views[0].patches.dtype())?;
-    let layer = Embed { views: views.to_vec(), group: group.clone(), positions: positions.clone(), width, values, real };
+    let layer =
+        Embed { views: views.to_vec(), group: group.clone(), positions: positions.clone(), width, values, real };
     Ok((apply(layer, &views[0].patches, anchor(&views[0].patches, group)?)?, spans))
 }
 

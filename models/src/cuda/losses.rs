@@ -186,7 +186,14 @@ impl Layer for InfoNce {
         Ok(Forward { storage, shape: vec![], saved: Some(weights) })
     }
 
-    fn backward(&self, engine: &Arc<Engine>, _q: u64, weights: Scratch, dy: u64, _: bool) -> Result<Option<CudaStorage>> {
+    fn backward(
+        &self,
+        engine: &Arc<Engine>,
+        _q: u64,
+        weights: Scratch,
+        dy: u64,
+        _: bool,
+    ) -> Result<Option<CudaStorage>> {
         let (b, m, c, real) = (self.batch, self.capacity, self.width, self.real);
         let columns = b + m;
         let sum = Scratch::new(engine, Real::F32, b * c)?;

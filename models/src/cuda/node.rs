@@ -25,8 +25,14 @@ pub(super) trait Layer: Send + Sync + 'static {
     /// The result for the values at `x`; `save`: a backward pass will follow.
     fn forward(&self, engine: &Arc<Engine>, x: u64, save: bool) -> Result<Forward<Self::Saved>>;
     /// The gradient of `x` from that of the result, where `wants_dx`; parameters' gradients are added in passing.
-    fn backward(&self, engine: &Arc<Engine>, x: u64, saved: Self::Saved, dy: u64, wants_dx: bool)
-    -> Result<Option<CudaStorage>>;
+    fn backward(
+        &self,
+        engine: &Arc<Engine>,
+        x: u64,
+        saved: Self::Saved,
+        dy: u64,
+        wants_dx: bool,
+    ) -> Result<Option<CudaStorage>>;
 }
 
 struct Node<L: Layer> {
@@ -50,8 +56,7 @@ pub(super) fn apply<L: Layer>(layer: L, x: &Tensor, anchor: Option<&Tensor>) -> 
 impl<L: Layer> Node<L> {
     fn run(&self, storage: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
         let engine = Engine::of(&storage.device)?;
-        let Forward { storage, shape, saved } =
-            self.layer.forward(&engine, address_in(storage, layout)?, self.save)?;
+        let Forward { storage, shape, saved } = self.layer.forward(&engine, address_in(storage, layout)?, self.save)?;
         *self.saved.lock().unwrap_or_else(PoisonError::into_inner) = saved;
         Ok((storage, Shape::from(shape)))
     }

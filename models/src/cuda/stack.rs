@@ -7,12 +7,12 @@ use std::sync::Arc;
 
 use candle_core::{CudaStorage, Result, Tensor};
 
+use super::attention;
 use super::engine::{Engine, Real};
 use super::gemm::{Plus, mat};
 use super::layers::{Params, anchor, column_sums, gelu, gelu_backward, norm, norm_backward};
 use super::memory::Scratch;
 use super::node::{Forward, Layer, apply};
-use super::attention;
 use crate::ops::block::Block;
 use crate::params::Group;
 
@@ -214,4 +214,3 @@ impl Stack {
         norm_backward(engine, real, [x, gamma, dnormed.at(), dmiddle.at(), out, gradient, below], rows, d)
     }
 }
-

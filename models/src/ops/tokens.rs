@@ -10,9 +10,9 @@ use candle_core::{Device, Result, Tensor, bail};
 use super::block::Block;
 use super::graph;
 use super::info_nce::{Contrast, Keys};
+use crate::config::Pooling;
 #[cfg(feature = "cuda")]
 use crate::cuda::{layers, losses, stack};
-use crate::config::Pooling;
 use crate::params::Group;
 
 /// Which patches of each image the encoder sees.
@@ -108,9 +108,7 @@ pub fn embed(views: &[&Seen], group: &Group, positions: &Positions) -> Result<To
     let Some(first) = views.first() else { bail!("embed: no view") };
     if on_cpu(&first.patches) {
         let part = |view: &&Seen| match &view.kept {
-            Kept::Host(kept) => {
-                graph::embed(&view.patches, group.values(), kept.clone(), positions.values.clone())
-            }
+            Kept::Host(kept) => graph::embed(&view.patches, group.values(), kept.clone(), positions.values.clone()),
             Kept::Device { .. } => bail!("embed: patches and their indexes are on different devices"),
         };
         return Tokens::apart(views.iter().map(part).collect::<Result<_>>()?);

@@ -33,7 +33,10 @@ impl Checks {
             Ok(found) => {
                 for (what, error, tolerance) in found {
                     let fine = error <= tolerance; // NaN is not
-                    println!("{} {name}: {what} {error:.2e} (at most {tolerance:.0e})", if fine { "pass" } else { "FAIL" });
+                    println!(
+                        "{} {name}: {what} {error:.2e} (at most {tolerance:.0e})",
+                        if fine { "pass" } else { "FAIL" }
+                    );
                     if fine {
                         self.passed += 1;
                     } else {

@@ -238,9 +238,13 @@ pub fn all(checks: &mut Checks, real: Real) {
     checks.run(&named("l1"), |device| l1(device, real, limit));
     for (outputs, gelu) in [(36, true), (36, false), (27, false)] {
         checks.run(&named(&format!("linear to {outputs}, gelu {gelu}")), |device| {
-            pooled(device, real, limit, |x, sides, on_gpu| {
-                tokens::linear(x, if on_gpu { &sides.gpu[0] } else { &sides.cpu[0] }, outputs, gelu)
-            }, Some(Parameters::new("").with_linear("linear", &[outputs, 24])))
+            pooled(
+                device,
+                real,
+                limit,
+                |x, sides, on_gpu| tokens::linear(x, if on_gpu { &sides.gpu[0] } else { &sides.cpu[0] }, outputs, gelu),
+                Some(Parameters::new("").with_linear("linear", &[outputs, 24])),
+            )
         });
     }
     checks.run(&named("l2"), |device| pooled(device, real, limit, |x, _, _| tokens::l2_normalize(x), None));

@@ -60,18 +60,20 @@ fn data(equal: bool) -> Arc<dyn Dataset> {
 /// All of them.
 pub fn all(checks: &mut Checks) {
     for (name, set) in [
-        ("views, all corruptions", vec![
-            "views.strong.jitter_probability=1",
-            "views.strong.grayscale=0.3",
-            "views.strong.solarize=0.5",
-        ]),
-        ("views of 40 pixels with blur, target as seen", vec![
-            "encoder.image_size=40",
-            "encoder.patch_size=8",
-            "views.strong.blur=0.7",
-            "views.weak.blur=0.5",
-            "reconstruction.target=view",
-        ]),
+        (
+            "views, all corruptions",
+            vec!["views.strong.jitter_probability=1", "views.strong.grayscale=0.3", "views.strong.solarize=0.5"],
+        ),
+        (
+            "views of 40 pixels with blur, target as seen",
+            vec![
+                "encoder.image_size=40",
+                "encoder.patch_size=8",
+                "views.strong.blur=0.7",
+                "views.weak.blur=0.5",
+                "reconstruction.target=view",
+            ],
+        ),
     ] {
         checks.run(name, |device| views(device, &config(&set)?));
     }
@@ -170,7 +172,8 @@ fn steps(device: &Device, config: &Config, equal: bool) -> Result<Vec<(String, f
         }
         Ok(all)
     };
-    let moments = |ran: &Ran| -> Vec<f32> { ran.state.optimizer.moments.iter().flat_map(|m| m.first.clone()).collect() };
+    let moments =
+        |ran: &Ran| -> Vec<f32> { ran.state.optimizer.moments.iter().flat_map(|m| m.first.clone()).collect() };
     let limit = if bf16 { 5e-2 } else { 1e-3 };
     let first = |ran: &Ran| ran.done.iter().take(4).map(|d| d.measured.loss as f32).collect::<Vec<_>>();
     let (a, b) = (&cpu.state.method.bank, &gpu.state.method.bank);

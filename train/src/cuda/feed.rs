@@ -299,9 +299,7 @@ fn packed(batch: Batch, sizes: Sizes) -> Fed {
         let (kept, branch) = branch.split_at_mut(sizes.batch * k);
         let (sources, branch) = branch.split_at_mut(sizes.batch * (1 + sizes.patches));
         kept.copy_from_slice(&view.kept);
-        for (i, (kept, sources)) in
-            kept.chunks_exact(k).zip(sources.chunks_exact_mut(1 + sizes.patches)).enumerate()
-        {
+        for (i, (kept, sources)) in kept.chunks_exact(k).zip(sources.chunks_exact_mut(1 + sizes.patches)).enumerate() {
             write_sources(i, kept, sources);
         }
         let values = view.patches.iter().chain(&view.target);
@@ -351,6 +349,21 @@ fn write_draw(draw: &Draw, words: &mut [u32]) {
     let [a, b, c, d] = draw.crop;
     let [e, f, g, h] = draw.factors.map(f32::to_bits);
     words.copy_from_slice(&[
-        draw.image, a, b, c, d, draw.flags, draw.steps, draw.radius, e, f, g, h, draw.sigma.to_bits(), 0, 0, 0,
+        draw.image,
+        a,
+        b,
+        c,
+        d,
+        draw.flags,
+        draw.steps,
+        draw.radius,
+        e,
+        f,
+        g,
+        h,
+        draw.sigma.to_bits(),
+        0,
+        0,
+        0,
     ]);
 }

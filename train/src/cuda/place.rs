@@ -47,8 +47,11 @@ impl Placed {
         let encoder = method.encoder.groups();
         let projector: Vec<&Group> = method.projector.iter().flat_map(Projector::groups).collect();
         let decoder: Vec<&Group> = method.decoder.iter().flat_map(|d| d.groups()).collect();
-        let keys: Vec<&Group> =
-            method.key.iter().flat_map(|(encoder, projector)| [encoder.groups(), projector.groups()].concat()).collect();
+        let keys: Vec<&Group> = method
+            .key
+            .iter()
+            .flat_map(|(encoder, projector)| [encoder.groups(), projector.groups()].concat())
+            .collect();
         let counts = [encoder.len(), projector.len(), decoder.len()];
         let flat = Flat::new(device, real, [&encoder, &projector, &decoder], &keys)?;
 

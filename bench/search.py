@@ -83,14 +83,14 @@ def main():
             index = faiss.IndexFlatIP(d)
         else:
             index = faiss.IndexHNSWFlat(d, 32, faiss.METRIC_INNER_PRODUCT)
-            index.hnsw.efConstruction, index.hnsw.efSearch = 128, 128
+            index.hnsw.efConstruction, index.hnsw.efSearch = 128, 256
         index.add(vectors)
         search = lambda q: index.search(q, 10)[1]
     else:
         from usearch.index import Index
 
-        # As in the graph of macrl's index: bf16, 16 edges, 128 candidates while adding and while searching.
-        index = Index(ndim=d, metric="ip", dtype="bf16", connectivity=16, expansion_add=128, expansion_search=128)
+        # As in the graph of macrl's index: bf16, 16 edges, 128 candidates while adding and 256 while searching.
+        index = Index(ndim=d, metric="ip", dtype="bf16", connectivity=16, expansion_add=128, expansion_search=256)
         index.add(np.arange(n), vectors, threads=THREADS)
         search = lambda q: index.search(q, 10).keys.reshape(len(q), -1)
     print(f"{engine}: built in {time.perf_counter() - since:.1f} s")

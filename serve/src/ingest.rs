@@ -47,9 +47,9 @@ pub struct IngestArgs {
     /// Where inference runs: auto, cpu or cuda.
     #[arg(long, default_value = "auto", value_parser = parse_device)]
     device: Device,
-    /// Largest batch.
-    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=1024))]
-    max_batch: u16,
+    /// Images of a batch [default: 8, which stay in a core's cache; 64 on CUDA].
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    max_batch: Option<u16>,
     /// Images; sub-folders are labels.
     folder: PathBuf,
 }
@@ -114,7 +114,7 @@ fn into_index(args: &IngestArgs, dir: &std::path::Path, location: &Location) -> 
     let options = EngineOptions {
         device: args.device,
         workers: if args.device == Device::Cuda { 1 } else { default.workers },
-        max_batch: usize::from(args.max_batch),
+        max_batch: args.max_batch.map_or(if args.device == Device::Cuda { 64 } else { 8 }, usize::from),
         // Nobody waits for one image: every batch but the last is full.
         batch_wait: Duration::from_millis(500),
         ..default

@@ -1,4 +1,4 @@
-# Thin: each line is something a person could type.  `make demo` and `make test` need Rust, git, Python with pip, nothing else.
+# Thin: each line is something a person could type.  `make demo` and `make test` need Rust, a C++ compiler, git, Python with pip, nothing else.
 
 # candle-onnx's build needs protoc: the user's, the system's, or the one that setup fetched.
 export PROTOC ?= $(shell command -v protoc || echo "$(CURDIR)/.deps/bin/protoc")

@@ -3,7 +3,7 @@
 # candle-onnx's build needs protoc: the user's, the system's, or the one that setup fetched.
 export PROTOC ?= $(shell command -v protoc || echo "$(CURDIR)/.deps/bin/protoc")
 
-.PHONY: build setup demo test bench clean clean-demo distclean
+.PHONY: build setup demo test bench check-cuda clean clean-demo distclean
 
 build: setup
 	cargo build --release
@@ -24,6 +24,13 @@ test: setup
 # Ours beside PyTorch in the same run; BENCH_ROUNDS=5 rounds.
 bench: setup
 	@scripts/bench.sh
+
+# Builds the GPU operators (needs a CUDA toolkit) and checks them on the host's stand-in for a GPU (docs/gpu.md).
+check-cuda: setup
+	cargo build --release --workspace --features cuda --examples
+	python3 scripts/emulate/build.py .deps/emulate
+	LD_LIBRARY_PATH=$(CURDIR)/.deps/emulate target/release/examples/check_cuda
+	LD_LIBRARY_PATH=$(CURDIR)/.deps/emulate EMULATE_ORDER=reverse target/release/examples/check_cuda
 
 clean:
 	cargo clean

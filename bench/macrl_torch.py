@@ -1,6 +1,8 @@
-"""MACRL's training step in PyTorch, on the weights and batches that `bench_step` wrote: the peer in bench/step.py.
+"""MACRL's training step in PyTorch, on the weights and batches that `bench_step` or `bench_cuda` wrote: the peer in
+bench/step.py and bench/gpu.py.
 
-Run as a worker it prints `ready LOSS ...` and answers `run N` with seconds, as bench_step does.
+Run as a worker it prints `ready LOSS ...` and answers `run N` with seconds, as bench_step does; `peak` with the most
+bytes reserved on the GPU, `encode BATCH N` with the seconds of N passes of the encoder over BATCH whole images.
 """
 import argparse
 import math
@@ -119,7 +121,7 @@ class Query(nn.Module):
         error = (self.decoder(tokens, view["kept"]) - view["target"]).abs()
         if not self.masked:
             return error.mean()
-        mask = torch.ones(error.shape[:2]).scatter(1, view["kept"], 0.0)  # 1 = removed
+        mask = torch.ones(error.shape[:2], device=error.device).scatter(1, view["kept"], 0.0)  # 1 = removed
         return (error * mask[:, :, None]).sum() / (mask.sum() * error.shape[2])
 
     def forward(self, strong, weak):
@@ -132,7 +134,8 @@ class Query(nn.Module):
 class Step:
     """Everything of one optimiser step; the numbers of `macrl-train pretrain` with momentum keys."""
 
-    def __init__(self, dump, compiled):
+    def __init__(self, dump, compiled, device="cpu", bf16=False, mode=None):
+        self.device, self.bf16 = device, bf16
         with safe_open(f"{dump}/state.safetensors", "pt") as f:
             self.c = c = tomllib.loads(f.metadata()["config"])
             weights = {k: f.get_tensor(k) for k in f.keys()}
@@ -143,6 +146,8 @@ class Step:
         self.query.head.load_state_dict({k: v for k, v in weights.items() if k.startswith("projector.")})
         self.key_encoder.load_state_dict(pick("key.encoder."))
         self.key_head.load_state_dict(pick("key."), strict=False)
+        for module in self.query, self.key_encoder, self.key_head:
+            module.to(device)
         t = c["train"]
         matrices = [p for n, p in self.query.named_parameters() if p.ndim > 1 and not n.endswith("token")]
         others = [p for n, p in self.query.named_parameters() if p.ndim <= 1 or n.endswith("token")]
@@ -154,27 +159,31 @@ class Step:
         head = dict(self.query.head.named_parameters())
         self.keys = list(self.key_encoder.parameters()) + list(self.key_head.parameters())
         self.followed = [ema[n] for n, _ in self.key_encoder.named_parameters()] + [head[n] for n, _ in self.key_head.named_parameters()]
-        self.compiled = compiled
-        self.forward = torch.compile(self.losses) if compiled else self.losses
-        flat = load_file(f"{dump}/batches.safetensors")
+        self.forward = torch.compile(self.losses, mode=mode) if compiled else self.losses
+        flat = load_file(f"{dump}/batches.safetensors", device=device)
         view = lambda i, v: {k: flat[f"{i}.{v}.{k}"].long() if k == "kept" else flat[f"{i}.{v}.{k}"] for k in ("kept", "patches", "target")}
         self.batches = [(flat[f"{i}.images"].long(), view(i, "strong"), view(i, "weak")) for i in range(len(flat) // 7)]
         size = c["contrast"]["bank_size"]
-        self.bank = torch.zeros(size, c["projector"]["dim"])
-        self.bank_images = torch.full((size,), -1)
-        self.next = self.filled = self.step = 0
+        self.bank = torch.zeros(size, c["projector"]["dim"], device=device)
+        self.bank_images = torch.full((size,), -1, device=device)
+        # Compiled or on a GPU the whole bank is compared with from the start, empty places masked: one shape for all steps.
+        self.next, self.filled, self.step = 0, size if compiled or device != "cpu" else 0, 0
 
     def losses(self, strong, weak, images, bank, bank_images):
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.bf16):
+            return self.both(strong, weak, images, bank, bank_images)
+
+    def both(self, strong, weak, images, bank, bank_images):
         c = self.c["contrast"]
         q, reconstruction = self.query(strong, weak)
         with torch.no_grad():
             k = self.key_head(self.query.pool(self.key_encoder(weak["patches"], weak["kept"])))
         logits = torch.cat([q @ k.T, q @ bank.T], 1) / c["temperature"]
-        others = ~torch.eye(len(images), dtype=torch.bool)
+        others = ~torch.eye(len(images), dtype=torch.bool, device=images.device)
         batch = (images[:, None] == images[None]) & others
-        bank = (images[:, None] == bank_images[None]) | (bank_images < 0)[None]  # an own key, or an empty place
-        logits = logits.masked_fill(torch.cat([batch, bank], 1), -math.inf)
-        contrast = F.cross_entropy(logits, torch.arange(len(images)))
+        past = (images[:, None] == bank_images[None]) | (bank_images[None] < 0)  # an own key, or an empty place
+        logits = logits.masked_fill(torch.cat([batch, past], 1), -math.inf)
+        contrast = F.cross_entropy(logits.float(), torch.arange(len(images), device=logits.device))
         return c["weight"] * contrast + self.c["reconstruction"]["weight"] * reconstruction, k
 
     def schedule(self):
@@ -193,8 +202,7 @@ class Step:
             lr, momentum = self.schedule()
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
-            used = len(self.bank) if self.compiled else self.filled  # one shape for the compiler, whatever is in the bank
-            loss, k = self.forward(strong, weak, images, self.bank[:used], self.bank_images[:used])
+            loss, k = self.forward(strong, weak, images, self.bank[: self.filled], self.bank_images[: self.filled])
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(self.parameters, self.c["train"]["clip_norm"])
@@ -202,13 +210,32 @@ class Step:
             torch._foreach_lerp_(self.keys, self.followed, 1 - momentum)
             self.push(k, images)
             self.step += 1
-            losses.append(float(loss.detach()))
-        return losses
+            losses.append(loss.detach().clone())
+        return [float(loss) for loss in losses]
+
+    @torch.no_grad()
+    def encode(self, batch, count, compiled):
+        e = self.c["encoder"]
+        n, values = (e["image_size"] // e["patch_size"]) ** 2, 3 * e["patch_size"] ** 2
+        patches = torch.randn(batch, n, values, device=self.device)
+        kept = torch.arange(n, device=self.device).expand(batch, n).contiguous()
+        encoder = torch.compile(self.query.encoder) if compiled else self.query.encoder
+
+        def run(times):
+            for _ in range(times):
+                with torch.autocast(self.device, torch.bfloat16, enabled=self.bf16):
+                    self.query.pool(encoder(patches, kept))
+            torch.cuda.synchronize()
+
+        run(3)
+        start = time.perf_counter()
+        run(count)
+        return time.perf_counter() - start
 
     def push(self, k, images):
         size = len(self.bank)
-        place = (self.next + torch.arange(len(k))) % size
-        self.bank[place], self.bank_images[place] = k, images
+        place = (self.next + torch.arange(len(k), device=k.device)) % size
+        self.bank[place], self.bank_images[place] = k.to(self.bank.dtype), images
         self.next = (self.next + len(k)) % size
         self.filled = min(size, self.filled + len(k))
 
@@ -218,17 +245,31 @@ def main():
     a.add_argument("dump")
     a.add_argument("--threads", type=int, default=2)
     a.add_argument("--compile", action="store_true")
+    a.add_argument("--mode", default=None, help="of torch.compile, for example reduce-overhead (CUDA graphs)")
+    a.add_argument("--device", default="cpu")
+    a.add_argument("--bf16", action="store_true")
     a = a.parse_args()
     torch.set_num_threads(a.threads)
-    step = Step(a.dump, a.compile)
+    step = Step(a.dump, a.compile, a.device, a.bf16, a.mode)
     with torch.no_grad():
         for p in step.keys:
             p.requires_grad_(False)
-    print("ready", *(f"{x:.7f}" for x in step.run(len(step.batches))), flush=True)
+    losses = step.run(len(step.batches))
+    if a.device != "cpu":
+        step.run(20)  # as bench_cuda does before it is ready
+    print("ready", *(f"{x:.7f}" for x in losses), flush=True)
     for line in sys.stdin:
+        word, *numbers = line.split()
+        if word == "peak":
+            print(torch.cuda.max_memory_reserved(), flush=True)
+            continue
         start = time.perf_counter()
-        step.run(int(line.split()[1]))
-        print(time.perf_counter() - start, flush=True)
+        if word == "encode":
+            seconds = step.encode(*map(int, numbers), a.compile)
+        else:
+            step.run(int(numbers[0]))
+            seconds = time.perf_counter() - start
+        print(seconds, flush=True)
 
 
 if __name__ == "__main__":

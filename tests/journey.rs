@@ -3,9 +3,9 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use candle_core::{Device, Tensor};
 use macrl::{Server, binary, fail, root, run, succeed, write_config, write_idx};
@@ -55,34 +55,65 @@ fn tensors(path: &Path) -> Vec<(String, Vec<u8>)> {
     tensors.iter().map(|(n, t)| (n.clone(), bytes(t).iter().flat_map(|v| v.to_le_bytes()).collect())).collect()
 }
 
-/// Killed over and over at moments that fall anywhere, while a checkpoint is written as well: the run still ends with
-/// the same bits.
+const KILLS: u32 = 20;
+
+/// Files that a checkpoint is being written to, or was when its writer was killed.
+fn half_written(checkpoints: &Path) -> usize {
+    let entries = fs::read_dir(checkpoints).into_iter().flatten().flatten();
+    entries.filter(|entry| entry.file_name().to_string_lossy().contains(".tmp-")).count()
+}
+
+/// Waits until a run that resumes has had `delay`, and where `in_write` until it is writing a checkpoint after that;
+/// false where it has ended before.
+fn reaches(child: &mut Child, checkpoints: &Path, delay: Duration, in_write: bool) -> bool {
+    let start = Instant::now();
+    loop {
+        if child.try_wait().unwrap().is_some() {
+            return false;
+        }
+        if start.elapsed() >= delay && (!in_write || half_written(checkpoints) > 0) {
+            return true;
+        }
+        sleep(Duration::from_micros(100));
+    }
+}
+
+/// Killed 20 times, every other time at any moment and else while a checkpoint is written: the run still ends with the
+/// same bits, and no kill leaves a checkpoint that cannot be read.
 #[test]
 fn a_killed_run_resumes_to_the_same_weights() {
     let place = Place::new();
-    assert!(place.pretrain("whole").status().unwrap().success());
+    let pretrain = |out: &str| {
+        let mut command = place.pretrain(out);
+        command.args(["--set", "train.checkpoint_every=1"]);
+        command
+    };
+    let start = Instant::now();
+    assert!(pretrain("whole").status().unwrap().success());
+    let took = start.elapsed();
     let expected = tensors(&place.path("whole/checkpoints/last.safetensors"));
-    let mut kills = 0;
-    for round in 0..200 {
-        let mut child = place.pretrain("killed").spawn().unwrap();
-        // 30 to 400 ms, in an order that looks random but is always the same
-        sleep(Duration::from_millis(30 + (round * 7919) % 370));
-        match child.try_wait().unwrap() {
-            Some(status) => {
-                assert!(status.success());
-                break;
-            }
-            None => {
-                child.kill().unwrap();
-                child.wait().unwrap();
-                kills += 1;
-            }
+    let checkpoints = place.path("killed/checkpoints");
+    let (mut kills, mut torn) = (0, 0);
+    while kills < KILLS {
+        let mut child = pretrain("killed").spawn().unwrap();
+        // Up to a tenth of the whole run's time, in an order that looks random but is always the same.
+        let delay = took.mul_f64(f64::from(kills * 7919 % 97) / 970.0);
+        if !reaches(&mut child, &checkpoints, delay, kills % 2 == 1) {
+            assert!(child.wait().unwrap().success());
+            fs::remove_dir_all(place.path("killed")).unwrap(); // done before its 20 kills: once more
+            continue;
         }
-        let last = place.path("killed/checkpoints/last.safetensors");
+        child.kill().unwrap();
+        child.wait().unwrap();
+        kills += 1;
+        torn += usize::from(half_written(&checkpoints) > 0);
+        let last = checkpoints.join("last.safetensors");
         assert!(!last.exists() || checkpoint::load(&last).is_ok(), "a kill left a checkpoint that cannot be read");
     }
-    assert!(place.pretrain("killed").status().unwrap().success());
-    assert!(kills >= 5, "only {kills} kills: the run is too short to show anything");
+    assert!(pretrain("killed").status().unwrap().success());
+    println!("{KILLS} kills, {torn} of them while a checkpoint was written, {:?}", start.elapsed());
+    assert!(torn >= 3, "only {torn} kills fell into the writing of a checkpoint");
+    assert_eq!(half_written(&checkpoints), 0, "what killed writers left is not swept away");
     assert_eq!(tensors(&place.path("killed/checkpoints/last.safetensors")), expected);
     let steps = |out: &str| {
         let text = fs::read_to_string(place.path(out).join("metrics.jsonl")).unwrap();
@@ -95,6 +126,23 @@ fn a_killed_run_resumes_to_the_same_weights() {
 }
 
 #[test]
+fn a_run_that_is_not_finite_any_more_stops_and_can_be_replayed() {
+    let place = Place::new();
+    let (config, data, out) = (place.text("run.toml"), place.text("data"), place.text("run"));
+    let arguments = ["pretrain", "--config", &config, "--data", &data, "--out", &out, "--set", "train.lr=1e30"];
+    fail("macrl-train", &arguments, 1, "non-finite loss at step 1: there is no checkpoint from before");
+    let note: Value = serde_json::from_str(&fs::read_to_string(place.path("run/replay.json")).unwrap()).unwrap();
+    assert_eq!((note["step"].as_u64(), note["indices"].as_array().unwrap().len()), (Some(1), 16), "{note}");
+    let said = succeed("macrl-train", &["replay", "--run", &out]);
+    assert!(said.starts_with("step 1 of ") && said.contains("loss: NaN   <- not finite"), "{said}");
+    assert!(said.contains("gradients not finite: ") && said.contains("of 16 images are not finite"), "{said}");
+    write_idx(&place.path("other"), 330, 80);
+    fail("macrl-train", &["replay", "--run", &out, "--data", &place.text("other")], 2, "trained on other data");
+    fs::remove_file(place.path("run/replay.json")).unwrap();
+    fail("macrl-train", &["replay", "--run", &out], 1, "nothing to replay");
+}
+
+#[test]
 fn from_images_to_http_answers() {
     let place = Place::new();
     assert!(place.pretrain("run").status().unwrap().success());
@@ -104,8 +152,9 @@ fn from_images_to_http_answers() {
     let rows: Vec<&str> = json["rows"].as_array().unwrap().iter().map(|r| r["features"].as_str().unwrap()).collect();
     assert_eq!(rows, ["macrl", "random", "pixels"]);
     assert!(json["rows"][0]["linear"].as_f64().unwrap() > 0.5, "four classes, told apart by nobody: {json}");
+    finetune(&place, &run_dir);
     succeed("macrl-train", &["report", "--run", &run_dir]);
-    assert!(fs::read_to_string(place.path("run/report.html")).unwrap().contains("<svg"));
+    assert!(fs::read_to_string(place.path("run/report.html")).unwrap().contains("<section id=\"finetune\">"));
 
     succeed("macrl-export", &["bundle", &place.text("bundle"), "--run", &run_dir]);
     let onnx = place.text("encoder.onnx");
@@ -153,6 +202,29 @@ fn from_images_to_http_answers() {
     assert_eq!(post(&format!("{}/nowhere", server.url), "image/png", b"").0, 404);
 }
 
+/// The encoder of a run on the labels, beside one from random weights.
+fn finetune(place: &Place, run_dir: &str) {
+    let budget = ["--set", "finetune.epochs=3", "--set", "finetune.batch_size=16", "--set", "finetune.warmup_epochs=1"];
+    let arguments = [&["finetune", "--run", run_dir, "--set", "finetune.lr=0.02"][..], &budget].concat();
+    let said = succeed("macrl-train", &arguments);
+    assert_eq!(said.lines().count(), 3, "{said}");
+    let read = |name: &str| -> Value {
+        serde_json::from_str(&fs::read_to_string(place.path("run").join(name)).unwrap()).unwrap()
+    };
+    let (own, evaluation) = (read("finetune.json"), read("evaluation.json"));
+    assert_eq!(evaluation["finetune"], own);
+    assert_eq!((&own["rows"][0]["features"], &own["rows"][1]["features"]), (&"macrl".into(), &"random".into()));
+    assert!(own["rows"][0]["accuracy"].as_f64().unwrap() > 0.5, "{own}");
+    // An evaluation that is made anew keeps it, and a second one needs to be asked for.
+    succeed("macrl-train", &["evaluate", "--run", run_dir]);
+    assert_eq!(read("evaluation.json")["finetune"], own);
+    fail("macrl-train", &arguments, 2, "holds a fine-tuning already");
+    assert_eq!(succeed("macrl-train", &[&arguments[..], &["--resume"]].concat()), said);
+    let other = [&arguments[..], &["--resume", "--set", "finetune.lr=0.01"]].concat();
+    fail("macrl-train", &other, 2, "with the same [finetune]");
+    fail("macrl-train", &["finetune", "--run", run_dir, "--set", "train.lr=1"], 2, "expected a key of [finetune]");
+}
+
 fn post(url: &str, kind: &str, body: &[u8]) -> (u16, Value) {
     let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
     // A large body waits for the server's word, as curl's does: what is too large is refused before it is sent.
@@ -196,6 +268,16 @@ fn mistakes_are_one_clear_line() {
 
     assert!(place.pretrain("run").args(["--set", "train.epochs=1"]).status().unwrap().success());
     let run_dir = place.text("run");
+    write_idx(&place.path("other"), 330, 80);
+    let arguments = ["pretrain", "--config", &config, "--out", &run_dir, "--resume", "--set", "train.epochs=1"];
+    let other = place.text("other");
+    fail(
+        "macrl-train",
+        &[&arguments[..], &["--data", &other]].concat(),
+        2,
+        "--resume: the run was trained on other data",
+    );
+    succeed("macrl-train", &[&arguments[..], &["--data", &data]].concat());
     succeed("macrl-export", &["bundle", &place.text("bundle"), "--run", &run_dir]);
     let model = place.path("bundle/onnx/model.onnx");
     let whole = fs::read(&model).unwrap();

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use macrl_models::device;
+use macrl_models::runtime::Device;
 
 /// Turns a training run into files that other programs read.
 ///
@@ -51,6 +53,10 @@ pub struct RunArgs {
     /// `best`, `last` or a file [default: the one that was evaluated, else best, else last]
     #[arg(long, value_name = "WHICH")]
     pub checkpoint: Option<String>,
+
+    /// Where the trained network computes its side of the proof: auto (a GPU where one works), cpu or cuda
+    #[arg(long, default_value = "auto", value_parser = device::parse)]
+    pub device: Device,
 }
 
 /// What is to be done.

@@ -13,6 +13,7 @@ pub mod source;
 pub mod write;
 
 use macrl_models::bundle::{Comparison, Parity};
+use macrl_models::device;
 
 use crate::cli::{Job, RunArgs};
 use crate::error::Failure;
@@ -25,7 +26,10 @@ use crate::write::Graphs;
 /// # Errors
 /// [`Failure`]; nothing is left at the destination.
 pub fn run(job: &Job) -> Result<String, Failure> {
-    let read = |run: &RunArgs| Source::read(&run.run, run.checkpoint.as_deref());
+    let read = |run: &RunArgs| -> Result<Source, Failure> {
+        let (device, name) = device::open(run.device).map_err(|why| Failure::Usage(why.to_string()))?;
+        Ok(Source::read(&run.run, run.checkpoint.as_deref())?.on(&device, name)?)
+    };
     let (path, source, proof) = match job {
         Job::Encoder(file, run) => {
             let source = read(run)?;
@@ -39,7 +43,8 @@ pub fn run(job: &Job) -> Result<String, Failure> {
         }
     };
     let head = format!("{}: {} of {}, {} steps", path.display(), source.checkpoint, source.name, source.steps);
-    Ok(format!("{head}\n{}", summary(&proof)))
+    let on = source.device.map(|name| format!("; the trained network computed on {name}")).unwrap_or_default();
+    Ok(format!("{head}{on}\n{}", summary(&proof)))
 }
 
 /// The proof in words, a line per comparison.

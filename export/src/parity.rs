@@ -51,6 +51,7 @@ pub fn candle(source: &Source) -> Result<Outputs> {
     let mut outputs = Outputs::default();
     for (from, to) in batches(source.images.count) {
         let hidden = source.encoder.forward_pixels(&source.images.batch(from, to)?)?;
+        let hidden = hidden.to_device(&candle_core::Device::Cpu)?;
         outputs.push(&hidden, &vit::pool(&hidden, source.config.evaluate.pooling)?)?;
     }
     Ok(outputs)

@@ -33,6 +33,8 @@ pub struct Source {
     pub checkpoint: String,
     /// The network.
     pub encoder: Encoder,
+    /// The GPU it computes on; `None`: the CPU.
+    pub device: Option<String>,
     /// Its weights under timm's names, and [`POSITIONS`].
     pub weights: HashMap<String, Tensor>,
     /// Images for the parity proof.
@@ -45,6 +47,25 @@ pub struct Source {
     pub probe_file: Option<PathBuf>,
     /// `evaluation.json` as it lies in the run.
     pub evaluation_file: Option<PathBuf>,
+}
+
+impl Source {
+    /// The same with the network on another device, in 32-bit precision.
+    ///
+    /// # Errors
+    /// Out of memory there.
+    pub fn on(self, device: &Device, name: String) -> Result<Self> {
+        match device {
+            Device::Cpu => Ok(self),
+            #[cfg(feature = "cuda")]
+            gpu => {
+                let encoder = self.encoder.map(|group| group.to_gpu(gpu, macrl_models::cuda::Real::F32))?;
+                Ok(Source { encoder, device: Some(name), ..self })
+            }
+            #[cfg(not(feature = "cuda"))]
+            other => anyhow::bail!("this build does not compute on {other:?} ({name})"),
+        }
+    }
 }
 
 /// Images as the encoder takes them.
@@ -109,6 +130,7 @@ impl Source {
             checkpoint: file_name(path),
             weights: weights(&encoder, &config)?,
             encoder,
+            device: None,
             images: read_images(&run.join("samples.safetensors"), &config)?,
             config,
             probe,

@@ -45,6 +45,26 @@ pub fn write_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
     sync_dir(parent(path))
 }
 
+/// Removes what killed writers have left in `dir`; nobody may be writing there.
+///
+/// # Errors
+/// What the system says.
+pub fn sweep(dir: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.is_file() && is_leftover(&path) {
+            fs::remove_file(&path)?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether a file's name is one that [`write_file`] gives before it renames.
+fn is_leftover(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    name.starts_with('.') && name.contains(".tmp-")
+}
+
 /// Lets `fill` write into an empty folder beside `dir` (on the same file system), then puts that folder in `dir`'s
 /// place.  The folder that was there is removed afterwards.
 ///
@@ -107,6 +127,17 @@ mod tests {
         assert_eq!(fs::read(&path).unwrap(), b"two");
         assert_eq!(names(dir.path()), ["a.json"]);
         assert!(write_file(&dir.path().join("missing/a"), b"x").is_err());
+    }
+
+    #[test]
+    fn what_killed_writers_left_is_swept_away() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.json");
+        write_file(&path, b"one").unwrap();
+        fs::write(sibling(&path, "tmp"), b"tw").unwrap();
+        fs::write(dir.path().join(".hidden"), b"").unwrap();
+        sweep(dir.path()).unwrap();
+        assert_eq!(names(dir.path()), [".hidden", "a.json"]);
     }
 
     #[test]

@@ -10,6 +10,7 @@ pub mod config;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod decode;
+pub mod device;
 pub mod evaluation;
 pub mod ops;
 pub mod params;

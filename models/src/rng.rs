@@ -8,13 +8,15 @@ pub struct Rng {
     state: u64,
 }
 
-fn mix(mut z: u64) -> u64 {
+/// SplitMix64's output function: the bits of `z`, well stirred.
+pub fn mix(mut z: u64) -> u64 {
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     z ^ (z >> 31)
 }
 
-const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+/// SplitMix64's increment.
+pub const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
 
 impl Rng {
     /// The stream with these coordinates.

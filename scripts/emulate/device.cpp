@@ -113,6 +113,8 @@ Status cuEventElapsedTime_v2(float* ms, void*, void*) { *ms = 0; OK; }
 Status cuEventDestroy_v2(void*) { OK; }
 Status cuDeviceGetDefaultMemPool(void** p, int) { *p = (void*)4; OK; }
 Status cuMemPoolSetAttribute(void*, int, void*) { OK; }
+Status cuMemPoolGetAttribute(void*, int, void* v) { memset(v, 0, 8); OK; }
+Status cuDeviceGetGraphMemAttribute(int, int, void* v) { memset(v, 0, 8); OK; }
 Status cuMemAllocAsync(void** p, size_t n, void*) {
     *p = aligned_alloc(256, (n + 511) / 256 * 256);
     memset(*p, 0xff, n); // NaN in float and bfloat16: what is read before it is written shows

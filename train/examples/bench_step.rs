@@ -4,30 +4,24 @@
 //! `ready LOSS LOSS ...` (the losses of a step on each), then answers each line `run N` on stdin with the seconds
 //! that N steps took.
 
+#[path = "support/dump.rs"]
+mod dump;
+
 use std::io::BufRead;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use candle_core::{Device, Tensor};
-use image::RgbImage;
-use macrl_models::checkpoint::to_bytes;
 use macrl_models::config::Config;
-use macrl_models::rng::Rng;
-use macrl_train::data::Dataset;
-use macrl_train::data::memory::Memory;
 use macrl_train::loader::Batches;
 use macrl_train::schedule::Schedule;
 use macrl_train::state::State;
 use macrl_train::trainer::step;
-use macrl_train::views::{Batch, View};
+
+use dump::{EPOCH, noise, write};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
-/// Steps in an epoch as far as the schedule is concerned.
-const EPOCH: u64 = 1000;
 
 fn main() -> Result<()> {
     macrl_train::startup::settle();
@@ -55,37 +49,5 @@ fn main() -> Result<()> {
         run(count)?;
         println!("{}", start.elapsed().as_secs_f64());
     }
-    Ok(())
-}
-
-/// Images for `batches` batches; their pixels do not matter.
-fn noise(config: &Config, batches: usize) -> Arc<dyn Dataset> {
-    let size = config.encoder.image_size as u32;
-    let count = batches * config.train.batch_size;
-    let image = |i: usize| {
-        let mut rng = Rng::new([0, i as u64, 0, 0]);
-        let pixels = (0..3 * size * size).map(|_| rng.bits() as u8).collect();
-        RgbImage::from_raw(size, size, pixels).unwrap_or_else(|| RgbImage::new(size, size))
-    };
-    Arc::new(Memory::new("noise", (0..count).map(image).collect(), vec![None; count]))
-}
-
-fn write(dir: &Path, config: &Config, state: &State, batches: &[Batch]) -> Result<()> {
-    std::fs::create_dir_all(dir)?;
-    state.save(&dir.join("state.safetensors"), config)?;
-    let size = config.train.batch_size;
-    let mut tensors = Vec::new();
-    for (i, batch) in batches.iter().enumerate() {
-        tensors.push((format!("{i}.images"), Tensor::from_slice(&batch.indices, size, &Device::Cpu)?));
-        for (name, view) in [("strong", &batch.strong), ("weak", &batch.weak)] {
-            let View { kept, patches, target } = view;
-            let p = config.encoder.patch_values();
-            let (k, n) = (kept.len() / size, config.encoder.patches());
-            tensors.push((format!("{i}.{name}.kept"), Tensor::from_slice(kept, (size, k), &Device::Cpu)?));
-            tensors.push((format!("{i}.{name}.patches"), Tensor::from_slice(patches, (size, k, p), &Device::Cpu)?));
-            tensors.push((format!("{i}.{name}.target"), Tensor::from_slice(target, (size, n, p), &Device::Cpu)?));
-        }
-    }
-    std::fs::write(dir.join("batches.safetensors"), to_bytes(&tensors, Default::default())?)?;
     Ok(())
 }

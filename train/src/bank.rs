@@ -43,6 +43,21 @@ impl Bank {
         Ok(self)
     }
 
+    /// Mean Euclidean length of the keys: 1 where nothing went wrong on their way in; `None` where there are none.
+    pub fn norm(&self) -> Option<f64> {
+        let length = |key: &[f32]| key.iter().map(|v| f64::from(v * v)).sum::<f64>().sqrt();
+        let count = self.images.len();
+        (count > 0).then(|| self.keys.chunks_exact(self.width).map(length).sum::<f64>() / count as f64)
+    }
+
+    /// Mean and largest age of the keys in steps of `batch` images, as the next step meets them: the newest are 1 step
+    /// old; `None` where there are none.
+    pub fn age(&self, batch: usize) -> Option<(f64, usize)> {
+        let (count, batch) = (self.images.len(), batch.max(1));
+        let age = |newer: usize| newer / batch + 1;
+        (count > 0).then(|| ((0..count).map(age).sum::<usize>() as f64 / count as f64, age(count - 1)))
+    }
+
     /// Takes in a batch of keys in order; the oldest go.
     ///
     /// # Shapes
@@ -80,6 +95,18 @@ mod tests {
         assert_eq!(copy, bank);
         assert!(Bank::new(3, 1).restore(bank.keys.clone(), bank.images.clone(), 3).is_err());
         assert!(Bank::new(2, 1).restore(bank.keys.clone(), bank.images.clone(), 0).is_err());
+    }
+
+    #[test]
+    fn norm_and_age_of_keys() {
+        let mut bank = Bank::new(5, 2);
+        assert_eq!((bank.norm(), bank.age(2)), (None, None));
+        bank.push(&[3.0, 4.0, 0.0, 1.0], &[0, 1]);
+        assert_eq!((bank.norm(), bank.age(2)), (Some(3.0), Some((1.0, 1))));
+        bank.push(&[1.0, 0.0, 1.0, 0.0], &[2, 3]);
+        bank.push(&[1.0, 0.0, 1.0, 0.0], &[4, 5]);
+        // Two keys of the last step, two of the one before, one of three steps ago.
+        assert_eq!((bank.norm(), bank.age(2)), (Some(1.0), Some((1.8, 3))));
     }
 
     #[test]

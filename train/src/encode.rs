@@ -31,26 +31,39 @@ impl Images {
     /// # Errors
     /// No image is labelled and readable.
     pub fn read(data: &dyn Dataset, count: usize, preprocess: &Preprocess) -> Result<Self> {
-        let total = data.len();
-        let count = count.min(total);
-        let chosen: Vec<usize> = (0..count).map(|i| i * total / count.max(1)).collect();
-        let fitted: Vec<(usize, Option<Vec<u8>>)> = chosen
-            .into_par_iter()
-            .map(|i| (i, data.image(i).ok().map(|image| preprocess.fit(&image).into_raw())))
-            .collect();
-        let mut images = Images { pixels: Vec::new(), labels: Vec::new(), indices: Vec::new() };
-        for (i, pixels) in fitted {
-            if let (Some(pixels), Some(label)) = (pixels, data.label(i)) {
-                images.pixels.extend(pixels);
-                images.labels.push(label);
-                images.indices.push(i);
-            }
-        }
+        let images = Self::read_with(data, count, preprocess, |i| data.label(i));
         anyhow::ensure!(
             !images.labels.is_empty(),
             "no image with a label: evaluation needs class sub-folders or labels"
         );
         Ok(images)
+    }
+
+    /// The same whether they have labels or not; all count as class 0.
+    pub fn read_unlabelled(data: &dyn Dataset, count: usize, preprocess: &Preprocess) -> Self {
+        Self::read_with(data, count, preprocess, |_| Some(0))
+    }
+
+    fn read_with(
+        data: &dyn Dataset,
+        count: usize,
+        preprocess: &Preprocess,
+        label: impl Fn(usize) -> Option<u32> + Sync,
+    ) -> Self {
+        let total = data.len();
+        let count = count.min(total);
+        let chosen: Vec<usize> = (0..count).map(|i| i * total / count.max(1)).collect();
+        let fitted: Vec<(usize, u32, Vec<u8>)> = chosen
+            .into_par_iter()
+            .filter_map(|i| Some((i, label(i)?, preprocess.fit(&*data.image(i).ok()?).into_raw())))
+            .collect();
+        let mut images = Images { pixels: Vec::new(), labels: Vec::new(), indices: Vec::new() };
+        for (i, label, pixels) in fitted {
+            images.pixels.extend(pixels);
+            images.labels.push(label);
+            images.indices.push(i);
+        }
+        images
     }
 
     /// Pooled features of all of them.

@@ -26,7 +26,8 @@ const AHEAD: usize = 1;
 /// Makes any step's batch from nothing.
 pub struct Batches {
     data: Arc<dyn Dataset>,
-    strong: Recipe,
+    /// `None` where the weak view is all that is wanted.
+    strong: Option<Recipe>,
     weak: Recipe,
     seed: u64,
     size: usize,
@@ -47,13 +48,21 @@ impl Batches {
         }
         Ok(Batches {
             data,
-            strong: Recipe::strong(config),
+            strong: Some(Recipe::strong(config)),
             weak: Recipe::weak(config),
             seed: config.train.seed,
             size,
             order: Mutex::new(None),
             unreadable: Mutex::new(BTreeMap::new()),
         })
+    }
+
+    /// Batches whose strong view stays empty.
+    ///
+    /// # Errors
+    /// As [`Batches::new`].
+    pub fn weak_only(data: Arc<dyn Dataset>, config: &Config) -> Result<Self> {
+        Ok(Batches { strong: None, ..Batches::new(data, config)? })
     }
 
     /// Whole batches in an epoch; the images left over wait for another epoch's order.
@@ -87,13 +96,16 @@ impl Batches {
     /// When not one image of the split can be read any more.
     pub fn make(&self, step: u64) -> Result<Batch> {
         let epoch = step / self.steps_per_epoch();
-        let mut batch =
-            Batch { indices: self.indices(step), strong: self.strong.room(self.size), weak: self.weak.room(self.size) };
-        let slots: Vec<_> =
-            self.strong.slots(&mut batch.strong).into_iter().zip(self.weak.slots(&mut batch.weak)).collect();
+        let strong = self.strong.as_ref().map(|recipe| recipe.room(self.size)).unwrap_or_default();
+        let mut batch = Batch { indices: self.indices(step), strong, weak: self.weak.room(self.size) };
+        let strong: Vec<Option<Slot>> = match &self.strong {
+            Some(recipe) => recipe.slots(&mut batch.strong).into_iter().map(Some).collect(),
+            None => (0..self.size).map(|_| None).collect(),
+        };
+        let slots: Vec<_> = strong.into_iter().zip(self.weak.slots(&mut batch.weak)).collect();
         let work = batch.indices.par_iter_mut().zip(slots);
         work.try_for_each_init(Scratch::default, |scratch, (index, (mut strong, mut weak))| {
-            self.fill(index, epoch, scratch, &mut strong, &mut weak)
+            self.fill(index, epoch, scratch, strong.as_mut(), &mut weak)
         })?;
         Ok(batch)
     }
@@ -103,12 +115,14 @@ impl Batches {
         index: &mut u32,
         epoch: u64,
         scratch: &mut Scratch,
-        strong: &mut Slot,
+        strong: Option<&mut Slot>,
         weak: &mut Slot,
     ) -> Result<()> {
         let (readable, image) = self.read(*index)?;
         *index = readable;
-        self.strong.make(&image, epoch, readable, scratch, strong);
+        if let (Some(recipe), Some(slot)) = (&self.strong, strong) {
+            recipe.make(&image, epoch, readable, scratch, slot);
+        }
         self.weak.make(&image, epoch, readable, scratch, weak);
         Ok(())
     }
@@ -149,8 +163,16 @@ impl Loader {
     /// # Errors
     /// When the split has fewer images than a batch, or no thread can be started.
     pub fn new(data: Arc<dyn Dataset>, config: &Config, first_step: u64) -> Result<Self> {
+        Loader::over(Batches::new(data, config)?, first_step)
+    }
+
+    /// Starts making these batches from `first_step` on, with a thread per core.
+    ///
+    /// # Errors
+    /// When no thread can be started.
+    pub fn over(batches: Batches, first_step: u64) -> Result<Self> {
         let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
-        Loader::with_threads(data, config, first_step, threads)
+        Loader::start(batches, first_step, threads, Batches::make)
     }
 
     /// [`Loader::new`] with a number of threads; the batches do not depend on it.
@@ -279,6 +301,19 @@ mod tests {
         let mut seeded = config();
         seeded.train.seed = other;
         assert_ne!(one[0], Loader::new(data(11), &seeded, 0).unwrap().next().unwrap());
+    }
+
+    #[test]
+    fn the_weak_view_alone_is_the_same_weak_view() {
+        let (both, weak) =
+            (Batches::new(data(11), &config()).unwrap(), Batches::weak_only(data(11), &config()).unwrap());
+        for step in 0..4 {
+            let (both, weak) = (both.make(step).unwrap(), weak.make(step).unwrap());
+            assert_eq!(
+                (weak.indices, weak.weak, weak.strong),
+                (both.indices, both.weak, crate::views::View::default())
+            );
+        }
     }
 
     #[test]

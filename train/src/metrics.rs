@@ -1,4 +1,4 @@
-//! metrics.jsonl: every logged number, one JSON object a line.
+//! metrics.jsonl: every logged number, one JSON object a line; the same for TensorBoard where it is wanted.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -8,9 +8,12 @@ use anyhow::{Context, Result};
 use macrl_models::atomic;
 use serde_json::Value;
 
+use crate::tensorboard::Board;
+
 /// Appends lines; a line is in the file when `write` returns.
 pub struct Metrics {
     file: File,
+    board: Option<Board>,
 }
 
 impl Metrics {
@@ -28,7 +31,16 @@ impl Metrics {
             }
         }
         let file = OpenOptions::new().create(true).append(true).open(path).with_context(named)?;
-        Ok(Metrics { file })
+        Ok(Metrics { file, board: None })
+    }
+
+    /// Writes event files as well, into `tensorboard/` beside metrics.jsonl, where `wanted`.
+    ///
+    /// # Errors
+    /// The event file cannot be written.
+    pub fn with_tensorboard(self, wanted: bool, path: &Path, step: u64) -> Result<Self> {
+        let board = wanted.then(|| Board::create(&path.with_file_name("tensorboard"), step)).transpose()?;
+        Ok(Metrics { board, ..self })
     }
 
     /// Appends one object.
@@ -36,6 +48,9 @@ impl Metrics {
     /// # Errors
     /// The disk is full, for instance.
     pub fn write(&mut self, line: &Value) -> Result<()> {
+        if let Some(board) = &mut self.board {
+            board.write(line)?;
+        }
         writeln!(self.file, "{line}").context("cannot write metrics.jsonl")
     }
 }

@@ -20,14 +20,15 @@ const JUDGED: usize = 6;
 /// The images, read once.
 pub struct Online {
     images: Images,
+    labelled: bool,
     config: Config,
 }
 
 /// What a check saw.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Seen {
-    /// kNN accuracy.
-    pub knn: f64,
+    /// kNN accuracy; `None` where nothing has a label.
+    pub knn: Option<f64>,
     /// Mean standard deviation of the normalised features, 1 isotropic, 0 collapsed.
     pub feature_std: f64,
     /// Effective rank (RankMe).
@@ -35,13 +36,19 @@ pub struct Seen {
 }
 
 impl Online {
-    /// `None` where nothing has a label, or checks are off.
+    /// `None` where checks are off, or there are too few images.  Images without labels are looked at too: whether
+    /// features collapse can be seen without them.
     pub fn prepare(config: &Config, data: &Data) -> Option<Self> {
         if config.evaluate.every_epochs == 0 {
             return None;
         }
-        let images = Images::read(data.train.as_ref(), IMAGES, &Preprocess::from_config(config)).ok()?;
-        (images.labels.len() > JUDGED).then(|| Online { images, config: config.clone() })
+        let preprocess = Preprocess::from_config(config);
+        let labelled = Images::read(data.train.as_ref(), IMAGES, &preprocess).ok();
+        let (images, labelled) = match labelled {
+            Some(images) => (images, true),
+            None => (Images::read_unlabelled(data.train.as_ref(), IMAGES, &preprocess), false),
+        };
+        (images.labels.len() > JUDGED).then(|| Online { images, labelled, config: config.clone() })
     }
 
     /// Judges an encoder; its gradients are left alone.
@@ -56,7 +63,9 @@ impl Online {
         let (judged, others): (Vec<usize>, Vec<usize>) = (0..all.len()).partition(|i| i % JUDGED == 0);
         let (train, test) = (all.select(&others), all.select(&judged));
         Ok(Seen {
-            knn: knn::accuracy(&train, &test, self.config.evaluate.k, self.config.evaluate.temperature).knn,
+            knn: self
+                .labelled
+                .then(|| knn::accuracy(&train, &test, self.config.evaluate.k, self.config.evaluate.temperature).knn),
             feature_std: diagnostics::feature_std(&test.values, test.dim),
             rank: diagnostics::effective_rank(&test.values, test.dim),
         })

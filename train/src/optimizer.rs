@@ -53,6 +53,18 @@ pub struct Norms {
     pub projector: f64,
 }
 
+impl Norms {
+    /// All of them times a factor.
+    pub fn times(self, by: f64) -> Self {
+        Norms {
+            total: self.total * by,
+            encoder: self.encoder * by,
+            decoder: self.decoder * by,
+            projector: self.projector * by,
+        }
+    }
+}
+
 impl Gradients {
     /// Takes the groups' gradients out of what `backward` left.
     pub fn take(mut store: GradStore, groups: &[(Part, &Group)]) -> Self {
@@ -71,6 +83,26 @@ impl Gradients {
             };
         }
         Ok(())
+    }
+
+    /// Parameters that none of the gradient reaches: it is missing, or exactly 0 throughout.
+    ///
+    /// # Errors
+    /// Candle's.
+    pub fn dead(&self, groups: &[(Part, &Group)]) -> Result<Vec<String>> {
+        let mut dead = Vec::new();
+        for ((_, group), gradient) in groups.iter().zip(&self.0) {
+            let names = |alive: &dyn Fn(&Parameter) -> bool| -> Vec<String> {
+                group.parameters().iter().filter(|p| !alive(p)).map(|p| p.name.clone()).collect()
+            };
+            match gradient {
+                None => dead.extend(names(&|_| false)),
+                // Living parameters end the search at their first value.
+                Some(gradient) => dead
+                    .extend(with_values(gradient, |g| Ok(names(&|p| g[p.range.clone()].iter().any(|v| *v != 0.0))))?),
+            }
+        }
+        Ok(dead)
     }
 
     /// Norms by part; not finite if any value is not.
@@ -106,24 +138,41 @@ impl AdamW {
     /// # Errors
     /// Another number of groups than at the start.
     pub fn update(&mut self, groups: &[(Part, &Group)], gradients: &Gradients, lr: f64, scale: f64) -> Result<()> {
+        self.update_with(groups, gradients, &vec![lr; groups.len()], scale)
+    }
+
+    /// [`AdamW::update`] with a learning rate for each group.
+    ///
+    /// # Errors
+    /// Another number of groups, or of learning rates, than at the start.
+    pub fn update_with(
+        &mut self,
+        groups: &[(Part, &Group)],
+        gradients: &Gradients,
+        rates: &[f64],
+        scale: f64,
+    ) -> Result<()> {
+        let expected = self.moments.len();
         ensure!(
-            groups.len() == self.moments.len(),
-            "optimiser state for {} groups, found {}",
-            self.moments.len(),
-            groups.len()
+            (groups.len(), rates.len()) == (expected, expected),
+            "optimiser state for {expected} groups, found {} and {} learning rates",
+            groups.len(),
+            rates.len()
         );
         self.step += 1;
         let power = |beta: f64| 1.0 - beta.powf(self.step as f64);
         let step = AdamStep {
-            lr: lr as f32,
+            lr: 0.0,
             betas: self.betas.map(|b| b as f32),
             eps: EPS,
             weight_decay: self.weight_decay as f32,
             corrections: self.betas.map(|b| power(b) as f32),
             gradient_scale: scale as f32,
         };
-        for (((_, group), gradient), moments) in groups.iter().zip(&gradients.0).zip(&mut self.moments) {
+        let moments = rates.iter().zip(&mut self.moments);
+        for (((_, group), gradient), (lr, moments)) in groups.iter().zip(&gradients.0).zip(moments) {
             if let Some(gradient) = gradient {
+                let step = AdamStep { lr: *lr as f32, ..step };
                 let update = Update { step, parameters: group.parameters(), moments: Mutex::new(moments) };
                 group.values().inplace_op2(gradient, &update)?;
             }
@@ -165,5 +214,59 @@ pub(crate) fn f32_mut(storage: &mut CpuStorage) -> candle_core::Result<&mut [f32
     match storage {
         CpuStorage::F32(values) => Ok(values),
         _ => candle_core::bail!("expected f32 values"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+    use macrl_models::config::Config;
+    use macrl_models::params::Layout;
+
+    use super::*;
+
+    /// ```python
+    /// depth, decay = 2, 0.5                                    # BEiT's get_num_layer_for_vit and layer_scales
+    /// scales = [decay ** (depth + 1 - i) for i in range(depth + 2)]
+    /// for scale in scales:
+    ///     w, b = torch.tensor([[0.5, -0.25], [1.0, 2.0]]), torch.tensor([0.1, -0.2])
+    ///     o = torch.optim.AdamW([dict(params=[w], lr=0.1 * scale, weight_decay=0.3),
+    ///                            dict(params=[b], lr=0.1 * scale, weight_decay=0.0)], betas=(0.9, 0.999))
+    ///     for step in (1, 2):
+    ///         w.grad, b.grad = step * torch.tensor([[0.3, -0.6], [0.01, 2.0]]), step * torch.tensor([-1.0, 0.5])
+    ///         o.step()
+    /// ```
+    #[test]
+    fn layer_wise_rates_are_pytorchs() {
+        let expected: [[f32; 6]; 4] = [
+            [0.4717391, -0.2236106, 0.9679961, 1.96051, 0.1245648, -0.2245648],
+            [0.4435861, -0.197322, 0.9361143, 1.9211706, 0.1491296, -0.2491295],
+            [0.3876034, -0.1450471, 0.872716, 1.8429409, 0.1982591, -0.2982591],
+            [0.2769318, -0.0417068, 0.747382, 1.6882819, 0.2965182, -0.3965182],
+        ];
+        let tensor = |v: &[f32], shape: &[usize]| Tensor::from_slice(v, shape, &Device::Cpu).unwrap();
+        let start = [
+            ("a.weight".to_string(), tensor(&[0.5, -0.25, 1.0, 2.0], &[2, 2])),
+            ("a.bias".to_string(), tensor(&[0.1, -0.2], &[2])),
+        ];
+        let layout = || Layout::new("").with_linear("a", &[2, 2]);
+        let group = || layout().load(&start.clone().into(), "").unwrap().trainable().unwrap();
+        let groups: Vec<Group> = (0..4).map(|_| group()).collect();
+        let groups: Vec<(Part, &Group)> = groups.iter().map(|group| (Part::Encoder, group)).collect();
+        let mut config = Config::default().train;
+        (config.betas, config.weight_decay) = ([0.9, 0.999], 0.3);
+        let mut optimizer = AdamW::new(&groups, &config);
+        for step in [1.0, 2.0] {
+            let gradient = tensor(&[0.3, -0.6, 0.01, 2.0, -1.0, 0.5].map(|v: f32| step * v), &[6]);
+            let gradients = Gradients(vec![Some(gradient); 4]);
+            optimizer.update_with(&groups, &gradients, &[0.0125, 0.025, 0.05, 0.1], 1.0).unwrap();
+        }
+        for ((_, group), expected) in groups.iter().zip(expected) {
+            let found = group.values().to_vec1::<f32>().unwrap();
+            let largest = found.iter().zip(expected).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
+            // Single-precision betas: 1 - 0.999 is off by 5e-5 of itself, a step by half of that.
+            assert!(largest < 5e-6, "{found:?} {expected:?}");
+        }
+        assert!(optimizer.update_with(&groups, &Gradients(vec![None; 4]), &[0.1], 1.0).is_err());
     }
 }

@@ -6,8 +6,6 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 use macrl_models::config::Config;
 
-use crate::trainer::Measured;
-
 /// Without a terminal a line is printed this often.
 const EVERY: Duration = Duration::from_secs(10);
 /// Weight of the newest step in the running speed.
@@ -37,12 +35,12 @@ impl Progress {
         Progress { bar, batch: config.train.batch_size, per_epoch, step, total, seconds: 0.0, printed: None }
     }
 
-    /// One more step.
-    pub fn step(&mut self, measured: &Measured, seconds: f64) {
+    /// One more step; `said` is its losses in words.
+    pub fn step(&mut self, said: &str, seconds: f64) {
         self.step += 1;
         let smooth = (1.0 - NEWEST) * self.seconds + NEWEST * seconds;
         self.seconds = if self.seconds == 0.0 { seconds } else { smooth };
-        let text = self.text(measured);
+        let text = self.text(said);
         match &self.bar {
             Some(bar) => {
                 bar.set_position(self.step);
@@ -57,15 +55,9 @@ impl Progress {
         }
     }
 
-    fn text(&self, measured: &Measured) -> String {
-        let mut text = format!("epoch {:.2}, loss {:.4}", self.step as f64 / self.per_epoch as f64, measured.loss);
-        if let Some(contrast) = &measured.contrast {
-            text += &format!(", contrast {:.3}", contrast.loss);
-        }
-        if let Some([strong, weak]) = measured.reconstruction {
-            text += &format!(", reconstruction {strong:.3}/{weak:.3}");
-        }
-        text + &format!(", {:.0} images/s", self.batch as f64 / self.seconds.max(1e-9))
+    fn text(&self, said: &str) -> String {
+        let epoch = self.step as f64 / self.per_epoch as f64;
+        format!("epoch {epoch:.2}, {said}, {:.0} images/s", self.batch as f64 / self.seconds.max(1e-9))
     }
 
     /// A line that stays.

@@ -56,6 +56,16 @@ impl Run {
         found
     }
 
+    /// What a non-finite step was: `macrl-train replay` reads it.
+    pub fn replay(&self) -> PathBuf {
+        self.dir.join("replay.json")
+    }
+
+    /// The state right before that step.
+    pub fn replay_state(&self) -> PathBuf {
+        self.dir.join("checkpoints/replay.safetensors")
+    }
+
     /// Held-out images as the encoder sees them, for the export's parity proof and the report.
     pub fn samples(&self) -> PathBuf {
         self.dir.join("samples.safetensors")
@@ -64,6 +74,16 @@ impl Run {
     /// Accuracies with their baselines.
     pub fn evaluation(&self) -> PathBuf {
         self.dir.join("evaluation.json")
+    }
+
+    /// What fine-tuning reached.
+    pub fn finetuned(&self) -> PathBuf {
+        self.dir.join("finetune.json")
+    }
+
+    /// Fine-tuning's checkpoints and metrics.
+    pub fn finetune(&self) -> PathBuf {
+        self.dir.join("finetune")
     }
 
     /// The linear probe that is served.

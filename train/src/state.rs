@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 use candle_core::{Device, Tensor};
 use macrl_models::checkpoint::{self, Checkpoint};
 use macrl_models::config::Config;
+use macrl_models::ops::graph::with_values;
 use macrl_models::params::Group;
 
 use crate::method::{Method, Part};
@@ -22,11 +23,14 @@ pub struct State {
     pub step: u64,
     /// Best online kNN accuracy so far.
     pub best_knn: Option<f64>,
+    /// What the run is trained on, see [`crate::data::identity`]; `None` in checkpoints of earlier versions.
+    pub data: Option<String>,
 }
 
 const STEP: &str = "step";
 const BEST: &str = "best_knn";
 const NEXT: &str = "bank.next";
+const DATA: &str = "data";
 
 impl State {
     /// The start of a run.
@@ -36,7 +40,7 @@ impl State {
     pub fn init(config: &Config) -> Result<Self> {
         let method = Method::init(config)?;
         let optimizer = AdamW::new(&method.trainable(), &config.train);
-        Ok(State { method, optimizer, step: 0, best_knn: None })
+        Ok(State { method, optimizer, step: 0, best_knn: None, data: None })
     }
 
     /// Writes all of it, atomically.
@@ -64,11 +68,7 @@ impl State {
             add("key.encoder.", encoder.groups())?;
             add("key.", projector.groups())?;
         }
-        for (i, moments) in self.optimizer.moments.iter().enumerate() {
-            for (name, values) in [("first", &moments.first), ("second", &moments.second)] {
-                tensors.push((moment_name(name, i), Tensor::from_slice(values, values.len(), &Device::Cpu)?));
-            }
-        }
+        tensors.extend(moment_tensors(&self.optimizer)?);
         let bank = &self.method.bank;
         if !bank.images.is_empty() {
             let rows = bank.images.len();
@@ -85,6 +85,9 @@ impl State {
         ]);
         if let Some(best) = self.best_knn {
             notes.insert(BEST.into(), best.to_string());
+        }
+        if let Some(data) = &self.data {
+            notes.insert(DATA.into(), data.clone());
         }
         checkpoint::save(path, config, &notes, &tensors)?;
         Ok(())
@@ -103,13 +106,43 @@ impl State {
         };
         let mut method = Method::from_tensors(&config, &tensors).with_context(named)?;
         let step = number(STEP)?;
-        if let (Some(keys), Some(images)) = (tensors.get("bank.keys"), tensors.get("bank.images")) {
-            let keys = keys.flatten_all()?.to_vec1::<f32>()?;
-            method.bank = method.bank.restore(keys, images.to_vec1::<u32>()?, number(NEXT)? as usize)?;
+        let held = config.bank_keys(step);
+        if held > 0 {
+            let tensor = |name: &str| tensors.get(name).with_context(|| format!("tensor `{name}` is missing"));
+            let (keys, images) = (tensor("bank.keys").with_context(named)?, tensor("bank.images").with_context(named)?);
+            let (keys, images) = (keys.flatten_all()?.to_vec1::<f32>()?, images.to_vec1::<u32>()?);
+            ensure!(
+                images.len() == held,
+                "{}: after {step} steps the memory bank should hold {held} keys, found {}",
+                named(),
+                images.len()
+            );
+            method.bank = method.bank.restore(keys, images, number(NEXT)? as usize).with_context(named)?;
         }
         let optimizer = moments(&method.trainable(), &config, &tensors, step).with_context(named)?;
         let best_knn = notes.get(BEST).and_then(|text| text.parse().ok());
-        Ok((State { method, optimizer, step, best_knn }, config))
+        let data = notes.get(DATA).cloned();
+        Ok((State { method, optimizer, step, best_knn, data }, config))
+    }
+
+    /// Names of the parameters with a value that is not finite, the key branch's included.
+    ///
+    /// # Errors
+    /// Candle's.
+    pub fn non_finite(&self) -> Result<Vec<String>> {
+        let own = self.method.trainable().into_iter().map(|(_, group)| (group, ""));
+        let keys =
+            self.method.key.iter().flat_map(|(encoder, projector)| [encoder.groups(), projector.groups()].concat());
+        let mut names = Vec::new();
+        for (group, prefix) in own.chain(keys.map(|group| (group, "key."))) {
+            with_values(group.values(), |values| {
+                let broken =
+                    group.parameters().iter().filter(|p| values[p.range.clone()].iter().any(|v| !v.is_finite()));
+                names.extend(broken.map(|p| format!("{prefix}{}", p.name)));
+                Ok(())
+            })?;
+        }
+        Ok(names)
     }
 }
 
@@ -117,7 +150,24 @@ fn moment_name(kind: &str, group: usize) -> String {
     format!("adamw.{kind}.{group:03}")
 }
 
-fn moments(groups: &[(Part, &Group)], config: &Config, tensors: &HashMap<String, Tensor>, step: u64) -> Result<AdamW> {
+/// An optimiser's moments as a checkpoint holds them.
+pub(crate) fn moment_tensors(optimizer: &AdamW) -> candle_core::Result<Vec<(String, Tensor)>> {
+    let mut tensors = Vec::new();
+    for (i, moments) in optimizer.moments.iter().enumerate() {
+        for (name, values) in [("first", &moments.first), ("second", &moments.second)] {
+            tensors.push((moment_name(name, i), Tensor::from_slice(values, values.len(), &Device::Cpu)?));
+        }
+    }
+    Ok(tensors)
+}
+
+/// The optimiser of a checkpoint.
+pub(crate) fn moments(
+    groups: &[(Part, &Group)],
+    config: &Config,
+    tensors: &HashMap<String, Tensor>,
+    step: u64,
+) -> Result<AdamW> {
     let mut optimizer = AdamW::new(groups, &config.train);
     optimizer.step = step;
     for (i, Moments { first, second }) in optimizer.moments.iter_mut().enumerate() {

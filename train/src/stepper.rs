@@ -83,13 +83,10 @@ impl Stepper {
     ///
     /// # Errors
     /// What the device says.
-    #[cfg_attr(not(feature = "cuda"), expect(clippy::unnecessary_wraps, reason = "a GPU's may fail"))]
+    #[cfg_attr(not(feature = "cuda"), expect(unused_variables, reason = "the CPU's state is always up to date"))]
     pub fn settle(&mut self, state: &mut State) -> Result<Vec<Done>> {
         match self {
-            Stepper::Cpu(_) => {
-                let _ = state;
-                Ok(Vec::new())
-            }
+            Stepper::Cpu(_) => Ok(Vec::new()),
             #[cfg(feature = "cuda")]
             Stepper::Cuda(trainer) => trainer.settle(state),
         }

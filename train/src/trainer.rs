@@ -39,37 +39,59 @@ pub enum Ending {
 }
 
 /// What one optimiser step measured.
+///
+/// With `train.accumulate` above 1 every loss is the mean over the batch's parts.
 pub struct Measured {
-    /// Of the contrastive part, where there is one: of the last part of the batch (all of it without accumulation).
-    pub contrast: Option<Contrast>,
-    /// L1 of the strong and of the weak branch, where decoders run: as `contrast`.
-    pub reconstruction: Option<[f32; 2]>,
-    /// The loss averaged over the parts.
+    /// w_c L_contrast + w_r L_rec.
     pub loss: f64,
+    /// Of the contrastive part, where there is one.
+    pub contrast: Option<Contrast>,
+    /// L1 of the strong and of the weak branch, where decoders run.
+    pub reconstruction: Option<[f32; 2]>,
     /// Gradient norms before clipping.
     pub norms: Norms,
-    /// Which groups got no gradient.
-    pub without_gradient: Vec<String>,
+    /// Parameters that no gradient reached.
+    pub dead: Vec<String>,
 }
 
-/// One optimiser step; the state is the next step's afterwards.
+/// A batch's gradients, not applied yet, and what was measured on the way.
+pub struct Computed {
+    /// Losses and norms.
+    pub measured: Measured,
+    /// Summed over the batch's parts: the mean is a share of `1 / parts` of it.
+    pub gradients: Gradients,
+    /// (B, C) keys that enter the bank after the optimiser's step.
+    pub keys: Vec<f32>,
+}
+
+/// Losses and gradients of a batch; nothing is changed.
 ///
 /// # Errors
-/// A batch that does not fit, or what the sentinel finds.
-pub fn step(state: &mut State, batch: &Batch, config: &Config, schedule: &Schedule) -> Result<Measured> {
+/// A batch that does not fit.
+pub fn compute(state: &State, batch: &Batch, config: &Config) -> Result<Computed> {
     let parts = split(batch, config.train.accumulate);
+    let share = 1.0 / parts.len() as f64;
+    let groups = state.method.trainable();
     let mut gradients: Option<Gradients> = None;
-    let (mut keys, mut loss, mut contrast, mut reconstruction) = (Vec::new(), 0.0, None, None);
+    let mut keys = Vec::new();
+    let mut measured =
+        Measured { loss: 0.0, contrast: None, reconstruction: None, norms: Norms::default(), dead: Vec::new() };
     for part in &parts {
-        let of_part = state.method.losses(&Inputs::new(part, config)?)?;
-        loss += f64::from(of_part.total.to_scalar::<f32>()?) / parts.len() as f64;
-        let taken = Gradients::take(of_part.total.backward()?, &state.method.trainable());
+        let losses = state.method.losses(&Inputs::new(part, config)?)?;
+        measured.loss += share * f64::from(losses.total.to_scalar::<f32>()?);
+        let (contrast, reconstruction) = numbers(&losses)?;
+        measured.contrast = contrast.map(|c| mean_contrast(measured.contrast, c, share as f32));
+        let l1 = |r: [f32; 2]| {
+            let before = measured.reconstruction.unwrap_or_default();
+            [0, 1].map(|branch| before[branch] + share as f32 * r[branch])
+        };
+        measured.reconstruction = reconstruction.map(l1);
+        let taken = Gradients::take(losses.total.backward()?, &groups);
         match &mut gradients {
             Some(sum) => sum.add(taken)?,
             None => gradients = Some(taken),
         }
-        (contrast, reconstruction) = numbers(&of_part)?;
-        if let Some(k) = &of_part.keys {
+        if let Some(k) = &losses.keys {
             with_values(k, |k| {
                 keys.extend_from_slice(k);
                 Ok(())
@@ -77,26 +99,36 @@ pub fn step(state: &mut State, batch: &Batch, config: &Config, schedule: &Schedu
         }
     }
     let Some(gradients) = gradients else { anyhow::bail!("an empty batch") };
+    measured.norms = gradients.norms(&groups)?.times(share);
+    measured.dead = gradients.dead(&groups)?;
+    Ok(Computed { measured, gradients, keys })
+}
 
-    let share = 1.0 / parts.len() as f64;
-    let groups = state.method.trainable();
-    let raw = gradients.norms(&groups)?;
-    let norms = Norms {
-        total: raw.total * share,
-        encoder: raw.encoder * share,
-        decoder: raw.decoder * share,
-        projector: raw.projector * share,
-    };
-    let names = groups.iter().zip(&gradients.0).filter(|(_, g)| g.is_none());
-    let without_gradient = names.map(|((_, group), _)| group.parameters()[0].name.clone()).collect();
-    let measured = Measured { contrast, reconstruction, loss, norms, without_gradient };
-    if !(measured.loss.is_finite() && norms.total.is_finite()) {
-        return Ok(measured); // the sentinel speaks; the weights stay as they were
+/// Adds a part's share to the mean.
+fn mean_contrast(sum: Option<Contrast>, part: Contrast, share: f32) -> Contrast {
+    let sum = sum.unwrap_or(Contrast { loss: 0.0, positive: 0.0, negative: 0.0 });
+    Contrast {
+        loss: sum.loss + share * part.loss,
+        positive: sum.positive + share * part.positive,
+        negative: sum.negative + share * part.negative,
+    }
+}
+
+/// One optimiser step; the state is the next step's afterwards.  Where the loss or the gradient is not finite nothing is
+/// changed: the sentinel speaks.
+///
+/// # Errors
+/// A batch that does not fit.
+pub fn step(state: &mut State, batch: &Batch, config: &Config, schedule: &Schedule) -> Result<Measured> {
+    let Computed { measured, gradients, keys } = compute(state, batch, config)?;
+    let norm = measured.norms.total;
+    if !(measured.loss.is_finite() && norm.is_finite()) {
+        return Ok(measured);
     }
     let clip = config.train.clip_norm;
-    let scale = if clip > 0.0 && norms.total > clip { clip / norms.total } else { 1.0 };
-    state.optimizer.update(&groups, &gradients, schedule.lr(state.step), scale * share)?;
-    drop(groups);
+    let scale = if clip > 0.0 && norm > clip { clip / norm } else { 1.0 };
+    let share = 1.0 / config.train.accumulate as f64;
+    state.optimizer.update(&state.method.trainable(), &gradients, schedule.lr(state.step), scale * share)?;
     state.method.follow(schedule.momentum(state.step) as f32)?;
     state.method.bank.push(&keys, &batch.indices);
     state.step += 1;
@@ -120,7 +152,7 @@ fn numbers(losses: &Losses) -> Result<(Option<Contrast>, Option<[f32; 2]>)> {
 }
 
 /// A batch in equal parts.
-fn split(batch: &Batch, parts: usize) -> Vec<Batch> {
+pub(crate) fn split(batch: &Batch, parts: usize) -> Vec<Batch> {
     if parts <= 1 {
         return vec![batch.clone()];
     }
@@ -156,12 +188,13 @@ pub fn pretrain(
     let mut stepper = Stepper::new(device, data.train.clone(), config, &mut state)?;
     let per_epoch = stepper.steps_per_epoch();
     let schedule = Schedule::new(config, per_epoch);
+    let metrics = Metrics::open(&run.metrics(), state.step)?;
     let mut log = Log {
         run,
         config,
         schedule,
         per_epoch,
-        metrics: Metrics::open(&run.metrics(), state.step)?,
+        metrics: metrics.with_tensorboard(config.train.tensorboard, &run.metrics(), state.step)?,
         progress: Progress::start(config, per_epoch, state.step),
         sentinel: Sentinel::default(),
     };
@@ -170,19 +203,22 @@ pub fn pretrain(
 
     while state.step < schedule.total {
         if stop.load(Ordering::SeqCst) {
-            log.note(&stepper.settle(&mut state)?)?;
+            log.settle(&mut stepper, &mut state)?;
+            log.sentinel.check_weights(run, config, &state)?;
             state.save(&run.last(), config)?;
             log.progress.finish();
             return Ok(Ending::Interrupted(state.step));
         }
-        log.note(&stepper.advance(&mut state, config, &schedule)?)?;
+        let done = stepper.advance(&mut state, config, &schedule)?;
+        log.note(&done, &state)?;
         let end_of_epoch = state.step.is_multiple_of(per_epoch);
         let every = config.train.checkpoint_every as u64;
         if end_of_epoch {
-            log.note(&stepper.settle(&mut state)?)?;
+            log.settle(&mut stepper, &mut state)?;
             log.at_epoch_end(&mut state, online.as_ref())?;
         } else if every > 0 && state.step.is_multiple_of(every) {
-            log.note(&stepper.settle(&mut state)?)?;
+            log.settle(&mut stepper, &mut state)?;
+            log.sentinel.check_weights(run, config, &state)?;
             state.save(&run.last(), config)?;
         }
     }
@@ -205,18 +241,26 @@ struct Log<'a> {
 }
 
 impl Log<'_> {
+    /// Brings the state up to date, and checks and writes down what was still due.
+    fn settle(&mut self, stepper: &mut Stepper, state: &mut State) -> Result<()> {
+        let done = stepper.settle(state)?;
+        self.note(&done, state)
+    }
+
     /// Checks and writes down what steps measured.
-    fn note(&mut self, steps: &[Done]) -> Result<()> {
+    fn note(&mut self, steps: &[Done], state: &State) -> Result<()> {
         for done in steps {
-            self.sentinel.check_step(self.run, done)?;
-            self.sentinel.check_waiting(done.waiting);
-            self.progress.step(&done.measured, done.seconds);
-            self.metrics.write(&self.line(done))?;
+            self.sentinel.check_step(self.run, self.config, done, state)?;
+            if let Some(said) = self.sentinel.check_waiting(done.waiting) {
+                self.progress.message(&said);
+            }
+            self.progress.step(&in_words(&done.measured), done.seconds);
+            self.metrics.write(&self.line(done, state))?;
         }
         Ok(())
     }
 
-    fn line(&self, done: &Done) -> serde_json::Value {
+    fn line(&self, done: &Done, state: &State) -> serde_json::Value {
         let Measured { contrast, reconstruction, loss, norms, .. } = &done.measured;
         let (step, batch) = (done.at + 1, done.indices.len());
         let mut line = json!({
@@ -229,7 +273,14 @@ impl Log<'_> {
             line["positive_similarity"] = contrast.positive.into();
             line["negative_similarity"] = contrast.negative.into();
             line["grad_norm_projector"] = norms.projector.into();
-            line["bank_keys"] = (step * batch as u64).min(self.config.contrast.bank_size as u64).into();
+            line["bank_keys"] = self.config.bank_keys(step).into();
+            let bank = &state.method.bank;
+            // On a GPU the state here lags behind, and the keys with it.
+            if let (true, Some(norm), Some((mean, oldest))) = (state.step == step, bank.norm(), bank.age(batch)) {
+                line["bank_norm"] = norm.into();
+                line["bank_age"] = mean.into();
+                line["bank_age_oldest"] = oldest.into();
+            }
         }
         if let Some([strong, weak]) = reconstruction {
             line["reconstruction_strong"] = (*strong).into();
@@ -247,20 +298,22 @@ impl Log<'_> {
         let mut best = false;
         if let (true, Some(online)) = (due, online) {
             let seen = online.check(&state.method.encoder)?;
-            self.progress.message(&format!(
-                "epoch {epoch}: kNN {:.1} %, feature std {:.3}, effective rank {:.1}",
-                100.0 * seen.knn,
-                seen.feature_std,
-                seen.rank
-            ));
-            self.metrics.write(&json!({"kind": "eval", "step": state.step, "epoch": epoch, "knn": seen.knn,
-                "feature_std": seen.feature_std, "rank": seen.rank}))?;
-            best = state.best_knn.is_none_or(|b| seen.knn > b);
+            let knn = seen.knn.map_or_else(String::new, |knn| format!("kNN {:.1} %, ", 100.0 * knn));
+            let features = format!("feature std {:.3}, effective rank {:.1}", seen.feature_std, seen.rank);
+            self.progress.message(&format!("epoch {epoch}: {knn}{features}"));
+            let mut line = json!({"kind": "eval", "step": state.step, "epoch": epoch, "feature_std": seen.feature_std,
+                "rank": seen.rank});
+            if let Some(knn) = seen.knn {
+                line["knn"] = knn.into();
+                best = state.best_knn.is_none_or(|b| knn > b);
+            }
+            self.metrics.write(&line)?;
             if best {
-                state.best_knn = Some(seen.knn);
+                state.best_knn = seen.knn;
             }
             self.sentinel.check_features(&seen)?;
         }
+        self.sentinel.check_weights(run, config, state)?;
         if best {
             // Before `last`, which remembers how good the best one is: a kill in between repeats the epoch's end.
             state.save(&run.best(), config)?;
@@ -285,6 +338,18 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
         .or_else(|_| std::fs::copy(from, &beside).map(|_| ()))
         .and_then(|()| std::fs::rename(&beside, to))
         .with_context(|| format!("cannot write {}", to.display()))
+}
+
+/// The losses for the progress bar.
+fn in_words(measured: &Measured) -> String {
+    let mut text = format!("loss {:.4}", measured.loss);
+    if let Some(contrast) = &measured.contrast {
+        text += &format!(", contrast {:.3}", contrast.loss);
+    }
+    if let Some([strong, weak]) = measured.reconstruction {
+        text += &format!(", reconstruction {strong:.3}/{weak:.3}");
+    }
+    text
 }
 
 /// Keeps some held-out images with the run: the export proves its parity on them.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use image::{Rgb, RgbImage};
+use macrl_models::checkpoint;
 use macrl_models::config::Config;
 use macrl_models::params::Group;
 use macrl_train::data::Dataset;
@@ -13,7 +14,7 @@ use macrl_train::method::Part;
 use macrl_train::optimizer::Gradients;
 use macrl_train::schedule::Schedule;
 use macrl_train::state::State;
-use macrl_train::trainer::step;
+use macrl_train::trainer::{compute, step};
 
 const SMALL: [&str; 12] = [
     "encoder.image_size=16",
@@ -129,6 +130,55 @@ fn a_batch_in_parts_gives_the_gradient_of_the_whole() {
     let pairs = moments.flat_map(|(a, b)| a.first.iter().zip(&b.first));
     let largest = pairs.fold(0f32, |m, (a, b)| m.max((a - b).abs()));
     assert!(largest < 1e-6, "{largest}");
+}
+
+#[test]
+fn losses_of_a_batch_in_parts_are_means_over_its_parts() {
+    let parts = config(&["train.accumulate=4"]);
+    let state = State::init(&parts).unwrap();
+    let batch = batches(&parts).make(0).unwrap();
+    let measured = compute(&state, &batch, &parts).unwrap().measured;
+    // The same parts one by one: batches of 2 of the same order, so the same images and views.
+    let two = config(&["train.batch_size=2"]);
+    let source = batches(&two);
+    let mut sums = [0f64; 5];
+    for i in 0..4 {
+        let part = source.make(i).unwrap();
+        assert_eq!(part.indices, batch.indices[2 * i as usize..][..2]);
+        let one = compute(&state, &part, &two).unwrap().measured;
+        let (contrast, [strong, weak]) = (one.contrast.unwrap(), one.reconstruction.unwrap());
+        let values = [one.loss, contrast.loss.into(), contrast.positive.into(), strong.into(), weak.into()];
+        sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += value / 4.0);
+    }
+    let (contrast, [strong, weak]) = (measured.contrast.unwrap(), measured.reconstruction.unwrap());
+    let values = [measured.loss, contrast.loss.into(), contrast.positive.into(), strong.into(), weak.into()];
+    assert!(values.iter().zip(sums).all(|(a, b)| (a - b).abs() < 1e-6), "{values:?} {sums:?}");
+}
+
+#[test]
+fn a_checkpoint_without_its_bank_is_refused() {
+    let config = config(&[]);
+    let mut state = State::init(&config).unwrap();
+    train(&mut state, &config, 0..2);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("last.safetensors");
+    state.save(&path, &config).unwrap();
+    let whole = checkpoint::load(&path).unwrap();
+    let refused = |tensors: Vec<(String, candle_core::Tensor)>| {
+        checkpoint::save(&path, &config, &whole.notes, &tensors).unwrap();
+        format!("{:#}", State::load(&path).err().unwrap())
+    };
+    for name in ["bank.keys", "bank.images"] {
+        let rest = whole.tensors.clone().into_iter().filter(|(n, _)| n != name).collect();
+        let message = refused(rest);
+        assert!(message.ends_with(&format!("tensor `{name}` is missing")), "{message}");
+    }
+    let short = whole.tensors.iter().map(|(name, tensor)| match name.starts_with("bank.") {
+        true => (name.clone(), tensor.narrow(0, 0, 8).unwrap().contiguous().unwrap()),
+        false => (name.clone(), tensor.clone()),
+    });
+    let message = refused(short.collect());
+    assert!(message.contains("after 2 steps the memory bank should hold 16 keys, found 8"), "{message}");
 }
 
 #[test]

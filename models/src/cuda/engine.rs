@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use candle_core::cuda::cudarc::driver::sys::{
-    CUdevice_attribute, CUfunction_attribute, CUmemPool_attribute, CUresult, cuDeviceGetDefaultMemPool,
-    cuMemPoolSetAttribute,
+    CUdevice_attribute, CUfunction_attribute, CUgraphMem_attribute, CUmemPool_attribute, CUresult,
+    cuDeviceGetDefaultMemPool, cuDeviceGetGraphMemAttribute, cuMemPoolGetAttribute, cuMemPoolSetAttribute,
 };
 use candle_core::cuda::cudarc::driver::{CudaFunction, CudaModule, CudaSlice, CudaStream};
 use candle_core::cuda::cudarc::nvrtc::Ptx;
@@ -186,6 +186,22 @@ impl Engine {
 
     pub(super) fn is_capturing(&self) -> bool {
         self.capturing.load(Ordering::SeqCst)
+    }
+
+    /// The most memory that was reserved so far for tensors, working memory and captured steps, in bytes.
+    pub fn peak_bytes(&self) -> u64 {
+        let device = self.stream.context().cu_device();
+        let (mut pool, mut plain, mut graphs) = (std::ptr::null_mut(), 0u64, 0u64);
+        let high = CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH;
+        let graph_high = CUgraphMem_attribute::CU_GRAPH_MEM_ATTR_RESERVED_MEM_HIGH;
+        // SAFETY: valid pointers to 64-bit numbers, as both attributes are; what fails leaves 0.
+        unsafe {
+            if cuDeviceGetDefaultMemPool(&mut pool, device) == CUresult::CUDA_SUCCESS {
+                let _ = cuMemPoolGetAttribute(pool, high, std::ptr::from_mut(&mut plain).cast());
+            }
+            let _ = cuDeviceGetGraphMemAttribute(device, graph_high, std::ptr::from_mut(&mut graphs).cast());
+        }
+        plain + graphs
     }
 
     /// Waits until everything queued is done.

@@ -61,6 +61,8 @@ unsafe impl DeviceRepr for StepNumbers {}
 // SAFETY: plain numbers in C's order.
 unsafe impl DeviceRepr for UpdateNumbers {}
 
+const _: () = assert!(size_of::<StepNumbers>() == 32 && size_of::<UpdateNumbers>() == 40, "update.cuh says so");
+
 /// The optimiser's constants.
 #[derive(Debug, Clone, Copy)]
 pub struct Rule {

@@ -135,7 +135,7 @@ pub fn contrast(
 ) -> Result<(Tensor, Tensor)> {
     let (batch, width) = queries.dims2()?;
     let (capacity, bank_width) = bank.keys.dims2()?;
-    if keys.dims() != [batch, width] || images.elem_count() != batch || (capacity > 0 && bank_width != width) {
+    if keys.dims() != [batch, width] || images.elem_count() != batch || bank_width != width {
         bail!("contrast: queries {batch} x {width}, keys {:?}, bank {:?}", keys.shape(), bank.keys.shape())
     }
     let engine = Engine::at(queries.device())?;
@@ -172,9 +172,7 @@ impl Layer for InfoNce {
             engine.gemm.forward(real, Real::F32, [b, c, n], mat(q, c), mat(keys, c), out, Plus::Nothing)
         };
         compare(b, address(&self.keys)?, 0)?;
-        if m > 0 {
-            compare(m, address(&self.bank.keys)?, b)?;
-        }
+        compare(m, address(&self.bank.keys)?, b)?;
         let (weights, rows) = (Scratch::new(engine, real, b * columns)?, Scratch::new(engine, Real::F32, 4 * b)?);
         launch!(
             engine, real.kernel("nce_rows"), (b as u32, 1), THREADS, 0;
@@ -202,9 +200,7 @@ impl Layer for InfoNce {
             engine.gemm.input_gradient(real, Real::F32, [b, c, n], from, mat(keys, c), mat(sum.at(), c), plus)
         };
         add(b, address(&self.keys)?, 0, Plus::Nothing)?;
-        if m > 0 {
-            add(m, address(&self.bank.keys)?, b, Plus::Result)?;
-        }
+        add(m, address(&self.bank.keys)?, b, Plus::Result)?;
         let (storage, dq) = engine.room(real.dtype(), b * c)?;
         let grid = super::engine::blocks(b * c, THREADS as usize);
         let weight = self.how.weight as f32;
@@ -224,9 +220,6 @@ impl DeviceBank {
     pub fn push(&self, keys: &Tensor, images: &Tensor, next: u64, offset: usize) -> Result<()> {
         let (batch, width) = keys.dims2()?;
         let capacity = self.images.elem_count();
-        if capacity == 0 {
-            return Ok(());
-        }
         let (engine, real) = (Engine::at(keys.device())?, Real::of(keys.dtype())?);
         launch!(
             engine, real.kernel("bank_push"), (batch as u32, 1), 128, 0;

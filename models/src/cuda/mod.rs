@@ -16,6 +16,8 @@ pub mod layers;
 pub mod losses;
 pub mod memory;
 pub mod node;
+pub mod places;
+mod rows;
 pub mod stack;
 pub mod views;
 

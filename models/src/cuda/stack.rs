@@ -10,9 +10,9 @@ use candle_core::{CudaStorage, Result, Tensor};
 use super::attention;
 use super::engine::{Engine, Real};
 use super::gemm::{Plus, mat};
-use super::layers::{Params, anchor, column_sums, gelu, gelu_backward, norm, norm_backward};
 use super::memory::Scratch;
 use super::node::{Forward, Layer, apply};
+use super::rows::{Params, anchor, column_sums, gelu, gelu_backward, norm, norm_backward};
 use crate::ops::block::Block;
 use crate::params::Group;
 

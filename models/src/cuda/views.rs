@@ -28,6 +28,8 @@ pub struct Draw {
     pub unused: [f32; 3],
 }
 
+const _: () = assert!(size_of::<Draw>() == 64, "views.cuh says so");
+
 /// Words of a [`Draw`].
 pub const DRAW_WORDS: usize = size_of::<Draw>() / 4;
 

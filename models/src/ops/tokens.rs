@@ -12,7 +12,7 @@ use super::graph;
 use super::info_nce::{Contrast, Keys};
 use crate::config::Pooling;
 #[cfg(feature = "cuda")]
-use crate::cuda::{layers, losses, stack};
+use crate::cuda::{layers, losses, places, stack};
 use crate::params::Group;
 
 /// Which patches of each image the encoder sees.
@@ -62,8 +62,11 @@ impl Positions {
         Positions { values: Arc::new(values), width, device: Arc::default() }
     }
 
-    #[cfg(feature = "cuda")]
-    fn at(&self, device: &Device) -> Result<Tensor> {
+    /// As a tensor (1 + N, D) on a device.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn at(&self, device: &Device) -> Result<Tensor> {
         if let Some(held) = self.device.get().filter(|held| held.device().same_device(device)) {
             return Ok(held.clone());
         }
@@ -115,11 +118,11 @@ pub fn embed(views: &[&Seen], group: &Group, positions: &Positions) -> Result<To
     }
     on_gpu!({
         let seen = |view: &&Seen| match &view.kept {
-            Kept::Device { kept, .. } => Ok(layers::Seen { patches: view.patches.clone(), kept: kept.clone() }),
+            Kept::Device { kept, .. } => Ok(places::Seen { patches: view.patches.clone(), kept: kept.clone() }),
             Kept::Host(_) => bail!("embed: patches and their indexes are on different devices"),
         };
         let views = views.iter().map(seen).collect::<Result<Vec<_>>>()?;
-        let (tokens, spans) = layers::embed(&views, group, &positions.at(first.patches.device())?)?;
+        let (tokens, spans) = places::embed(&views, group, &positions.at(first.patches.device())?)?;
         Ok(Tokens { parts: vec![tokens], spans })
     })
 }
@@ -213,7 +216,7 @@ impl Tokens {
         on_gpu!({
             let x = &self.parts[0];
             let sources = sources(kept)?;
-            let (tokens, spans) = layers::fill(x, &self.spans, group, &sources, &positions.at(x.device())?)?;
+            let (tokens, spans) = places::fill(x, &self.spans, group, &sources, &positions.at(x.device())?)?;
             Ok(Tokens { parts: vec![tokens], spans })
         })
     }

@@ -185,7 +185,7 @@ fn flat_values(tokens: &Tokens) -> Result<Vec<f32>> {
 }
 
 /// All of them.
-pub fn all(checks: &mut Checks, real: Real) {
+pub(crate) fn all(checks: &mut Checks, real: Real) {
     let limit = tolerance(real);
     let named = |name: &str| format!("{name} {real:?}");
     checks.run(&named("embed"), |device| {

@@ -58,7 +58,7 @@ fn data(equal: bool) -> Arc<dyn Dataset> {
 }
 
 /// All of them.
-pub fn all(checks: &mut Checks) {
+pub(crate) fn all(checks: &mut Checks) {
     for (name, set) in [
         (
             "views, all corruptions",
@@ -84,11 +84,13 @@ pub fn all(checks: &mut Checks) {
         ("steps f32, reconstruction only", vec!["contrast.weight=0"], true),
         ("steps f32, contrast only", vec!["reconstruction.weight=0"], true),
         ("steps f32, batch in two parts", vec!["train.accumulate=2"], true),
+        ("steps f32, no bank", vec!["contrast.bank_size=0"], true),
         ("steps bf16", vec!["train.precision=bf16"], true),
         ("steps bf16, views made on the CPU, in two parts", vec!["train.precision=bf16", "train.accumulate=2"], false),
     ] {
         checks.run(name, |device| steps(device, &config(&set)?, equal));
     }
+    checks.run("a resumed run", resumed);
 }
 
 /// Largest difference of a pixel, in grey levels of 255, against the CPU's views of the same step.
@@ -188,4 +190,31 @@ fn steps(device: &Device, config: &Config, equal: bool) -> Result<Vec<(String, f
         found.push(("bank".into(), distance(&b.keys, &a.keys), if parts { 2.0 * limit } else { limit }));
     }
     Ok(found)
+}
+
+/// A run stopped, saved and gone on with equals one that was not: sums have a fixed order.
+fn resumed(device: &Device) -> Result<Vec<(String, f64, f64)>> {
+    let config = config(&["train.precision=bf16"])?;
+    let whole = ran(device, &config, true)?;
+    let path = std::env::temp_dir().join(format!("check_cuda-{}.safetensors", std::process::id()));
+    let mut state = State::init(&config)?;
+    let advance = |state: &mut State, end: u64| -> Result<()> {
+        let mut stepper = Stepper::new(device, data(true), &config, state)?;
+        let schedule = Schedule::new(&config, stepper.steps_per_epoch());
+        while state.step < end {
+            stepper.advance(state, &config, &schedule)?;
+        }
+        stepper.settle(state)?;
+        Ok(())
+    };
+    advance(&mut state, STEPS / 2 - 1)?;
+    state.save(&path, &config)?;
+    let (mut state, _) = State::load(&path)?;
+    std::fs::remove_file(&path)?;
+    advance(&mut state, STEPS)?;
+    let moments = |s: &State| s.optimizer.moments.iter().flat_map(|m| [&m.first[..], &m.second[..]].concat()).collect();
+    let (a, b): (Vec<f32>, Vec<f32>) = (moments(&state), moments(&whole.state));
+    let (c, d) = (&state.method.bank, &whole.state.method.bank);
+    anyhow::ensure!((&c.images, c.next) == (&d.images, d.next), "the banks hold other images");
+    Ok(vec![("moments".into(), distance(&a, &b), 1e-6), ("bank".into(), distance(&c.keys, &d.keys), 1e-6)])
 }

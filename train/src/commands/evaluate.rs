@@ -13,6 +13,7 @@ use super::{data_dir, open_data};
 use crate::data::Data;
 use crate::encode::{Images, load_encoder};
 use crate::evaluate::{FeatureSets, Pixels, Settings, Split, evaluate, export, pixel_features, table};
+use crate::finetune::result;
 use crate::run::Run;
 
 /// What `evaluate` takes.
@@ -55,6 +56,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     evaluation.protocol.extra.insert("checkpoint".into(), name.into());
     evaluation.protocol.extra.insert("steps".into(), step.into());
+    if let Some(finetuned) = result::read(&run)? {
+        evaluation.extra.insert(result::KEY.into(), finetuned);
+    }
     let bytes = probe.to_bytes().context("cannot write the probe")?;
     atomic::write_file(&run.probe(), &bytes).with_context(|| format!("cannot write {}", run.probe().display()))?;
     let json = evaluation.to_json();

@@ -1,19 +1,25 @@
 //! The command line: arguments -> one function per command -> exit code.
 
 mod evaluate;
+mod finetune;
 mod pretrain;
+mod replay;
 mod report;
 mod unpack;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use macrl_models::config::ConfigError;
 
+use crate::data::identity::identity;
 use crate::data::{self, Data};
 use crate::run::Run;
+use crate::state::State;
 
 /// Pretrains a vision encoder on images without labels, and says how good it is.
 #[derive(Debug, Parser)]
@@ -29,6 +35,10 @@ enum Command {
     Pretrain(pretrain::Arguments),
     /// kNN and linear probe of a run's encoder, beside an untrained encoder and raw pixels.
     Evaluate(evaluate::Arguments),
+    /// Train a run's encoder on the labels, end to end, beside the same network from random weights.
+    Finetune(finetune::Arguments),
+    /// Compute a step that was not finite again, and say where it comes from.
+    Replay(replay::Arguments),
     /// Write report.html, one self-contained page about a run.
     Report(report::Arguments),
     /// Write a split's images as PNG files into class sub-folders.
@@ -49,6 +59,8 @@ pub fn run() -> ExitCode {
     let done = match cli.command {
         Command::Pretrain(arguments) => pretrain::run(&arguments),
         Command::Evaluate(arguments) => evaluate::run(&arguments),
+        Command::Finetune(arguments) => finetune::run(&arguments),
+        Command::Replay(arguments) => replay::run(&arguments),
         Command::Report(arguments) => report::run(&arguments),
         Command::Unpack(arguments) => unpack::run(&arguments),
     };
@@ -74,6 +86,14 @@ fn refuse(said: &clap::Error) -> ExitCode {
     ExitCode::from(2)
 }
 
+/// A flag that Ctrl-C sets: the work stops where it can go on from.
+fn stop_on_ctrl_c() -> Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let seen = stop.clone();
+    ctrlc::set_handler(move || seen.store(true, Ordering::SeqCst)).context("cannot catch Ctrl-C")?;
+    Ok(stop)
+}
+
 /// Opens the data set, and says what was found.
 fn open_data(dir: &std::path::Path, config: &macrl_models::config::Config) -> Result<Data> {
     let data = data::open(dir, config)?;
@@ -92,6 +112,16 @@ fn open_data(dir: &std::path::Path, config: &macrl_models::config::Config) -> Re
         data.skipped.iter().take(SHOWN).for_each(|(file, why)| eprintln!("  {file}: {why}"));
     }
     Ok(data)
+}
+
+/// Whether these are the images that a state was trained on.
+fn check_data(command: &str, state: &State, data: &Data) -> Result<()> {
+    match (&state.data, identity(data)) {
+        (Some(own), found) if *own != found => {
+            Err(Usage(format!("{command}: the run was trained on other data: expected {own}; found {found}")).into())
+        }
+        _ => Ok(()),
+    }
 }
 
 /// `--data`, or where the run found its data.

@@ -1,16 +1,16 @@
 //! `macrl-train pretrain`.
 
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use macrl_models::atomic;
 use macrl_models::config::{Config, Precision};
+use macrl_models::device;
+use macrl_models::runtime::Device as Choice;
 
-use super::{Usage, open_data};
-use crate::device::{self, Choice};
+use super::{Usage, check_data, open_data, stop_on_ctrl_c};
+use crate::data::identity::identity;
 use crate::run::Run;
 use crate::state::State;
 use crate::trainer::{Ending, pretrain};
@@ -33,8 +33,8 @@ pub(super) struct Arguments {
     /// Go on where the run stopped.
     #[arg(long)]
     resume: bool,
-    /// Where to compute.
-    #[arg(long, value_enum, default_value = "auto")]
+    /// Where to compute: auto (a GPU where one works), cpu or cuda.
+    #[arg(long, default_value = "auto", value_parser = device::parse)]
     device: Choice,
 }
 
@@ -50,14 +50,18 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
             .clone()
             .unwrap_or_else(|| PathBuf::from("runs").join(arguments.config.file_stem().unwrap_or_default())),
     );
-    let (state, config) = start(arguments, &run, config)?;
+    let (mut state, config) = start(arguments, &run, config)?;
     let dir = match &arguments.data {
         Some(dir) => dir.clone(),
         None => super::data_dir(&None, &run)?,
     };
     let data = open_data(&dir, &config)?;
+    check_data("--resume", &state, &data)?;
+    state.data = Some(identity(&data));
 
-    std::fs::create_dir_all(run.dir().join("checkpoints"))
+    let checkpoints = run.dir().join("checkpoints");
+    std::fs::create_dir_all(&checkpoints)
+        .and_then(|()| atomic::sweep(&checkpoints))
         .with_context(|| format!("cannot create {}", run.dir().display()))?;
     atomic::write_file(&run.config(), config.to_toml().as_bytes()).context("cannot write config.toml")?;
     let absolute = dir.canonicalize().unwrap_or(dir);
@@ -70,9 +74,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
         config.train.absolute_lr()
     );
 
-    let stop = Arc::new(AtomicBool::new(false));
-    let seen = stop.clone();
-    ctrlc::set_handler(move || seen.store(true, Ordering::SeqCst)).context("cannot catch Ctrl-C")?;
+    let stop = stop_on_ctrl_c()?;
     match pretrain(&run, &config, &data, state, &device, &stop)? {
         Ending::Finished => {
             eprintln!("done: {}", run.last().display());
@@ -98,7 +100,7 @@ fn start(arguments: &Arguments, run: &Run, config: Config) -> Result<(State, Con
     }
     let (state, saved) = State::load(&run.last())?;
     ensure!(
-        saved == config,
+        saved.same_run(&config),
         Usage(format!("--resume: the configuration is not the run's own, which is in {}", run.config().display()))
     );
     eprintln!("resuming after step {}", state.step);

@@ -38,7 +38,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
         Split::Train => &data.train,
         Split::Test => data.test.as_ref().context("the data has no test split")?,
     };
-    let written = unpack(split.as_ref(), &data.classes, arguments.per_class, &arguments.out)?;
+    let (written, unreadable) = unpack(split.as_ref(), &data.classes, arguments.per_class, &arguments.out)?;
+    unreadable.iter().for_each(|why| eprintln!("left out {why}"));
     eprintln!("{written} images in {}", arguments.out.display());
     Ok(())
 }

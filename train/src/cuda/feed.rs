@@ -21,7 +21,7 @@ use crate::views::draw::{Adjust, Draws};
 use crate::views::{Batch, Recipe, View, blur};
 
 /// Words in front: the step's numbers.
-pub const HEAD: usize = size_of::<macrl_models::cuda::flat::StepNumbers>() / 4;
+pub(super) const HEAD: usize = size_of::<macrl_models::cuda::flat::StepNumbers>() / 4;
 /// Share of the GPU's memory that a data set may take.
 const SHARE: usize = 4;
 
@@ -50,7 +50,7 @@ pub struct Room {
     images: Tensor,
     strong: Branch,
     weak: Branch,
-    parts: usize,
+    part: usize,
     resident: Option<(Tensor, Geometry)>,
 }
 
@@ -58,6 +58,8 @@ pub struct Room {
 #[derive(Debug, Clone, Copy)]
 struct Sizes {
     batch: usize,
+    /// Images of a part, which the operators see as a batch of its own.
+    part: usize,
     patches: usize,
     values: usize,
     resident: bool,
@@ -90,15 +92,17 @@ impl Feed {
     ) -> Result<(Self, Room)> {
         let (strong, weak) = (Recipe::strong(config), Recipe::weak(config));
         let resident = resident(device, &data, config, &strong)?;
+        let parts = config.train.accumulate.max(1);
         let sizes = Sizes {
             batch: config.train.batch_size,
+            part: config.train.batch_size / parts,
             patches: config.encoder.patches(),
             values: config.encoder.patch_values(),
             resident: resident.is_some(),
         };
-        let (kept, parts) = ([strong.kept(), weak.kept()], config.train.accumulate.max(1));
+        let kept = [strong.kept(), weak.kept()];
         let image = resident.as_ref().map(|(_, g)| (g.height, g.width));
-        let room = Room::new(device, real, sizes, kept, parts, resident)?;
+        let room = Room::new(device, real, sizes, kept, resident)?;
         let batches = Batches::new(data, config)?;
         let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
         let make = move |batches: &Batches, step: u64| match image {
@@ -138,10 +142,9 @@ impl Room {
         real: Real,
         sizes: Sizes,
         kept: [usize; 2],
-        parts: usize,
         resident: Option<(Tensor, Geometry)>,
     ) -> Result<Self> {
-        let Sizes { batch, .. } = sizes;
+        let Sizes { batch, part, .. } = sizes;
         let count = HEAD + batch + kept.iter().map(|k| sizes.words(*k)).sum::<usize>();
         let words = Tensor::zeros(count, candle_core::DType::U32, device)?;
         let images = words.narrow(0, HEAD, batch)?;
@@ -152,7 +155,7 @@ impl Room {
             Ok(branch)
         };
         let (strong, weak) = (branch(kept[0])?, branch(kept[1])?);
-        Ok(Room { images, strong, weak, words, parts, resident })
+        Ok(Room { images, strong, weak, words, part, resident })
     }
 
     /// Queues what stands between the words and the operators: making the views, or their conversion.
@@ -177,8 +180,8 @@ impl Room {
     /// # Errors
     /// Candle's.
     pub fn inputs(&self) -> Result<Vec<Inputs>> {
-        let size = self.images.elem_count() / self.parts;
-        (0..self.parts)
+        let size = self.part;
+        (0..self.images.elem_count() / size)
             .map(|i| {
                 Ok(Inputs {
                     images: Images::Device(self.images.narrow(0, i * size, size)?),
@@ -197,7 +200,7 @@ impl Room {
 
 impl Branch {
     fn new(words: &Tensor, mut at: usize, k: usize, sizes: Sizes, real: Real) -> Result<Self> {
-        let Sizes { batch: b, patches: n, values: p, resident } = sizes;
+        let Sizes { batch: b, patches: n, values: p, resident, .. } = sizes;
         let device = words.device();
         let mut take = |count: usize| {
             at += count;
@@ -279,7 +282,7 @@ fn drawn(batches: &Batches, step: u64, image: (usize, usize), sizes: Sizes, reci
         rows.zip(&indices).enumerate().for_each_init(Vec::new, |order, (i, (((draw, kept), sources), index))| {
             let drawn = recipe.draw(image, epoch, *index, kept, order);
             write_draw(&record(*index, &drawn, recipe.patchify().size), draw);
-            write_sources(i, kept, sources);
+            write_sources(i % sizes.part, kept, sources);
         });
         rest = behind;
     }
@@ -300,7 +303,7 @@ fn packed(batch: Batch, sizes: Sizes) -> Fed {
         let (sources, branch) = branch.split_at_mut(sizes.batch * (1 + sizes.patches));
         kept.copy_from_slice(&view.kept);
         for (i, (kept, sources)) in kept.chunks_exact(k).zip(sources.chunks_exact_mut(1 + sizes.patches)).enumerate() {
-            write_sources(i, kept, sources);
+            write_sources(i % sizes.part, kept, sources);
         }
         let values = view.patches.iter().chain(&view.target);
         branch.iter_mut().zip(values).for_each(|(word, value)| *word = value.to_bits());
@@ -315,7 +318,7 @@ fn head(indices: &[u32], sizes: Sizes, kept: [usize; 2]) -> Vec<u32> {
     words
 }
 
-/// For each decoder token of image `i` the encoded row that it comes from; `u32::MAX` where the patch was removed.
+/// For each decoder token of image `i` of a part the encoded row that it comes from; `u32::MAX` where the patch was removed.
 fn write_sources(i: usize, kept: &[u32], sources: &mut [u32]) {
     let first = (i * (1 + kept.len())) as u32;
     sources.fill(u32::MAX);

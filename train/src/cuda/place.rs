@@ -3,11 +3,11 @@
 use std::cell::Cell;
 
 use anyhow::{Context, Result};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use macrl_models::config::Config;
 use macrl_models::cuda::flat::{Flat, Rule};
 use macrl_models::cuda::losses::DeviceBank;
-use macrl_models::cuda::{Engine, Real, memory};
+use macrl_models::cuda::{Real, memory};
 use macrl_models::params::Group;
 
 use crate::bank::Bank;
@@ -103,9 +103,14 @@ impl Placed {
         Ok(())
     }
 
+    /// Whether keys are kept.
+    pub fn has_bank(&self) -> bool {
+        self.capacity > 0
+    }
+
     /// Notes that `count` keys have entered the bank; gives where the next one goes.
     pub fn pushed(&mut self, next: usize, count: usize) -> usize {
-        if self.capacity == 0 {
+        if !self.has_bank() {
             return 0;
         }
         self.filled = (self.filled + count).min(self.capacity);
@@ -139,17 +144,12 @@ impl Placed {
 }
 
 fn bank_to_device(device: &Device, real: Real, bank: &Bank, config: &Config) -> Result<DeviceBank> {
-    let (capacity, width) = (config.contrast.bank_size, config.projector.dim);
-    if capacity == 0 {
-        // no kernel reads it: its address is taken all the same
-        let keys = Tensor::zeros((0, width), real.dtype(), device)?;
-        return Ok(DeviceBank { keys, images: Tensor::zeros(0, DType::U32, device)? });
-    }
+    // Without a bank one place that stays empty: there are no tensors of no values on a GPU.
+    let (capacity, width) = (config.contrast.bank_size.max(1), config.projector.dim);
     let mut keys = bank.keys.clone();
     keys.resize(capacity * width, 0.0);
     let mut images = bank.images.clone();
     images.resize(capacity, u32::MAX); // no key stands here yet
-    Engine::at(device)?;
     Ok(DeviceBank {
         keys: memory::upload(device, real, &keys, (capacity, width))?,
         images: Tensor::from_vec(images, capacity, device)?,

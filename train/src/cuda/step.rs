@@ -11,6 +11,7 @@ use macrl_models::config::{Config, Precision};
 use macrl_models::cuda::flat::{Noted, SLOT, StepNumbers};
 use macrl_models::cuda::{Engine, Real, memory};
 use macrl_models::ops::info_nce::Contrast;
+use macrl_models::ops::tokens::Images;
 
 use super::feed::{Fed, Feed, HEAD, Room};
 use super::place::Placed;
@@ -133,6 +134,14 @@ impl Trainer {
         if self.queued.len() == FETCH { self.fetch() } else { Ok(Vec::new()) }
     }
 
+    /// Waits for all steps; the state stays on the device.
+    ///
+    /// # Errors
+    /// What a kernel did wrong.
+    pub fn drain(&mut self) -> Result<Vec<Done>> {
+        self.fetch()
+    }
+
     /// Waits for all steps and brings the state up to date.
     ///
     /// # Errors
@@ -227,10 +236,10 @@ impl Trainer {
             l1: memory::address_or_null(last.reconstruction.as_ref())?,
         };
         self.placed.flat.update(&self.placed.rule, step, noted, memory::address(&self.ring)?)?;
-        let Some(bank) = &state.method.device_bank else { anyhow::bail!("the bank is not on the device") };
         let mut offset = 0;
-        for (losses, inputs) in all.iter().zip(&self.inputs) {
-            if let (Some(keys), macrl_models::ops::tokens::Images::Device(images)) = (&losses.keys, &inputs.images) {
+        for (losses, inputs) in all.iter().zip(&self.inputs).filter(|_| self.placed.has_bank()) {
+            let bank = state.method.device_bank.as_ref().context("the bank is not on the device")?;
+            if let (Some(keys), Images::Device(images)) = (&losses.keys, &inputs.images) {
                 bank.push(keys, images, step + BANK_NEXT, offset)?;
                 offset += keys.dim(0)?;
             }
@@ -259,7 +268,7 @@ impl Trainer {
                     projector: norms[1],
                     decoder: norms[2],
                 },
-                without_gradient: Vec::new(),
+                dead: Vec::new(),
             };
             Done { at, measured, indices, seconds, waiting: waited / seconds.max(1e-9) }
         };

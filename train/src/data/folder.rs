@@ -156,7 +156,8 @@ fn is_image(path: &Path) -> bool {
     ending.is_some_and(|e| ENDINGS.contains(&e.as_str()))
 }
 
-/// Decodes all files into memory where they fit the budget, else keeps the list of those with a readable header.
+/// The files with a readable header, in their order: decoded into memory where they fit the budget, else each time they
+/// are asked for.
 fn load(
     split: &'static str,
     entries: Vec<Entry>,
@@ -167,29 +168,19 @@ fn load(
     let sizes: Vec<Result<u64>> = entries.par_iter().map(|e| decoded_bytes(&e.path)).collect();
     let total: u64 = sizes.iter().flatten().sum();
     let relative = |e: &Entry| e.path.strip_prefix(dir).unwrap_or(&e.path).display().to_string();
-    if total > reading.budget {
-        let mut kept = Vec::new();
-        for (entry, size) in entries.into_iter().zip(sizes) {
-            match size {
-                Ok(_) => kept.push(entry),
-                Err(why) => skipped.push((relative(&entry), format!("{why:#}"))),
-            }
+    let mut kept = Vec::new();
+    for (entry, size) in entries.into_iter().zip(sizes) {
+        match size {
+            Ok(_) => kept.push(entry),
+            Err(why) => skipped.push((relative(&entry), format!("{why:#}"))),
         }
+    }
+    if total > reading.budget {
         return Ok(Arc::new(Files { entries: kept, root: dir.to_path_buf(), pad_to: reading.pad_to }));
     }
-    let decoded: Vec<Result<RgbImage>> = entries.par_iter().map(|e| decode_file(&e.path, reading.pad_to)).collect();
-    let (mut images, mut labels, mut names) = (Vec::new(), Vec::new(), Vec::new());
-    for (entry, image) in entries.iter().zip(decoded) {
-        match image {
-            Ok(image) => {
-                images.push(image);
-                labels.push(entry.label);
-                names.push(relative(entry));
-            }
-            Err(why) => skipped.push((relative(entry), format!("{why:#}"))),
-        }
-    }
-    Ok(Arc::new(Memory::named(split, images, labels, names)))
+    let decoded = kept.par_iter().map(|e| (relative(e), e.label, decode_file(&e.path, reading.pad_to))).collect();
+    let memory = Memory::decoded(split, decoded, skipped);
+    Ok(if memory.is_unreadable() { Arc::new(Memory::new(split, Vec::new(), Vec::new())) } else { Arc::new(memory) })
 }
 
 /// Bytes that an image takes as RGB8, from its header.
@@ -236,6 +227,8 @@ impl Dataset for Files {
 
 #[cfg(test)]
 mod tests {
+    use macrl_models::config::Config;
+
     use super::*;
     use crate::data::{open_with, unpack};
 
@@ -268,6 +261,49 @@ mod tests {
             assert_eq!(splits.skipped[0].0, "a/broken.jpg");
             assert_eq!(splits.train.name(2), "b/deep/2.bmp");
         }
+    }
+
+    #[test]
+    fn free_memory_does_not_change_which_number_an_image_has() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        for i in 0..12 {
+            write(at(&format!("{i:02}.png")), 20 * i);
+        }
+        // A whole header, and then nothing.
+        let whole = std::fs::read(at("03.png")).unwrap();
+        std::fs::write(at("03.png"), &whole[..whole.len() - 20]).unwrap();
+        let open = |budget| open_with(dir.path(), &Reading { budget, ..READING }, 0).unwrap();
+        let (held, streamed) = (open(u64::MAX), open(0));
+        assert_eq!(crate::data::identity::identity(&held), crate::data::identity::identity(&streamed));
+        assert_eq!((held.skipped.len(), streamed.skipped.len()), (1, 0));
+        let config = Config::parse("[train]\nbatch_size = 4\n[encoder]\nimage_size = 8\n", "test", &[]).unwrap();
+        let batches = |data: &crate::data::Data| -> Vec<_> {
+            let source = crate::loader::Batches::new(data.train.clone(), &config).unwrap();
+            (0..6).map(|step| source.make(step).unwrap()).collect()
+        };
+        assert_eq!(batches(&held), batches(&streamed));
+        let unreadable =
+            |data: &crate::data::Data| (0..data.train.len()).filter(|i| data.train.image(*i).is_err()).count();
+        assert_eq!((unreadable(&held), unreadable(&streamed)), (1, 1));
+    }
+
+    #[test]
+    fn other_images_are_another_data_set() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        (0..9).for_each(|i| write(at(&format!("{i}.png")), i));
+        let identity = || crate::data::identity::identity(&open_with(dir.path(), &READING, 0).unwrap());
+        let before = identity();
+        assert!(before.starts_with("image folder, 8 training images, 0 classes, digest "), "{before}");
+        assert_eq!(before, identity());
+        std::fs::rename(at("4.png"), at("4b.png")).unwrap();
+        let renamed = identity();
+        std::fs::rename(at("4b.png"), at("4.png")).unwrap();
+        (0..9).for_each(|i| write(at(&format!("{i}.png")), 100 + i));
+        let repainted = identity();
+        write(at("a/0.png"), 1);
+        assert_eq!(std::collections::BTreeSet::from([before, renamed, repainted, identity()]).len(), 4);
     }
 
     #[test]
@@ -331,7 +367,7 @@ mod tests {
         }
         let data = read(dir.path(), &READING).unwrap().unwrap();
         let classes = vec!["a/b".to_string(), "c".into()];
-        assert_eq!(unpack::unpack(data.train.as_ref(), &classes, 2, out.path()).unwrap(), 4);
+        assert_eq!(unpack::unpack(data.train.as_ref(), &classes, 2, out.path()).unwrap(), (4, vec![]));
         let back = read(out.path(), &READING).unwrap().unwrap();
         assert_eq!(back.classes, ["a_b", "c"]);
         assert_eq!(shades(&back.train), [(Some(0), 0), (Some(1), 10), (Some(0), 1), (Some(1), 11)]);

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use image::{RgbImage, imageops};
 
 use super::Dataset;
@@ -13,9 +13,12 @@ const SHARE: f64 = 0.25;
 const FALLBACK: u64 = 1 << 30;
 
 /// A split in RAM.
+///
+/// An image that could not be decoded keeps its place, as it does in a split that is read from disk: how much memory is
+/// free must not change which number an image has.
 pub struct Memory {
     split: &'static str,
-    images: Vec<RgbImage>,
+    images: Vec<Result<RgbImage, String>>,
     labels: Vec<Option<u32>>,
     names: Vec<String>,
 }
@@ -24,13 +27,32 @@ impl Memory {
     /// Images and labels of the same number; `split` names them in messages.
     pub fn new(split: &'static str, images: Vec<RgbImage>, labels: Vec<Option<u32>>) -> Self {
         debug_assert_eq!(images.len(), labels.len());
-        Memory { split, images, labels, names: Vec::new() }
+        Memory { split, images: images.into_iter().map(Ok).collect(), labels, names: Vec::new() }
     }
 
-    /// The same with a name per image.
-    pub fn named(split: &'static str, images: Vec<RgbImage>, labels: Vec<Option<u32>>, names: Vec<String>) -> Self {
-        debug_assert_eq!(images.len(), names.len());
-        Memory { names, ..Memory::new(split, images, labels) }
+    /// What was decoded, (name, label, image or why not) each; the names of those that could not be, and why, are
+    /// added to `skipped`.
+    pub fn decoded(
+        split: &'static str,
+        decoded: Vec<(String, Option<u32>, Result<RgbImage>)>,
+        skipped: &mut Vec<(String, String)>,
+    ) -> Self {
+        let mut memory = Memory::new(split, Vec::new(), Vec::new());
+        for (name, label, image) in decoded {
+            let image = image.map_err(|why| format!("{why:#}"));
+            if let Err(why) = &image {
+                skipped.push((name.clone(), why.clone()));
+            }
+            memory.images.push(image);
+            memory.labels.push(label);
+            memory.names.push(name);
+        }
+        memory
+    }
+
+    /// Whether there is nothing to see.
+    pub fn is_unreadable(&self) -> bool {
+        self.images.iter().all(Result::is_err)
     }
 }
 
@@ -45,7 +67,7 @@ impl Dataset for Memory {
 
     fn image(&self, index: usize) -> Result<Cow<'_, RgbImage>> {
         let image = self.images.get(index).with_context(|| format!("no image {index} in {}", self.split))?;
-        Ok(Cow::Borrowed(image))
+        image.as_ref().map(Cow::Borrowed).map_err(|why| anyhow!("{}: {why}", self.name(index)))
     }
 
     fn name(&self, index: usize) -> String {

@@ -5,6 +5,7 @@
 
 pub mod cifar;
 pub mod folder;
+pub mod identity;
 pub mod idx;
 pub mod memory;
 pub mod names;

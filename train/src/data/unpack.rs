@@ -10,29 +10,42 @@ use super::Dataset;
 /// Sub-folder of images without a label.
 const UNLABELLED: &str = "unlabelled";
 
-/// Writes up to `limit_per_class` images of each class (0: all) to `out/CLASS/INDEX.png`; returns how many.
+/// Writes up to `limit_per_class` images of each class (0: all) to `out/CLASS/INDEX.png`; returns how many, and which
+/// could not be read and why.
 ///
 /// # Errors
-/// When an image cannot be read or a file cannot be written.
-pub fn unpack(split: &dyn Dataset, classes: &[String], limit_per_class: usize, out: &Path) -> Result<usize> {
+/// When a file cannot be written.
+pub fn unpack(
+    split: &dyn Dataset,
+    classes: &[String],
+    limit_per_class: usize,
+    out: &Path,
+) -> Result<(usize, Vec<String>)> {
     let mut taken: HashMap<Option<u32>, usize> = HashMap::new();
-    let mut written = 0;
+    let (mut written, mut unreadable) = (0, Vec::new());
     for index in 0..split.len() {
         let label = split.label(index);
         let count = taken.entry(label).or_default();
         if limit_per_class > 0 && *count >= limit_per_class {
             continue;
         }
+        let image = match split.image(index) {
+            Ok(image) => image,
+            Err(why) => {
+                unreadable.push(format!("{}: {why:#}", split.name(index)));
+                continue;
+            }
+        };
         let folder = out.join(folder_name(label, classes));
         if *count == 0 {
             std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
         }
         let file = folder.join(format!("{index:06}.png"));
-        split.image(index)?.save(&file).with_context(|| format!("cannot write {}", file.display()))?;
+        image.save(&file).with_context(|| format!("cannot write {}", file.display()))?;
         *count += 1;
         written += 1;
     }
-    Ok(written)
+    Ok((written, unreadable))
 }
 
 /// A class name as the name of one folder.

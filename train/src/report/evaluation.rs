@@ -26,6 +26,14 @@ pub(super) fn headline(name: &str, evaluation: Option<&Evaluation>, metrics: &Me
         tile("kNN", format!("{} %", percent(macrl.knn)), beside(|r| r.knn));
         tile("Linear probe", format!("{} %", percent(macrl.linear)), beside(|r| r.linear));
     }
+    let finetuned = |start: &str| {
+        let rows = evaluation?.extra.get(crate::finetune::result::KEY)?["rows"].as_array()?;
+        rows.iter().find(|row| row["features"] == start)?["accuracy"].as_f64()
+    };
+    if let Some(accuracy) = finetuned("macrl") {
+        let random = finetuned("random").map_or_else(String::new, |r| format!("from random weights {}", percent(r)));
+        tile("Fine-tuned", format!("{} %", percent(accuracy)), random);
+    }
     if let Some(step) = metrics.last_step() {
         let epochs = metrics.last("epoch").map_or_else(String::new, |e| format!("epoch {}", short(e)));
         tile("Steps", step.to_string(), epochs);

@@ -36,6 +36,8 @@ const CHARTS: &[Plan] = &[
         &[("positive_similarity", "own"), ("negative_similarity", "others")],
         Scale::Linear,
     ),
+    ("Age of the bank's keys (steps)", false, &[("bank_age", "mean"), ("bank_age_oldest", "oldest")], Scale::FromZero),
+    ("Length of the bank's keys", false, &[("bank_norm", "mean")], Scale::FromZero),
     ("Effective rank of the features", true, &[("rank", "RankMe")], Scale::Linear),
     ("Feature spread (1 isotropic, 0 collapsed)", true, &[("feature_std", "std · √D")], Scale::Linear),
     (
@@ -81,7 +83,7 @@ impl Metrics {
         self.steps.keys().chain(self.evals.keys()).max().copied()
     }
 
-    fn series(&self, eval: bool, key: &str, name: &str) -> Series {
+    pub(super) fn series(&self, eval: bool, key: &str, name: &str) -> Series {
         let lines = if eval { &self.evals } else { &self.steps };
         let points = lines.iter().filter_map(|(step, line)| Some((*step as f64, line[key].as_f64()?)));
         Series { name: name.into(), points: points.collect(), marked: eval }

@@ -5,6 +5,7 @@
 
 mod chart;
 mod evaluation;
+mod finetune;
 mod html;
 mod material;
 mod metrics;
@@ -91,6 +92,7 @@ pub fn render(run: &Path, material: &Material) -> Result<String> {
     let mut page = Page::new(&name);
     page.push(evaluation::headline(&name, judged.as_ref(), &metrics));
     page.push(evaluation::sections(judged.as_ref()));
+    page.push(finetune::section(run)?);
     page.push(section("curves", "Training", &metrics.charts()));
     page.push(pictures::reconstructions(&material.strong, &material.weak));
     if let Some(samples) = &material.samples {

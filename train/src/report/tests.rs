@@ -46,14 +46,20 @@ fn a_whole_run_gives_a_whole_page() {
     std::fs::write(run.join("config.toml"), "[train]\nlr = 1\n").unwrap();
     let evaluation = r#"{"protocol": {"k": 20, "temperature": 0.07, "pooling": "mean"}, "labels": ["x<y", "b", "c"],
         "rows": [{"features": "macrl", "knn": 0.71, "knn1": 0.69, "linear": 0.74, "per_class": [0.5, 1, 1],
-                  "confusion": [[1, 1, 0], [0, 2, 0], [0, 0, 2]]}]}"#;
+                  "confusion": [[1, 1, 0], [0, 2, 0], [0, 0, 2]]}],
+        "finetune": {"rows": [{"features": "macrl", "accuracy": 0.876, "best": 0.88, "best_epoch": 7}]}}"#;
     std::fs::write(run.join("evaluation.json"), evaluation).unwrap();
+    let finetune: serde_json::Value = serde_json::from_str(evaluation).unwrap();
+    std::fs::write(run.join("finetune.json"), finetune["finetune"].to_string()).unwrap();
+    std::fs::create_dir_all(run.join("finetune/macrl")).unwrap();
+    let tuning = r#"{"kind":"eval","step":10,"epoch":1,"accuracy":0.654}"#;
+    std::fs::write(run.join("finetune/macrl/metrics.jsonl"), tuning).unwrap();
     let page = std::fs::read_to_string(write(&run, &material()).unwrap()).unwrap();
-    for id in
-        ["evaluation", "confusion", "curves", "reconstructions", "neighbours", "projection", "provenance", "config"]
-    {
+    let sections = "evaluation confusion finetune curves reconstructions neighbours projection provenance config";
+    for id in sections.split(' ') {
         assert!(page.contains(&format!("<section id=\"{id}\">")), "{id}");
     }
+    assert!(page.contains("<b>87.6 %</b>") && page.contains("<td>88.0</td><td>7</td>") && page.contains("65.4"));
     assert!(page.contains("<h1>my &amp; run</h1>") && page.contains("71.0 %") && page.contains("x&lt;y"));
     // The later of two lines for the same step counts; the one that was cut off is counted.
     assert!(page.contains("<b>1.25</b>") && page.contains("1, left out"));

@@ -1,6 +1,6 @@
 //! Gaussian blur, as `torchvision.transforms.v2.functional.gaussian_blur`: separable, borders reflected.
 
-use super::simd::dispatch;
+use macrl_models::vectorised;
 
 /// Weights beyond so many standard deviations are left out: together below 1e-4, a fortieth of a grey level.
 const REACH: f32 = 4.0;
@@ -54,7 +54,7 @@ fn reflect(position: isize, size: usize) -> usize {
     (if position > last { 2 * last - position } else { position }) as usize
 }
 
-dispatch! {
+vectorised! {
     fn along_rows(plane: &[f32], out: &mut [f32], padded: &mut [f32], size: usize, weights: &[f32]) {
         let radius = weights.len() / 2;
         for (row, out) in plane.chunks_exact(size).zip(out.chunks_exact_mut(size)) {
@@ -68,7 +68,7 @@ dispatch! {
     }
 }
 
-dispatch! {
+vectorised! {
     fn along_columns(rows: &[f32], plane: &mut [f32], size: usize, weights: &[f32]) {
         let radius = weights.len() / 2;
         for (y, out) in plane.chunks_exact_mut(size).enumerate() {

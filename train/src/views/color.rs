@@ -1,7 +1,7 @@
 //! Photometric corruption of float planes in [0, 1], with torchvision's formulas for float images.
 
 use super::draw::Adjust;
-use super::simd::dispatch;
+use macrl_models::vectorised;
 
 /// Weights of R, G, B in a pixel's grey (`torchvision.transforms.v2.functional.rgb_to_grayscale`).
 const GRAY: [f32; 3] = [0.2989, 0.587, 0.114];
@@ -39,14 +39,14 @@ fn unit(value: f32) -> f32 {
     if value < 1.0 { value } else { 1.0 }
 }
 
-dispatch! {
+vectorised! {
     /// `adjust_brightness`.
     pub fn brightness(planes: &mut [f32], factor: f32) {
         planes.iter_mut().for_each(|v| *v = unit(*v * factor));
     }
 }
 
-dispatch! {
+vectorised! {
     /// `adjust_contrast`: blends with the mean grey of the whole image.
     pub fn contrast(planes: &mut [f32], factor: f32) {
         let n = planes.len() / 3;
@@ -69,7 +69,7 @@ fn sum(values: &[f32]) -> f32 {
     lanes.iter().sum::<f32>() + rest
 }
 
-dispatch! {
+vectorised! {
     /// `adjust_saturation`: blends with each pixel's grey.
     pub fn saturation(planes: &mut [f32], factor: f32) {
         let (red, green, blue) = split(planes);
@@ -82,7 +82,7 @@ dispatch! {
     }
 }
 
-dispatch! {
+vectorised! {
     /// `rgb_to_grayscale` to three equal channels.
     pub fn gray(planes: &mut [f32]) {
         let (red, green, blue) = split(planes);
@@ -93,14 +93,14 @@ dispatch! {
     }
 }
 
-dispatch! {
+vectorised! {
     /// `solarize` at one half.
     pub fn solarize(planes: &mut [f32]) {
         planes.iter_mut().for_each(|v| *v = if *v >= 0.5 { 1.0 - *v } else { *v });
     }
 }
 
-dispatch! {
+vectorised! {
     /// `adjust_hue`: RGB -> HSV, hue rotated by `turns`, -> RGB, without a branch.
     ///
     /// Hue in sextants (0..6); a channel is then `max - range * clamp(min(k, 4 - k), 0, 1)` with

@@ -6,7 +6,7 @@
 use image::RgbImage;
 
 use super::draw::Crop;
-use super::simd::dispatch;
+use macrl_models::vectorised;
 
 /// Buffers that live as long as a worker.
 #[derive(Default)]
@@ -66,7 +66,7 @@ pub fn resized_crop(image: &RgbImage, crop: Crop, flip: bool, size: usize, scrat
     resample(image.as_raw(), image.width() as usize, crop, rows, columns, line, planes);
 }
 
-dispatch! {
+vectorised! {
     fn resample(
         pixels: &[u8],
         width: usize,

@@ -10,7 +10,6 @@ pub mod geometry;
 pub mod mask;
 pub mod patchify;
 pub mod random;
-mod simd;
 
 #[cfg(test)]
 mod parity;

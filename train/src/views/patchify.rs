@@ -1,6 +1,6 @@
 //! Planes in [0, 1] -> normalised patches, in one pass.
 
-use super::simd::dispatch;
+use macrl_models::vectorised;
 
 /// Geometry of the patch grid and the normalisation `(x - mean) / std` per channel.
 #[derive(Debug, Clone, PartialEq)]
@@ -57,7 +57,7 @@ fn copy(geometry: &Patchify, planes: &[f32], corner: usize, out: &mut [f32], edg
     }
 }
 
-dispatch! {
+vectorised! {
     fn copy_wide(geometry: &Patchify, planes: &[f32], corner: usize, out: &mut [f32]) {
         copy(geometry, planes, corner, out, 16);
     }

@@ -13,6 +13,8 @@ pub enum Stream {
     Weak = 1,
     /// Orders of whole splits.
     Order = 2,
+    /// Mixup's shares.
+    Mix = 3,
 }
 
 /// A stream of random numbers.

@@ -8,7 +8,7 @@
 #include <cuda_bf16.h>
 #include <mma.h>
 // A block's shared memory whose size the launch says.
-extern __shared__ float4 shared_quads[];
+extern __shared__ __align__(128) float4 shared_quads[];
 #endif
 
 typedef __nv_bfloat16 bf16;
@@ -116,6 +116,7 @@ __device__ inline bool last_block(u32* counter) {
 __device__ inline void finish_columns(const float* partial, int parts, int columns, float* out) {
     for (int c = threadIdx.x; c < columns; c += blockDim.x) {
         float sum = 0.f;
+#pragma unroll 16
         for (int p = 0; p < parts; p++) sum += partial[(size_t)p * columns + c];
         out[c] += sum;
     }

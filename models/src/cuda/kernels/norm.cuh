@@ -113,6 +113,7 @@ __device__ __forceinline__ void ln_backward(const REAL* x, const float* gamma, c
     if (!last_block(counter)) return;
     for (int c = threadIdx.x; c < (columns ? 3 : 2) * width; c += blockDim.x) {
         float sum = 0.f;
+#pragma unroll 16
         for (u32 p = 0; p < gridDim.x; p++) sum += partial[(size_t)p * 3 * width + c];
         if (c < 2 * width) grad[c] += sum;
         else columns[c - 2 * width] += sum;

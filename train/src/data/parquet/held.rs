@@ -42,7 +42,8 @@ impl Encoded {
     }
 }
 
-/// Decodes all rows where they fit, else keeps them encoded; unreadable ones are listed.
+/// Decodes all rows where they fit, else keeps them encoded; unreadable ones are listed and keep their number, as they
+/// do in [`Groups`].
 pub(super) fn hold(
     split: &'static str,
     rows: Vec<Encoded>,
@@ -52,28 +53,13 @@ pub(super) fn hold(
     let sizes: Vec<Result<u64>> = rows.par_iter().map(Encoded::decoded_bytes).collect();
     let name = |row: &Encoded| format!("{split}[{}]", row.row);
     if sizes.iter().flatten().sum::<u64>() > reading.budget {
-        let mut kept = Vec::new();
-        for (row, size) in rows.into_iter().zip(sizes) {
-            match size {
-                Ok(_) => kept.push(row),
-                Err(why) => skipped.push((name(&row), format!("{why:#}"))),
-            }
-        }
-        return Ok(Arc::new(Held { split, rows: kept, pad_to: reading.pad_to }));
+        let broken = rows.iter().zip(&sizes).filter_map(|(row, size)| Some((row, size.as_ref().err()?)));
+        skipped.extend(broken.map(|(row, why)| (name(row), format!("{why:#}"))));
+        return Ok(Arc::new(Held { split, rows, pad_to: reading.pad_to }));
     }
-    let decoded: Vec<Result<RgbImage>> = rows.par_iter().map(|r| r.decode(reading.pad_to)).collect();
-    let (mut images, mut labels, mut names) = (Vec::new(), Vec::new(), Vec::new());
-    for (row, image) in rows.iter().zip(decoded) {
-        match image {
-            Ok(image) => {
-                images.push(image);
-                labels.push(row.label);
-                names.push(name(row));
-            }
-            Err(why) => skipped.push((name(row), format!("{why:#}"))),
-        }
-    }
-    Ok(Arc::new(Memory::named(split, images, labels, names)))
+    let decoded = rows.par_iter().map(|row| (name(row), row.label, row.decode(reading.pad_to))).collect();
+    let memory = Memory::decoded(split, decoded, skipped);
+    Ok(if memory.is_unreadable() { Arc::new(Memory::new(split, Vec::new(), Vec::new())) } else { Arc::new(memory) })
 }
 
 /// Encoded images in memory, decoded each time they are asked for.
@@ -109,6 +95,7 @@ type Rows = Arc<Vec<Option<ByteArray>>>;
 ///
 /// Bounded in memory, and as slow as reading a row group per image where the order is random and groups are large.
 pub(super) struct Groups {
+    split: &'static str,
     table: Table,
     labels: Vec<Option<u32>>,
     /// First row of each (file, group).
@@ -118,7 +105,7 @@ pub(super) struct Groups {
 }
 
 impl Groups {
-    pub(super) fn new(table: Table, labels: Vec<Option<u32>>, pad_to: Option<u32>) -> Self {
+    pub(super) fn new(split: &'static str, table: Table, labels: Vec<Option<u32>>, pad_to: Option<u32>) -> Self {
         let (mut starts, mut row) = (Vec::new(), 0);
         for (f, file) in table.files.iter().enumerate() {
             for (g, group) in file.reader.metadata().row_groups().iter().enumerate() {
@@ -126,7 +113,7 @@ impl Groups {
                 row += group.num_rows().max(0) as usize;
             }
         }
-        Groups { table, labels, starts, held: Mutex::new(VecDeque::new()), pad_to }
+        Groups { split, table, labels, starts, held: Mutex::new(VecDeque::new()), pad_to }
     }
 
     fn group(&self, which: usize) -> Result<Rows> {
@@ -166,6 +153,6 @@ impl Dataset for Groups {
     }
 
     fn name(&self, index: usize) -> String {
-        format!("row {index}")
+        format!("{}[{index}]", self.split)
     }
 }

@@ -175,7 +175,7 @@ impl Table {
     ) -> Result<Arc<dyn Dataset>> {
         let labels: Vec<Option<u32>> = self.labels.iter().map(|l| l.index(classes)).collect();
         if self.encoded() > reading.budget / 2 {
-            return Ok(Arc::new(Groups::new(self, labels, reading.pad_to)));
+            return Ok(Arc::new(Groups::new(split, self, labels, reading.pad_to)));
         }
         let mut images = Vec::new();
         for file in &self.files {

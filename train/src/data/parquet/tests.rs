@@ -75,8 +75,17 @@ fn rows_labels_and_names_come_back() {
     let dir = hub();
     let splits = read(dir.path(), &Reading { pad_to: None, budget: u64::MAX }).unwrap().unwrap();
     assert_eq!(splits.classes, ["cat", "dog"]);
-    let expected = [(Some(0), Some(1)), (Some(1), Some(2)), (None, Some(3)), (Some(1), Some(4))];
+    // Unreadable rows keep their numbers, however much memory there is.
+    let expected =
+        [(Some(0), Some(1)), (Some(1), None), (Some(1), Some(2)), (Some(0), None), (None, Some(3)), (Some(1), Some(4))];
     assert_eq!(shades(&splits.train), expected);
+    // Too little to hold the images decoded, and too little to hold them at all.
+    for budget in [200, 0] {
+        let tight = read(dir.path(), &Reading { pad_to: None, budget }).unwrap().unwrap();
+        assert_eq!(shades(&tight.train), expected, "budget {budget}");
+        let names = |split: &Arc<dyn Dataset>| (0..split.len()).map(|i| split.name(i)).collect::<Vec<_>>();
+        assert_eq!(names(&tight.train), names(&splits.train), "budget {budget}");
+    }
     assert_eq!(shades(&splits.test.unwrap()), [(Some(1), Some(5))]);
     let skipped: Vec<&str> = splits.skipped.iter().map(|s| s.0.as_str()).collect();
     assert_eq!(skipped, ["train[1]", "train[3]"]);

@@ -1,0 +1,232 @@
+//! TOML text and `--set` overrides on top of the defaults; unknown keys and wrong types are named.
+
+use std::path::Path;
+
+use toml::{Table, Value};
+
+use super::Config;
+use super::validate::require;
+
+/// What is wrong with a configuration; always a mistake that its writer can mend.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration {path}: {source}")]
+    Read {
+        /// The file named by the user.
+        path: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The file is not TOML.
+    #[error("{origin} is not valid TOML: {message}")]
+    Syntax {
+        /// File name or `--set` argument.
+        origin: String,
+        /// The parser's first line.
+        message: String,
+    },
+    /// A key that no configuration has.
+    #[error("unknown key `{key}` in {origin}; {hint}")]
+    UnknownKey {
+        /// Dotted path of the key.
+        key: String,
+        /// File name or `--set` argument.
+        origin: String,
+        /// The nearest known key.
+        hint: String,
+    },
+    /// A known key with a value of the wrong type or range.
+    #[error("`{key}` {expected}, found {found}")]
+    Value {
+        /// Dotted path of the key.
+        key: String,
+        /// What would be accepted.
+        expected: String,
+        /// What stands there.
+        found: String,
+    },
+}
+
+impl Config {
+    /// Reads a file and the `--set key=value` overrides on top of the defaults, and validates the result.
+    ///
+    /// # Errors
+    /// Every [`ConfigError`].
+    pub fn load(path: &Path, overrides: &[String]) -> Result<Self, ConfigError> {
+        let name = path.display().to_string();
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: name.clone(), source })?;
+        Self::parse(&text, &name, overrides)
+    }
+
+    /// [`Config::load`] on text that is already in memory; `origin` is named in errors.
+    ///
+    /// # Errors
+    /// Every [`ConfigError`] but `Read`.
+    pub fn parse(text: &str, origin: &str, overrides: &[String]) -> Result<Self, ConfigError> {
+        let mut merged = default_table();
+        merge(&mut merged, parse_table(text, origin)?, "", origin)?;
+        for argument in overrides {
+            let (key, value) = argument.split_once('=').ok_or_else(|| ConfigError::Syntax {
+                origin: format!("--set {argument}"),
+                message: "expected key=value".into(),
+            })?;
+            merge(&mut merged, override_table(key.trim(), value.trim()), "", "--set")?;
+        }
+        let config: Config = Value::Table(merged).try_into().map_err(|e: toml::de::Error| ConfigError::Syntax {
+            origin: origin.to_string(),
+            message: first_line(e.message()),
+        })?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// The resolved configuration as TOML: what `config.toml` of a run holds.
+    pub fn to_toml(&self) -> String {
+        toml::to_string(&as_table(self)).unwrap_or_default()
+    }
+}
+
+fn as_table(config: &Config) -> Table {
+    // A struct of plain values always serialises.
+    Table::try_from(config).unwrap_or_default()
+}
+
+fn default_table() -> Table {
+    as_table(&Config::default())
+}
+
+fn parse_table(text: &str, origin: &str) -> Result<Table, ConfigError> {
+    text.parse::<Table>()
+        .map_err(|e| ConfigError::Syntax { origin: origin.to_string(), message: first_line(e.to_string().trim()) })
+}
+
+/// `a.b.c = value`; a value that is not TOML is taken as a string, so that enums need no quotes on the command line.
+fn override_table(key: &str, value: &str) -> Table {
+    let parsed = format!("v = {value}").parse::<Table>().ok().and_then(|mut t| t.remove("v"));
+    let mut value = parsed.unwrap_or_else(|| Value::String(value.to_string()));
+    let mut parts = key.split('.').rev();
+    let last = parts.next().unwrap_or_default().to_string();
+    let mut table = Table::from_iter([(last, value)]);
+    for part in parts {
+        value = Value::Table(table);
+        table = Table::from_iter([(part.to_string(), value)]);
+    }
+    table
+}
+
+fn merge(base: &mut Table, over: Table, prefix: &str, origin: &str) -> Result<(), ConfigError> {
+    for (key, value) in over {
+        let path = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+        let Some(slot) = base.get_mut(&key) else {
+            return Err(ConfigError::UnknownKey { hint: nearest(&path), key: path, origin: origin.into() });
+        };
+        match (slot, value) {
+            (Value::Table(inner), Value::Table(over)) => merge(inner, over, &path, origin)?,
+            (slot @ Value::Float(_), Value::Integer(i)) => *slot = Value::Float(i as f64),
+            (Value::Array(base), Value::Array(over)) => {
+                require(
+                    base.len() == over.len(),
+                    &path,
+                    &format!("must be a list of {} numbers", base.len()),
+                    format!("{} values", over.len()),
+                )?;
+                for (slot, value) in base.iter_mut().zip(over) {
+                    *slot = match value {
+                        Value::Integer(i) => Value::Float(i as f64),
+                        Value::Float(_) => value,
+                        other => return Err(wrong_type(&path, "a list of numbers", &other)),
+                    };
+                }
+            }
+            (slot, value) if slot.same_type(&value) => *slot = value,
+            (slot, value) => return Err(wrong_type(&path, slot.type_str(), &value)),
+        }
+    }
+    Ok(())
+}
+
+fn wrong_type(path: &str, expected: &str, found: &Value) -> ConfigError {
+    ConfigError::Value {
+        key: path.into(),
+        expected: format!("must be of type {expected}"),
+        found: format!("{found} ({})", found.type_str()),
+    }
+}
+
+fn nearest(key: &str) -> String {
+    let mut known = Vec::new();
+    flatten(&default_table(), "", &mut known);
+    let best = known.iter().max_by(|a, b| strsim::jaro_winkler(a, key).total_cmp(&strsim::jaro_winkler(b, key)));
+    best.map(|k| format!("did you mean `{k}`?")).unwrap_or_default()
+}
+
+fn flatten(table: &Table, prefix: &str, out: &mut Vec<String>) {
+    for (key, value) in table {
+        let path = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+        match value {
+            Value::Table(inner) => {
+                out.push(path.clone());
+                flatten(inner, &path, out);
+            }
+            _ => out.push(path),
+        }
+    }
+}
+
+fn first_line(text: &str) -> String {
+    // toml's message is a location, a drawing of the line, then the cause: the ends say it in one line.
+    let mut lines = text.lines();
+    let head = lines.next().unwrap_or_default();
+    match lines.last() {
+        Some(tail) => format!("{head}: {}", tail.trim()),
+        None => head.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::KeyBranch;
+
+    #[test]
+    fn defaults_survive_a_round_trip() {
+        let config = Config::default();
+        assert_eq!(Config::parse(&config.to_toml(), "text", &[]).unwrap(), config);
+    }
+
+    #[test]
+    fn overrides_win_and_integers_pass_for_floats() {
+        let set =
+            ["encoder.width=96".into(), "contrast.key_branch=shared".into(), "views.strong.crop_scale=[1, 1]".into()];
+        let config = Config::parse("[train]\nlr = 1\n", "text", &set).unwrap();
+        assert_eq!(config.encoder.width, 96);
+        assert_eq!(config.contrast.key_branch, KeyBranch::Shared);
+        assert_eq!(config.views.strong.crop_scale, [1.0, 1.0]);
+        assert_eq!(config.train.lr, 1.0);
+    }
+
+    #[test]
+    fn finetuning_and_loggers_are_not_part_of_a_run() {
+        let config = Config::default();
+        let set = |text: &str| Config::parse(text, "text", &[]).unwrap();
+        assert!(config.same_run(&set("[finetune]\nepochs = 3\n[train]\ntensorboard = true\n")));
+        assert!(!config.same_run(&set("[train]\nlr = 1\n")));
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let message = |text: &str| Config::parse(text, "x.toml", &[]).unwrap_err().to_string();
+        assert_eq!(
+            message("[encoder]\nwidht = 3"),
+            "unknown key `encoder.widht` in x.toml; did you mean `encoder.width`?"
+        );
+        assert_eq!(message("[encoder]\nwidth = 'a'"), "`encoder.width` must be of type integer, found \"a\" (string)");
+        assert_eq!(message("[encoder]\nheads = 5"), "`encoder.heads` must divide the width (192), found 5");
+        assert_eq!(message("[contrast]\nkey_branch = 'both'").lines().count(), 1);
+        assert_eq!(message("[encoder\n").lines().count(), 1);
+        assert!(message("[views.weak]\nmask_ratio = 1.0").contains("views.weak.mask_ratio"));
+        assert_eq!(message("[finetune]\nmixup = 2"), "`finetune.mixup` must be in [0, 1], found 2");
+        assert!(message("[finetune]\nlayer_dcay = 1").ends_with("did you mean `finetune.layer_decay`?"));
+    }
+}

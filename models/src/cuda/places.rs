@@ -1,0 +1,213 @@
+//! Patches -> tokens -> the decoder's tokens.
+
+use std::sync::Arc;
+
+use candle_core::{CudaStorage, Result, Tensor, bail};
+
+use super::engine::{Engine, Real, blocks, launch};
+use super::gemm::{Plus, mat};
+use super::memory::{Scratch, address};
+use super::node::{Forward, Layer, apply};
+use super::rows::{Params, THREADS, anchor, column_sums};
+use super::stack::{Spans, rows_of};
+use crate::params::Group;
+
+/// A view's kept patches: (B, K, P) values, (B, K) which ones.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    /// (B, K, P)
+    pub patches: Tensor,
+    /// (B, K) u32
+    pub kept: Tensor,
+}
+
+/// Kept patches of all views -> packed tokens; class token (D), weight (D, P), bias (D) in `group`.
+///
+/// # Shapes
+/// `positions` (1 + N, D) f32; the result (rows, D).
+///
+/// # Errors
+/// Views that do not fit each other.
+pub fn embed(views: &[Seen], group: &Group, positions: &Tensor) -> Result<(Tensor, Spans)> {
+    let (_, _, values) = views[0].patches.dims3()?;
+    let width = group.values().elem_count() / (values + 2);
+    let mut spans = Vec::new();
+    for view in views {
+        let (images, k, p) = view.patches.dims3()?;
+        if p != values || view.kept.elem_count() != images * k {
+            bail!("embed: {} indexes for {images} x {k} patches of {p} values", view.kept.elem_count())
+        }
+        spans.push((images, 1 + k));
+    }
+    let real = Real::of(views[0].patches.dtype())?;
+    let layer =
+        Embed { views: views.to_vec(), group: group.clone(), positions: positions.clone(), width, values, real };
+    Ok((apply(layer, &views[0].patches, anchor(&views[0].patches, group)?)?, spans))
+}
+
+struct Embed {
+    views: Vec<Seen>,
+    group: Group,
+    positions: Tensor,
+    width: usize,
+    values: usize,
+    real: Real,
+}
+
+impl Embed {
+    /// (view, images, K, first row) of each view.
+    fn each(&self) -> impl Iterator<Item = (&Seen, usize, usize, usize)> {
+        let mut row = 0;
+        self.views.iter().map(move |view| {
+            let (images, k) = (view.patches.dims()[0], view.patches.dims()[1]);
+            let first = row;
+            row += images * (1 + k);
+            (view, images, k, first)
+        })
+    }
+}
+
+impl Layer for Embed {
+    const NAME: &'static str = "embed";
+    type Saved = ();
+
+    fn forward(&self, engine: &Arc<Engine>, _x: u64, _save: bool) -> Result<Forward<()>> {
+        let (d, p, real) = (self.width, self.values, self.real);
+        let params = Params::of(&self.group, real)?;
+        let rows: usize = self.each().map(|(_, images, k, _)| images * (1 + k)).sum();
+        let (storage, out) = engine.room(real.dtype(), rows * d)?;
+        for (view, images, k, first) in self.each() {
+            let tokens = Scratch::new(engine, real, images * k * d)?;
+            let (x, w) = (mat(address(&view.patches)?, p), mat(params.weight(d), p));
+            engine.gemm.forward(real, real, [images * k, p, d], x, w, mat(tokens.at(), d), Plus::Nothing)?;
+            launch!(
+                engine, real.kernel("embed_place"), blocks(images * (1 + k) * d / 4, 256), THREADS, 0;
+                tokens.at(), params.master(d + d * p), params.master(0), address(&self.positions)?,
+                address(&view.kept)?, out + (first * d * real.size()) as u64, images as i32, k as i32, d as i32,
+            )?;
+        }
+        Ok(Forward { storage, shape: vec![rows, d], saved: Some(()) })
+    }
+
+    fn backward(&self, engine: &Arc<Engine>, _x: u64, (): (), dy: u64, _: bool) -> Result<Option<CudaStorage>> {
+        let (d, p, real) = (self.width, self.values, self.real);
+        let params = Params::of(&self.group, real)?;
+        for (view, images, k, first) in self.each() {
+            let dy = dy + (first * d * real.size()) as u64;
+            let tokens = Scratch::new(engine, real, images * k * d)?;
+            launch!(
+                engine, real.kernel("embed_take"), blocks(images * k * d / 4, 256), THREADS, 0;
+                dy, tokens.at(), images as i32, k as i32, d as i32,
+            )?;
+            column_sums(engine, real, dy, None, params.gradient(0), (images, 1 + k), d)?;
+            column_sums(engine, real, tokens.at(), None, params.gradient(d + d * p), (images * k, 1), d)?;
+            let (g, x, dw) = (mat(tokens.at(), d), mat(address(&view.patches)?, p), mat(params.gradient(d), p));
+            engine.gemm.weight_gradient(real, [images * k, p, d], g, x, dw)?;
+        }
+        Ok(None)
+    }
+}
+
+/// Encoded tokens -> the decoder's, all views behind each other; weight (E, D), bias (E), mask token (E) in `group`.
+///
+/// # Shapes
+/// `x` (rows, D) as `spans` says; `sources` (B, 1 + N) u32 of each view, counted from the view's first row; `positions`
+/// (1 + N, E); the result (views B (1 + N), E).
+///
+/// # Errors
+/// Shapes that do not fit.
+pub fn fill(
+    x: &Tensor,
+    spans: &Spans,
+    group: &Group,
+    sources: &[Tensor],
+    positions: &Tensor,
+) -> Result<(Tensor, Spans)> {
+    let (rows, width) = x.dims2()?;
+    let (all, out) = positions.dims2()?;
+    if rows != rows_of(spans) || sources.len() != spans.len() {
+        bail!("fill: {rows} rows and {} views of sources for {spans:?}", sources.len())
+    }
+    let layer = Fill {
+        spans: spans.clone(),
+        group: group.clone(),
+        sources: sources.to_vec(),
+        positions: positions.clone(),
+        shape: [rows, width, out],
+        all,
+        real: Real::of(x.dtype())?,
+    };
+    let spans = spans.iter().map(|(images, _)| (*images, all)).collect();
+    Ok((apply(layer, x, anchor(x, group)?)?, spans))
+}
+
+struct Fill {
+    spans: Spans,
+    group: Group,
+    sources: Vec<Tensor>,
+    positions: Tensor,
+    shape: [usize; 3],
+    all: usize,
+    real: Real,
+}
+
+impl Fill {
+    /// (sources, images, first encoded row, first decoder row) of each view, as addresses into matrices of width E.
+    fn each(&self, encoded: u64, decoded: u64) -> impl Iterator<Item = (&Tensor, usize, u64, u64)> {
+        let mut at = (encoded, decoded);
+        let row = (self.shape[2] * self.real.size()) as u64;
+        self.spans.iter().zip(&self.sources).map(move |((images, tokens), sources)| {
+            let here = at;
+            at.0 += row * (images * tokens) as u64;
+            at.1 += row * (images * self.all) as u64;
+            (sources, *images, here.0, here.1)
+        })
+    }
+}
+
+impl Layer for Fill {
+    const NAME: &'static str = "fill";
+    type Saved = ();
+
+    fn forward(&self, engine: &Arc<Engine>, x: u64, _save: bool) -> Result<Forward<()>> {
+        let ([rows, d, e], real) = (self.shape, self.real);
+        let params = Params::of(&self.group, real)?;
+        let images: usize = self.spans.iter().map(|(images, _)| images).sum();
+        let (storage, out) = engine.room(real.dtype(), images * self.all * e)?;
+        let tokens = Scratch::new(engine, real, rows * e)?;
+        let w = mat(params.weight(0), d);
+        engine.gemm.forward(real, real, self.shape, mat(x, d), w, mat(tokens.at(), e), Plus::Nothing)?;
+        for (sources, images, encoded, decoded) in self.each(tokens.at(), out) {
+            launch!(
+                engine, real.kernel("fill_place"), blocks(images * self.all * e / 4, 256), THREADS, 0;
+                encoded, params.master(e * d), params.master(e * d + e), address(&self.positions)?,
+                address(sources)?, decoded, images as i32, self.all as i32, e as i32,
+            )?;
+        }
+        Ok(Forward { storage, shape: vec![images * self.all, e], saved: Some(()) })
+    }
+
+    fn backward(&self, engine: &Arc<Engine>, x: u64, (): (), dy: u64, wants_dx: bool) -> Result<Option<CudaStorage>> {
+        let ([rows, d, e], real) = (self.shape, self.real);
+        let params = Params::of(&self.group, real)?;
+        let tokens = Scratch::new(engine, real, rows * e)?;
+        for (sources, images, encoded, decoded) in self.each(tokens.at(), dy) {
+            let (at, count) = (address(sources)?, images * self.all);
+            launch!(
+                engine, real.kernel("fill_take"), blocks(count * e / 4, 256), THREADS, 0;
+                decoded, at, encoded, images as i32, self.all as i32, e as i32,
+            )?;
+            column_sums(engine, real, decoded, Some(at), params.gradient(e * d + e), (count, 1), e)?;
+        }
+        column_sums(engine, real, tokens.at(), None, params.gradient(e * d), (rows, 1), e)?;
+        let g = mat(tokens.at(), e);
+        engine.gemm.weight_gradient(real, self.shape, g, mat(x, d), mat(params.gradient(0), d))?;
+        if !wants_dx {
+            return Ok(None);
+        }
+        let (storage, dx) = engine.room(real.dtype(), rows * d)?;
+        let (w, dx) = (mat(params.weight(0), d), mat(dx, d));
+        engine.gemm.input_gradient(real, real, self.shape, g, w, dx, Plus::Nothing)?;
+        Ok(Some(storage))
+    }
+}

@@ -1,0 +1,161 @@
+//! Where a group's parameters lie, and the row-wise launches that layers and blocks share.
+
+use std::sync::Arc;
+
+use candle_core::{Result, Tensor, bail};
+
+use super::engine::{Engine, Real, blocks, launch};
+use super::memory::{Scratch, address, address_or_null};
+use crate::params::Group;
+
+/// Threads of a block in most kernels.
+pub(super) const THREADS: u32 = 256;
+/// Widest rows of the kernels that hold a row in registers or a block.
+const WIDEST_NORM: usize = 1024;
+const WIDEST: usize = 4096;
+
+/// Addresses of a group's parameters.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Params {
+    values: u64,
+    weights: u64,
+    gradient: u64,
+    size: u64,
+}
+
+impl Params {
+    /// # Errors
+    /// A group that is not on the GPU, or not in the dtype wanted.
+    pub(super) fn of(group: &Group, real: Real) -> Result<Self> {
+        let Some(place) = group.on_device() else { bail!("these parameters are not on the GPU") };
+        let values = address(group.values())?;
+        let weights = match (real, &place.half) {
+            (Real::F32, _) => values,
+            (Real::Bf16, Some(half)) => address(half)?,
+            (Real::Bf16, None) => bail!("these parameters have no bfloat16 copy"),
+        };
+        let gradient = address_or_null(place.gradient.as_ref())?;
+        Ok(Params { values, weights, gradient, size: real.size() as u64 })
+    }
+
+    /// float32 value `offset`.
+    pub(super) fn master(&self, offset: usize) -> u64 {
+        self.values + 4 * offset as u64
+    }
+
+    /// Value `offset` as products take it.
+    pub(super) fn weight(&self, offset: usize) -> u64 {
+        self.weights + self.size * offset as u64
+    }
+
+    /// Gradient of value `offset`.
+    pub(super) fn gradient(&self, offset: usize) -> u64 {
+        self.gradient + 4 * offset as u64
+    }
+}
+
+/// The anchor of a group that trains; `None` where neither it nor `x` wants a gradient.
+///
+/// # Errors
+/// Frozen parameters behind which something wants a gradient: no kernel passes one on without adding its own.
+pub(super) fn anchor<'a>(x: &Tensor, group: &'a Group) -> Result<Option<&'a Tensor>> {
+    let anchor = group.on_device().and_then(|place| place.anchor.as_ref());
+    if anchor.is_none() && x.track_op() {
+        bail!("on the GPU no gradient passes through frozen parameters")
+    }
+    Ok(anchor)
+}
+
+fn norm_kernel(name: &str, real: Real, width: usize) -> Result<String> {
+    if width > WIDEST_NORM || !width.is_multiple_of(4) {
+        bail!("normalisation on the GPU takes widths that 4 divides, up to {WIDEST_NORM}; found {width}")
+    }
+    let quads = if width <= 256 { 2 } else { width.next_power_of_two() / 128 };
+    Ok(real.kernel(&format!("{name}_{quads}")))
+}
+
+/// `y = norm(x)`; `gamma` is followed by beta.
+pub(super) fn norm(engine: &Engine, real: Real, x: u64, gamma: u64, y: u64, rows: usize, width: usize) -> Result<()> {
+    let beta = gamma + 4 * width as u64;
+    launch!(
+        engine, norm_kernel("ln_fwd", real, width)?, blocks(rows, 8), THREADS, 0;
+        x, gamma, beta, y, rows as i32, width as i32,
+    )
+}
+
+/// `dx = residual + gradient`; adds gamma's and beta's gradients, and dx's column sums to `columns` (0: nowhere).
+/// Addresses: x, gamma, dy, residual (0: none), dx, gradient, columns.
+pub(super) fn norm_backward(
+    engine: &Arc<Engine>,
+    real: Real,
+    [x, gamma, dy, residual, dx, gradient, columns]: [u64; 7],
+    rows: usize,
+    width: usize,
+) -> Result<()> {
+    // Few blocks: the last one adds up their parts.
+    let grid = blocks(rows, 8 * 4).0.min(2 * engine.processors as u32);
+    let partial = Scratch::new(engine, Real::F32, grid as usize * 3 * width)?;
+    launch!(
+        engine, norm_kernel("ln_bwd", real, width)?, (grid, 1), THREADS, 12 * width;
+        x, gamma, dy, residual, dx, gradient, columns, partial.at(), engine.counter(), rows as i32, width as i32,
+    )
+}
+
+/// `out = gelu(h)`.
+pub(super) fn gelu(engine: &Engine, real: Real, h: u64, out: u64, count: usize) -> Result<()> {
+    launch!(engine, real.kernel("gelu_fwd"), blocks(count / 4, THREADS as usize), THREADS, 0; h, out, count as u64)
+}
+
+/// (grid, threads, shared bytes) of a column kernel.
+fn columns(engine: &Engine, rows: usize, width: usize) -> Result<(u32, u32, usize)> {
+    if width > WIDEST || !width.is_multiple_of(4) {
+        bail!("sums over rows on the GPU take widths that 4 divides, up to {WIDEST}; found {width}")
+    }
+    let quads = width / 4;
+    let groups = (512 / quads).max(1);
+    let grid = rows.div_ceil(groups * 8).clamp(1, 2 * engine.processors);
+    Ok((grid as u32, (quads * groups) as u32, 16 * quads * groups))
+}
+
+/// `d` becomes the gradient before the GELU, `active` gelu(h) (0: not wanted); adds d's column sums to `bias`.
+#[allow(clippy::too_many_arguments)]
+pub(super) fn gelu_backward(
+    engine: &Arc<Engine>,
+    real: Real,
+    h: u64,
+    d: u64,
+    active: u64,
+    bias: u64,
+    rows: usize,
+    width: usize,
+) -> Result<()> {
+    let (grid, threads, shared) = columns(engine, rows, width)?;
+    let partial = Scratch::new(engine, Real::F32, grid as usize * width)?;
+    launch!(
+        engine, real.kernel("gelu_bwd"), (grid, 1), threads, shared;
+        h, d, active, bias, partial.at(), engine.counter(), rows as i32, width as i32,
+    )
+}
+
+/// Adds the sums of each column to `out`, over `rows` rows, each `stride` rows behind the last; where there are
+/// `sources`, only of rows whose patch was removed.
+pub(super) fn column_sums(
+    engine: &Arc<Engine>,
+    real: Real,
+    x: u64,
+    sources: Option<u64>,
+    out: u64,
+    (rows, stride): (usize, usize),
+    width: usize,
+) -> Result<()> {
+    if !width.is_multiple_of(4) && sources.is_none() && stride == 1 {
+        let grid = blocks(width, THREADS as usize);
+        return launch!(engine, real.kernel("column_sums_any"), grid, THREADS, 0; x, out, rows as i32, width as i32);
+    }
+    let (grid, threads, shared) = columns(engine, rows, width)?;
+    let partial = Scratch::new(engine, Real::F32, grid as usize * width)?;
+    launch!(
+        engine, real.kernel("column_sums"), (grid, 1), threads, shared;
+        x, sources.unwrap_or(0), out, partial.at(), engine.counter(), rows as i32, stride as i32, width as i32,
+    )
+}

@@ -1,0 +1,115 @@
+//! The encoder with a linear head on its pooled feature, all of it trainable.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use candle_core::Tensor;
+use macrl_models::config::{Config, Pooling};
+use macrl_models::ops::graph;
+use macrl_models::ops::tokens::{Kept, Seen};
+use macrl_models::params::{Group, Layout};
+use macrl_models::preprocess::Preprocess;
+use macrl_models::vit::Encoder;
+
+use crate::encode::Images;
+use crate::method::Part;
+use crate::views::View;
+
+/// Seed of the head's weights, apart from the encoder's.
+const HEAD_SEED: u64 = 3;
+
+/// Images -> logits.
+pub struct Classifier {
+    /// The network that was pretrained, or a fresh one.
+    pub encoder: Encoder,
+    head: Group,
+    classes: usize,
+    pooling: Pooling,
+}
+
+impl Classifier {
+    /// A fresh head on an encoder.
+    ///
+    /// # Errors
+    /// Candle's.
+    pub fn new(encoder: Encoder, config: &Config, classes: usize) -> Result<Self> {
+        let head = layout(config, classes).init(config.train.seed.wrapping_mul(4) + HEAD_SEED)?;
+        Self::assemble(encoder, head, config, classes)
+    }
+
+    /// From a checkpoint of fine-tuning.
+    ///
+    /// # Errors
+    /// A missing tensor, or one of another shape.
+    pub fn from_tensors(config: &Config, classes: usize, tensors: &HashMap<String, Tensor>) -> Result<Self> {
+        let encoder = Encoder::from_tensors(&config.encoder, tensors, "encoder.")?;
+        Self::assemble(encoder, layout(config, classes).load(tensors, "")?, config, classes)
+    }
+
+    fn assemble(encoder: Encoder, head: Group, config: &Config, classes: usize) -> Result<Self> {
+        let encoder = encoder.map(Group::trainable)?;
+        Ok(Classifier { encoder, head: head.trainable()?, classes, pooling: config.evaluate.pooling })
+    }
+
+    /// C.
+    pub fn classes(&self) -> usize {
+        self.classes
+    }
+
+    /// All parameters, in a fixed order; the head stands where pretraining has its projector.
+    pub fn trainable(&self) -> Vec<(Part, &Group)> {
+        let encoder = self.encoder.groups().into_iter().map(|group| (Part::Encoder, group));
+        encoder.chain([(Part::Projector, &self.head)]).collect()
+    }
+
+    /// Each group's share of the learning rate: `decay` to the power of its distance from the head, as BEiT has it
+    /// (arXiv 2106.08254): the embedding is layer 0, block i layer i + 1, the last norm and the head the layer above.
+    pub fn lr_shares(&self, decay: f64) -> Vec<f64> {
+        let top = self.encoder.config().depth as i32 + 1;
+        let groups = self.trainable().len() as i32;
+        (0..groups).map(|group| decay.powi(top - group.min(top))).collect()
+    }
+
+    /// Every tensor under its name in a checkpoint.
+    ///
+    /// # Errors
+    /// Candle's.
+    pub fn named(&self) -> Result<Vec<(String, Tensor)>> {
+        let encoder = self.encoder.named()?.into_iter().map(|(name, tensor)| (format!("encoder.{name}"), tensor));
+        Ok(encoder.chain(self.head.named()?).collect())
+    }
+
+    /// # Shapes
+    /// `view`: `batch` images of which every patch is kept; the result (B, C).
+    ///
+    /// # Errors
+    /// A view that does not fit.
+    pub fn logits(&self, view: &View, batch: usize) -> Result<Tensor> {
+        let config = self.encoder.config();
+        let shape = (batch, config.patches(), config.patch_values());
+        let patches = Tensor::from_slice(&view.patches, shape, self.head.values().device())?;
+        let seen = Seen { patches, kept: Kept::Host(Arc::new(view.kept.clone())) };
+        let features = self.encoder.forward(&[&seen])?.pool(0, self.pooling)?;
+        Ok(graph::linear(&features, self.head.values(), self.classes, false)?)
+    }
+
+    /// The class of each image; gradients are left alone.
+    ///
+    /// # Errors
+    /// Candle's.
+    pub fn predict(&self, images: &Images, preprocess: &Preprocess) -> Result<Vec<u32>> {
+        let frozen = self.encoder.clone().map(|group| group.detached_copy())?;
+        let features = images.encode(&frozen, preprocess, self.pooling)?;
+        let shape = (features.len(), features.dim);
+        let features = Tensor::from_vec(features.values, shape, self.head.values().device())?;
+        let head = self.head.detached_copy()?;
+        let logits = graph::linear(&features, head.values(), self.classes, false)?.to_vec2::<f32>()?;
+        let largest = |row: &Vec<f32>| (0..row.len()).max_by(|a, b| row[*a].total_cmp(&row[*b]));
+        logits.iter().map(|row| largest(row).map(|class| class as u32).context("no classes")).collect()
+    }
+}
+
+fn layout(config: &Config, classes: usize) -> Layout {
+    Layout::new("").with_linear("head", &[classes, config.encoder.width])
+}

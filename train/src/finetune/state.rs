@@ -1,0 +1,78 @@
+//! What a fine-tuning has reached <-> its checkpoints.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use macrl_models::checkpoint::{self, Checkpoint};
+use macrl_models::config::Config;
+
+use super::model::Classifier;
+use crate::optimizer::AdamW;
+use crate::state::{moment_tensors, moments};
+
+/// Everything that a step changes.
+pub struct Tuned {
+    /// The network.
+    pub classifier: Classifier,
+    /// Moments and step count.
+    pub optimizer: AdamW,
+    /// Steps done.
+    pub step: u64,
+    /// The best accuracy on the test split so far, and after which epoch.
+    pub best: Option<(f64, u64)>,
+    /// Data and starting point, in words: what must not change under a run that is resumed.
+    pub origin: String,
+}
+
+const STEP: &str = "step";
+const CLASSES: &str = "classes";
+const BEST: &str = "best_accuracy";
+const BEST_EPOCH: &str = "best_epoch";
+const ORIGIN: &str = "origin";
+
+impl Tuned {
+    /// The start; `tuning` is the configuration as [`super::tuning`] derives it.
+    pub fn new(classifier: Classifier, tuning: &Config, origin: String) -> Self {
+        let optimizer = AdamW::new(&classifier.trainable(), &tuning.train);
+        Tuned { classifier, optimizer, step: 0, best: None, origin }
+    }
+
+    /// Writes all of it, atomically, with the run's own configuration.
+    ///
+    /// # Errors
+    /// The file cannot be written; the old one is then as it was.
+    pub fn save(&self, path: &Path, config: &Config) -> Result<()> {
+        let mut tensors = self.classifier.named()?;
+        tensors.extend(moment_tensors(&self.optimizer)?);
+        let mut notes = HashMap::from([
+            (STEP.to_string(), self.step.to_string()),
+            (CLASSES.to_string(), self.classifier.classes().to_string()),
+            (ORIGIN.to_string(), self.origin.clone()),
+        ]);
+        if let Some((accuracy, epoch)) = self.best {
+            notes.insert(BEST.into(), accuracy.to_string());
+            notes.insert(BEST_EPOCH.into(), epoch.to_string());
+        }
+        Ok(checkpoint::save(path, config, &notes, &tensors)?)
+    }
+
+    /// Reads a state back, with the run's configuration; `tuning` derives the optimiser's from it.
+    ///
+    /// # Errors
+    /// A damaged checkpoint.
+    pub fn load(path: &Path, tuning: impl Fn(&Config) -> Config) -> Result<(Self, Config)> {
+        let Checkpoint { config, notes, tensors, .. } = checkpoint::load(path)?;
+        let named = || format!("checkpoint {}", path.display());
+        let number = |key: &str| -> Result<u64> {
+            let text = notes.get(key).with_context(|| format!("{} has no `{key}`", named()))?;
+            text.parse().with_context(|| format!("{}: `{key}` is {text}, not a number", named()))
+        };
+        let (step, classes) = (number(STEP)?, number(CLASSES)? as usize);
+        let classifier = Classifier::from_tensors(&config, classes, &tensors).with_context(named)?;
+        let optimizer = moments(&classifier.trainable(), &tuning(&config), &tensors, step).with_context(named)?;
+        let best = notes.get(BEST).and_then(|text| text.parse().ok()).zip(number(BEST_EPOCH).ok());
+        let origin = notes.get(ORIGIN).cloned().unwrap_or_default();
+        Ok((Tuned { classifier, optimizer, step, best, origin }, config))
+    }
+}

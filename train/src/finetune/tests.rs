@@ -1,0 +1,141 @@
+//! Fine-tuning as a whole, on stripes that a linear model of single pixels cannot tell apart.
+
+use image::{Rgb, RgbImage};
+use macrl_models::vit::Encoder;
+
+use super::model::Classifier;
+use super::*;
+use crate::data::memory::Memory;
+
+const SMALL: [&str; 10] = [
+    "encoder.image_size=16",
+    "encoder.width=24",
+    "encoder.depth=2",
+    "train.batch_size=8",
+    "finetune.batch_size=8",
+    "finetune.epochs=8",
+    "finetune.warmup_epochs=1",
+    "finetune.lr=0.1",
+    "views.weak.flip=0",
+    "views.weak.crop_scale=[0.8, 1]",
+];
+
+fn config(more: &[&str]) -> Config {
+    let set: Vec<String> = SMALL.iter().chain(more).map(|s| s.to_string()).collect();
+    Config::parse("", "test", &set).unwrap()
+}
+
+/// Horizontal stripes are class 0, vertical ones class 1; each at its own phase.  The last image has no label.
+fn stripes(count: u32) -> Arc<dyn Dataset> {
+    let value = |i: u32, along: u32| if (along + i / 2) % 4 < 2 { 230 } else { 20 + (i % 7) as u8 };
+    let image = |i: u32| RgbImage::from_fn(16, 16, |x, y| Rgb([value(i, [y, x][i as usize % 2]); 3]));
+    let mut images: Vec<RgbImage> = (0..count).map(image).collect();
+    let mut labels: Vec<Option<u32>> = (0..count).map(|i| Some(i % 2)).collect();
+    images.insert(3, RgbImage::new(16, 16));
+    labels.insert(3, None);
+    Arc::new(Memory::new("train", images, labels))
+}
+
+fn labelled(config: &Config) -> Labelled {
+    let data = Data {
+        train: stripes(48),
+        test: Some(stripes(16)),
+        classes: vec!["flat".into(), "upright".into()],
+        format: "test",
+        skipped: Vec::new(),
+        notes: Vec::new(),
+    };
+    Labelled::of(&data, config).unwrap()
+}
+
+fn fresh(config: &Config) -> Tuned {
+    let classifier = Classifier::new(Encoder::init(&config.encoder, 0).unwrap(), config, 2).unwrap();
+    Tuned::new(classifier, &tuning(config), "here".into())
+}
+
+fn place() -> (tempfile::TempDir, Place) {
+    let dir = tempfile::tempdir().unwrap();
+    let place = Place::new(&Run::new(dir.path()), "macrl");
+    std::fs::create_dir_all(place.dir()).unwrap();
+    (dir, place)
+}
+
+fn weights(tuned: &Tuned) -> Vec<f32> {
+    tuned.classifier.trainable().iter().flat_map(|(_, g)| g.values().to_vec1::<f32>().unwrap()).collect()
+}
+
+#[test]
+fn it_learns_and_images_without_a_label_stay_out() {
+    for more in [&[][..], &["finetune.mixup=0.5", "finetune.label_smoothing=0.1"]] {
+        let (_dir, place) = place();
+        let config = config(more);
+        let data = labelled(&config);
+        assert_eq!((data.train.len(), data.test.labels.len(), data.classes), (48, 16, 2));
+        let mut tuned = fresh(&config);
+        let ending = tune(&place, &config, &data, &mut tuned, &AtomicBool::new(false)).unwrap();
+        assert_eq!((ending, tuned.step), (Ending::Finished, 8 * 6));
+        let reached = outcome("macrl", &tuned, &data, &config).unwrap();
+        assert!(reached.accuracy > 0.9, "{reached:?}");
+        assert!(reached.best >= reached.accuracy && (1..=8).contains(&reached.best_epoch));
+        let (best, _) = Tuned::load(&place.best(), tuning).unwrap();
+        assert_eq!(judge(&best, &data, &config).unwrap().1, reached.best);
+    }
+}
+
+#[test]
+fn resumed_it_ends_with_the_same_bits() {
+    let ((_a, whole), (_b, parts)) = (place(), place());
+    let config = config(&["finetune.mixup=0.5", "finetune.epochs=3"]);
+    let data = labelled(&config);
+    let mut first = fresh(&config);
+    tune(&whole, &config, &data, &mut first, &AtomicBool::new(false)).unwrap();
+    let mut second = fresh(&config);
+    let stopped = tune(&parts, &config, &data, &mut second, &AtomicBool::new(true)).unwrap();
+    assert_eq!(stopped, Ending::Interrupted(0));
+    // The state after the first epoch, as a killed run would find it.
+    let short = Config {
+        finetune: macrl_models::config::FinetuneConfig { epochs: 1, ..config.finetune.clone() },
+        ..config.clone()
+    };
+    let batches = Batches::weak_only(data.train.clone(), &tuning(&short)).unwrap();
+    let schedule = Schedule::new(&tuning(&config), batches.steps_per_epoch());
+    for i in 0..6 {
+        let batch = batches.make(i).unwrap();
+        let labels: Vec<u32> = batch.indices.iter().filter_map(|i| data.train.label(*i as usize)).collect();
+        step(&mut second, batch, &labels, &config, schedule.lr(i)).unwrap();
+    }
+    second.save(&parts.last(), &config).unwrap();
+    let (mut second, saved) = Tuned::load(&parts.last(), tuning).unwrap();
+    assert_eq!((&saved, second.step, second.origin.as_str()), (&config, 6, "here"));
+    tune(&parts, &config, &data, &mut second, &AtomicBool::new(false)).unwrap();
+    assert_eq!(weights(&first), weights(&second));
+}
+
+#[test]
+fn layers_learn_the_slower_the_further_they_are_from_the_head() {
+    let config = config(&[]);
+    let tuned = fresh(&config);
+    // The embedding, two blocks, the last norm, the head; see the optimiser's test for PyTorch's numbers.
+    assert_eq!(tuned.classifier.lr_shares(0.5), [0.125, 0.25, 0.5, 1.0, 1.0]);
+    assert_eq!(tuned.classifier.lr_shares(1.0), [1.0; 5]);
+}
+
+#[test]
+fn every_parameter_receives_a_gradient_and_nonsense_changes_nothing() {
+    let config = config(&[]);
+    let data = labelled(&config);
+    let mut tuned = fresh(&config);
+    let batches = Batches::weak_only(data.train.clone(), &tuning(&config)).unwrap();
+    let mut batch = batches.make(0).unwrap();
+    let labels = vec![0, 1, 0, 1, 0, 1, 0, 1];
+    let logits = tuned.classifier.logits(&batch.weak, 8).unwrap();
+    let targets = Tensor::from_vec(target::smooth(&labels, 2, 0.0), (8, 2), logits.device()).unwrap();
+    let groups = tuned.classifier.trainable();
+    let gradients = Gradients::take(cross_entropy(&logits, &targets).unwrap().backward().unwrap(), &groups);
+    assert_eq!(gradients.dead(&groups).unwrap(), Vec::<String>::new());
+    drop(groups);
+    let before = weights(&tuned);
+    batch.weak.patches[5] = f32::NAN;
+    let (loss, _) = step(&mut tuned, batch, &labels, &config, 0.1).unwrap();
+    assert!(loss.is_nan() && tuned.step == 0 && weights(&tuned) == before);
+}

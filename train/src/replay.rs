@@ -1,0 +1,223 @@
+//! A step that was not finite, computed again: which loss, which parameters, which images.
+//!
+//! [`save`] keeps the state right before the step with the batch's image numbers; [`replay`] computes losses and
+//! gradients from them once more.  Where the weights themselves are not finite any more, it goes forward from the last
+//! good checkpoint and finds the update that broke them.
+
+use anyhow::{Context, Result, ensure};
+use macrl_models::atomic;
+use macrl_models::config::Config;
+use macrl_models::ops::graph::with_values;
+use serde_json::{Value, json};
+
+use crate::data::Data;
+use crate::loader::Batches;
+use crate::optimizer::Gradients;
+use crate::run::Run;
+use crate::schedule::Schedule;
+use crate::state::State;
+use crate::trainer::{Measured, compute, split, step};
+use crate::views::Batch;
+
+/// Notes a step in `replay.json` and the state before it beside the checkpoints; the step of the last good checkpoint
+/// comes back, where there is one.
+///
+/// # Errors
+/// The files cannot be written.
+pub fn save(run: &Run, config: &Config, state: &State, cause: &str, indices: &[u32]) -> Result<Option<u64>> {
+    let good = macrl_models::checkpoint::load(&run.last()).ok();
+    let good = good.map(|good| good.notes.get("step").and_then(|s| s.parse::<u64>().ok()).unwrap_or_default());
+    state.save(&run.replay_state(), config)?;
+    let note = json!({
+        "step": state.step, "cause": cause, "indices": indices, "state": "checkpoints/replay.safetensors",
+        "last_good": good.map(|step| json!({"checkpoint": "checkpoints/last.safetensors", "step": step})),
+    });
+    let text = format!("{note:#}\n");
+    atomic::write_file(&run.replay(), text.as_bytes())
+        .with_context(|| format!("cannot write {}", run.replay().display()))?;
+    Ok(good)
+}
+
+/// What a replay found.
+#[derive(Debug, Default)]
+pub struct Finding {
+    /// Steps done before the one that was replayed.
+    pub step: u64,
+    /// What the sentinel said.
+    pub cause: String,
+    /// Parameters that were not finite before the step.
+    pub weights: Vec<String>,
+    /// The update that broke them.
+    pub broken_by: Option<Broken>,
+    /// What was measured, by name; empty where the weights were not finite before.
+    pub losses: Vec<(&'static str, f64)>,
+    /// Parameters whose gradient is not finite, and how many of how many values.
+    pub gradients: Vec<(String, usize, usize)>,
+    /// The largest finite gradient and where it is: squares of values above 1e19 overflow.
+    pub largest: (String, f32),
+    /// Images that give a non-finite loss or gradient on their own: number, file, which of the two.
+    pub images: Vec<(u32, String, &'static str)>,
+    /// Images in the batch.
+    pub batch: usize,
+}
+
+/// The update after which weights were not finite any more.
+#[derive(Debug)]
+pub struct Broken {
+    /// Steps done before it.
+    pub step: u64,
+    /// Its learning rate.
+    pub lr: f64,
+    /// Its loss, finite still.
+    pub loss: f64,
+    /// Norm of its gradient, before clipping.
+    pub norm: f64,
+}
+
+impl Finding {
+    /// Whether the step was not finite this time either.
+    pub fn reproduced(&self) -> bool {
+        !self.weights.is_empty()
+            || !self.gradients.is_empty()
+            || self.losses.iter().any(|(_, value)| !value.is_finite())
+    }
+}
+
+/// Where a replay starts: the state right before the noted step, else the last good one, else the run's beginning.
+///
+/// # Errors
+/// No note, or a damaged state.
+pub fn start(run: &Run) -> Result<(State, Config)> {
+    read(run)?;
+    match run.replay_state().exists() {
+        true => State::load(&run.replay_state()),
+        false => last_good(run),
+    }
+}
+
+fn last_good(run: &Run) -> Result<(State, Config)> {
+    if run.last().exists() {
+        return State::load(&run.last());
+    }
+    let config = Config::load(&run.config(), &[])?;
+    Ok((State::init(&config)?, config))
+}
+
+/// Computes the noted step again, from where [`start`] says.
+///
+/// # Errors
+/// No note, or images that have changed.
+pub fn replay(run: &Run, data: &Data, mut state: State, config: &Config) -> Result<Finding> {
+    let note = read(run)?;
+    let batches = Batches::new(data.train.clone(), config)?;
+    let cause = note["cause"].as_str().unwrap_or_default().to_string();
+    forward(&mut state, config, &batches, note["step"].as_u64().unwrap_or_default())?;
+    let mut finding = Finding { step: state.step, cause, weights: state.non_finite()?, ..Finding::default() };
+    if !finding.weights.is_empty() {
+        finding.broken_by = search(run, &batches, state.step)?;
+        return Ok(finding);
+    }
+    let batch = batches.make(state.step)?;
+    let noted: Vec<u64> = note["indices"].as_array().into_iter().flatten().filter_map(Value::as_u64).collect();
+    ensure!(
+        state.step != note["step"]
+            || noted.is_empty()
+            || noted.iter().copied().eq(batch.indices.iter().map(|i| u64::from(*i))),
+        "{}: the batch of step {} holds other images now; have files gone?",
+        run.replay().display(),
+        state.step
+    );
+    examine(&state, config, &batch, &mut finding)?;
+    let guilty = guilty(&state, config, &batch)?;
+    finding.images = guilty.into_iter().map(|(i, what)| (i, data.train.name(i as usize), what)).collect();
+    Ok(finding)
+}
+
+/// Images of the batch whose loss or gradient is not finite on its own, and which of the two.
+pub(crate) fn guilty(state: &State, config: &Config, batch: &Batch) -> Result<Vec<(u32, &'static str)>> {
+    let mut config = config.clone();
+    config.train.accumulate = 1;
+    let mut guilty = Vec::new();
+    for (image, index) in split(batch, batch.indices.len()).iter().zip(&batch.indices) {
+        let measured = compute(state, image, &config)?.measured;
+        if !measured.loss.is_finite() {
+            guilty.push((*index, "loss"));
+        } else if !measured.norms.total.is_finite() {
+            guilty.push((*index, "gradient"));
+        }
+    }
+    Ok(guilty)
+}
+
+fn read(run: &Run) -> Result<Value> {
+    let path = run.replay();
+    let text = std::fs::read_to_string(&path).with_context(|| {
+        format!("{}: nothing to replay, expected a run that a non-finite loss or gradient has stopped", path.display())
+    })?;
+    serde_json::from_str(&text).with_context(|| format!("{} is not valid JSON", path.display()))
+}
+
+/// Losses and gradients of the whole batch.
+fn examine(state: &State, config: &Config, batch: &Batch, finding: &mut Finding) -> Result<()> {
+    let computed = compute(state, batch, config)?;
+    finding.batch = batch.indices.len();
+    finding.losses = named(&computed.measured);
+    let Gradients(gradients) = &computed.gradients;
+    for ((_, group), gradient) in state.method.trainable().iter().zip(gradients) {
+        let Some(gradient) = gradient else { continue };
+        with_values(gradient, |values| {
+            for parameter in group.parameters() {
+                let values = &values[parameter.range.clone()];
+                let broken = values.iter().filter(|v| !v.is_finite()).count();
+                if broken > 0 {
+                    finding.gradients.push((parameter.name.clone(), broken, values.len()));
+                }
+                let largest = values.iter().map(|v| v.abs()).filter(|v| v.is_finite()).fold(0.0, f32::max);
+                if largest > finding.largest.1 {
+                    finding.largest = (parameter.name.clone(), largest);
+                }
+            }
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+fn named(measured: &Measured) -> Vec<(&'static str, f64)> {
+    let mut losses = vec![("loss", measured.loss)];
+    if let Some(contrast) = &measured.contrast {
+        losses.push(("contrast", f64::from(contrast.loss)));
+        losses.push(("similarity to own keys", f64::from(contrast.positive)));
+        losses.push(("similarity to other keys", f64::from(contrast.negative)));
+    }
+    if let Some([strong, weak]) = measured.reconstruction {
+        losses.push(("reconstruction of the strong view", f64::from(strong)));
+        losses.push(("reconstruction of the weak view", f64::from(weak)));
+    }
+    losses.push(("gradient norm of the encoder", measured.norms.encoder));
+    losses.push(("gradient norm of the decoder", measured.norms.decoder));
+    losses.push(("gradient norm of the projector", measured.norms.projector));
+    losses
+}
+
+/// Goes forward from the last good checkpoint to the update that broke the weights.
+fn search(run: &Run, batches: &Batches, end: u64) -> Result<Option<Broken>> {
+    let (mut state, config) = last_good(run)?;
+    forward(&mut state, &config, batches, end)
+}
+
+/// Makes the steps before `end`; stops at one that is not finite, or after the update that breaks the weights.
+fn forward(state: &mut State, config: &Config, batches: &Batches, end: u64) -> Result<Option<Broken>> {
+    let schedule = Schedule::new(config, batches.steps_per_epoch());
+    while state.step < end {
+        let (before, lr) = (state.step, schedule.lr(state.step));
+        let measured = step(state, &batches.make(before)?, config, &schedule)?;
+        if state.step == before {
+            break;
+        }
+        if !state.non_finite()?.is_empty() {
+            return Ok(Some(Broken { step: before, lr, loss: measured.loss, norm: measured.norms.total }));
+        }
+    }
+    Ok(None)
+}

@@ -19,17 +19,31 @@ use crate::state::State;
 use crate::trainer::{Measured, compute, split, step};
 use crate::views::Batch;
 
-/// Notes a step in `replay.json` and the state before it beside the checkpoints; the step of the last good checkpoint
-/// comes back, where there is one.
+/// Notes a step in `replay.json` and the state before it, where that is at hand, beside the checkpoints; the step of the
+/// last good checkpoint comes back, where there is one.
 ///
 /// # Errors
 /// The files cannot be written.
-pub fn save(run: &Run, config: &Config, state: &State, cause: &str, indices: &[u32]) -> Result<Option<u64>> {
+pub fn save(
+    run: &Run,
+    config: &Config,
+    step: u64,
+    before: Option<&State>,
+    cause: &str,
+    indices: &[u32],
+) -> Result<Option<u64>> {
     let good = macrl_models::checkpoint::load(&run.last()).ok();
     let good = good.map(|good| good.notes.get("step").and_then(|s| s.parse::<u64>().ok()).unwrap_or_default());
-    state.save(&run.replay_state(), config)?;
+    match before {
+        Some(state) => state.save(&run.replay_state(), config)?,
+        // One of an earlier stop would be taken for this one's.
+        None if run.replay_state().exists() => std::fs::remove_file(run.replay_state())
+            .with_context(|| format!("cannot remove {}", run.replay_state().display()))?,
+        None => {}
+    }
     let note = json!({
-        "step": state.step, "cause": cause, "indices": indices, "state": "checkpoints/replay.safetensors",
+        "step": step, "cause": cause, "indices": indices,
+        "state": before.map(|_| "checkpoints/replay.safetensors"),
         "last_good": good.map(|step| json!({"checkpoint": "checkpoints/last.safetensors", "step": step})),
     });
     let text = format!("{note:#}\n");

@@ -48,7 +48,9 @@ impl Sentinel {
             return Ok(());
         }
         let what = if measured.loss.is_finite() { "gradient" } else { "loss" };
-        stop(run, config, state, &format!("non-finite {what}"), &done.indices)
+        // On a GPU the state has gone on by now; a replay then starts from the last good checkpoint.
+        let before = (state.step == done.at).then_some(state);
+        stop(run, config, done.at, before, &format!("non-finite {what}"), &done.indices)
     }
 
     /// Before a checkpoint is written: one with non-finite weights must not take a good one's place.
@@ -58,7 +60,7 @@ impl Sentinel {
     pub fn check_weights(&self, run: &Run, config: &Config, state: &State) -> Result<()> {
         match state.non_finite()?.is_empty() {
             true => Ok(()),
-            false => stop(run, config, state, "non-finite weights", &[]),
+            false => stop(run, config, state.step, Some(state), "non-finite weights", &[]),
         }
     }
 
@@ -133,8 +135,8 @@ impl Sentinel {
 }
 
 /// Saves what a replay needs, and ends the run with the cause, where everything is, and what to try.
-fn stop(run: &Run, config: &Config, state: &State, cause: &str, indices: &[u32]) -> Result<()> {
-    let last = replay::save(run, config, state, cause, indices)?;
+fn stop(run: &Run, config: &Config, step: u64, before: Option<&State>, cause: &str, indices: &[u32]) -> Result<()> {
+    let last = replay::save(run, config, step, before, cause, indices)?;
     let last = match last {
         Some(step) => format!("the last good checkpoint is {} (step {step})", run.last().display()),
         None => "there is no checkpoint from before".to_string(),
@@ -142,7 +144,7 @@ fn stop(run: &Run, config: &Config, state: &State, cause: &str, indices: &[u32])
     bail!(
         "{cause} at step {}: {last}; `macrl-train replay --run {}` says where it comes from; try a lower train.lr, a longer \
          train.warmup_epochs or train.clip_norm = 1",
-        state.step,
+        step,
         run.dir().display()
     )
 }

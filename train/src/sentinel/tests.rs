@@ -138,6 +138,26 @@ fn a_non_finite_gradient_stops_the_run() {
 }
 
 #[test]
+fn where_the_state_has_gone_on_a_replay_starts_earlier() {
+    let (_dir, run) = place();
+    let config = config(&[]);
+    std::fs::write(run.config(), config.to_toml()).unwrap();
+    let mut state = State::init(&config).unwrap();
+    state.save(&run.replay_state(), &config).unwrap(); // of an earlier stop
+    let batches = Batches::new(Arc::new(images()), &config).unwrap();
+    let batch = batches.make(1).unwrap();
+    let measured = Measured { loss: f64::NAN, ..compute(&state, &batch, &config).unwrap().measured };
+    let done = Done { at: 1, ..done(&state, measured, &batch) };
+    state.step = 16;
+    let error = Sentinel::default().check_step(&run, &config, &done, &state).unwrap_err().to_string();
+    assert!(error.starts_with("non-finite loss at step 1: "), "{error}");
+    assert!(!run.replay_state().exists());
+    // From the run's beginning; the NaN was made up.
+    let found = replayed(&run).unwrap();
+    assert!(found.step == 1 && found.batch == 8 && !found.reproduced(), "{found:?}");
+}
+
+#[test]
 fn one_image_is_found_among_many() {
     let (_dir, run) = place();
     let config = config(&["contrast.weight=0"]);

@@ -16,6 +16,7 @@ pub mod ops;
 pub mod params;
 pub mod preprocess;
 pub mod probe;
+pub mod projection;
 pub mod rng;
 pub mod runtime;
 pub mod vit;

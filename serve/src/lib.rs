@@ -20,7 +20,6 @@ pub mod metrics;
 pub mod openapi;
 pub mod pool;
 pub mod progress;
-pub mod projection;
 pub mod routes;
 pub mod server;
 pub mod sheet;

@@ -3,6 +3,7 @@
 use axum::Json;
 use axum::extract::State;
 use axum::http::request::Parts;
+use macrl_models::projection::{Projection, project};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -12,7 +13,6 @@ use crate::index::Item;
 use crate::index::duplicates::{Comparison, duplicates as find};
 use crate::input::malformed;
 use crate::openapi::{DuplicatesPage, ErrorBody, MapBody};
-use crate::projection::{Projection, project};
 use crate::state::AppState;
 
 /// Points of a map where nothing else is asked for.

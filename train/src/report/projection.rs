@@ -2,10 +2,11 @@
 
 use std::fmt::Write;
 
+use macrl_models::projection::{Projection, project};
+
 use super::html::{class_name, escape};
 use crate::evaluate::Features;
 use crate::evaluate::knn::normalised;
-use crate::evaluate::matrix::{dot, gram};
 
 const EDGE: f64 = 600.0;
 const MARGIN: f64 = 12.0;
@@ -19,14 +20,14 @@ pub(super) fn section(features: &Features, labels: &[String]) -> String {
     if features.len() < 3 {
         return String::new();
     }
-    let (points, explained) = principal_components(&features.values, features.dim);
+    let Projection { points, explained } = project(&normalised(&features.values, features.dim), features.dim);
     let classes = features.classes();
     let mut svg =
         format!("<svg viewBox=\"0 0 {EDGE} {EDGE}\" class=\"scatter\" role=\"img\" aria-label=\"projection\">\n");
-    let place = scale(&points);
+    let place = |at: f32| EDGE / 2.0 + (EDGE / 2.0 - MARGIN) * f64::from(at);
     let every = features.len().div_ceil(POINTS);
     for (point, label) in points.iter().zip(&features.labels).step_by(every) {
-        let (x, y) = (place(point[0], 0), EDGE - place(point[1], 1));
+        let (x, y) = (place(point[0]), EDGE - place(point[1]));
         let name = escape(&class_name(labels, *label as usize));
         let _ = writeln!(
             svg,
@@ -70,65 +71,10 @@ fn colour(label: usize, classes: usize) -> String {
     format!("style=\"fill:oklch(0.65 0.16 {hue:.0})\"")
 }
 
-/// Maps a coordinate of either axis into the drawing, both by the same factor.
-fn scale(points: &[[f64; 2]]) -> impl Fn(f64, usize) -> f64 {
-    let range = |axis: usize| {
-        let values = points.iter().map(move |p| p[axis]);
-        (values.clone().fold(f64::INFINITY, f64::min), values.fold(f64::NEG_INFINITY, f64::max))
-    };
-    let ranges = [range(0), range(1)];
-    let span = ranges.iter().map(|(low, high)| high - low).fold(1e-12, f64::max);
-    move |value, axis| {
-        let (low, high) = ranges[axis];
-        EDGE / 2.0 + (EDGE - 2.0 * MARGIN) * (value - (low + high) / 2.0) / span
-    }
-}
-
-/// Coordinates (n, 2) along the two directions of largest variance, and the share of the variance in each.
-pub(super) fn principal_components(values: &[f32], dim: usize) -> (Vec<[f64; 2]>, [f64; 2]) {
-    let mut centred = normalised(values, dim);
-    let n = (centred.len() / dim).max(1);
-    let mut mean = vec![0.0f64; dim];
-    centred
-        .chunks_exact(dim)
-        .for_each(|row| mean.iter_mut().zip(row).for_each(|(m, x)| *m += f64::from(*x) / n as f64));
-    centred.chunks_exact_mut(dim).for_each(|row| row.iter_mut().zip(&mean).for_each(|(x, m)| *x -= *m as f32));
-    let covariance = gram(&centred, dim);
-    let total: f64 = (0..dim).map(|i| covariance[i * dim + i]).sum();
-    let first = dominant(&covariance, dim, None);
-    let second = dominant(&covariance, dim, Some(&first));
-    let variance = |axis: &[f64]| dot(axis, &product(&covariance, axis)) / total.max(1e-30);
-    let shares = [variance(&first), variance(&second)];
-    let along = |row: &[f32], axis: &[f64]| row.iter().zip(axis).map(|(x, a)| f64::from(*x) * a).sum();
-    let points = centred.chunks_exact(dim).map(|row| [along(row, &first), along(row, &second)]).collect();
-    (points, shares)
-}
-
-/// The eigenvector of the largest eigenvalue among those orthogonal to `against`, by power iteration; its largest
-/// coordinate is positive.
-fn dominant(matrix: &[f64], dim: usize, against: Option<&[f64]>) -> Vec<f64> {
-    // No direction of real features is exactly orthogonal to this start.
-    let mut v: Vec<f64> = (0..dim).map(|i| 1.0 + (i as f64 * 0.7).sin()).collect();
-    for _ in 0..500 {
-        v = product(matrix, &v);
-        if let Some(other) = against {
-            let along = dot(&v, other);
-            v.iter_mut().zip(other).for_each(|(x, o)| *x -= along * o);
-        }
-        let length = dot(&v, &v).sqrt().max(1e-300);
-        v.iter_mut().for_each(|x| *x /= length);
-    }
-    let largest = v.iter().copied().fold(0.0, |a: f64, b| if b.abs() > a.abs() { b } else { a });
-    v.iter_mut().for_each(|x| *x *= largest.signum());
-    v
-}
-
-fn product(matrix: &[f64], v: &[f64]) -> Vec<f64> {
-    matrix.chunks_exact(v.len()).map(|row| dot(row, v)).collect()
-}
-
 #[cfg(test)]
 mod tests {
+    use macrl_models::projection::principal_components;
+
     use super::*;
     use crate::evaluate::testing::draws;
 
@@ -138,7 +84,7 @@ mod tests {
     #[test]
     fn components_equal_numpy() {
         let x: Vec<f32> = draws(300, 9).iter().enumerate().map(|(i, x)| x * (i % 6 + 1) as f32).collect();
-        let (points, shares) = principal_components(&x, 6);
+        let (points, shares) = principal_components(&normalised(&x, 6), 6);
         for (found, expected) in points[0].iter().chain(&shares).zip(EXPECTED) {
             assert!((found - expected).abs() < 1e-5, "{:?} {shares:?}", points[0]);
         }

@@ -1,6 +1,6 @@
 //! Vectors in two dimensions: their principal components.
 
-use macrl_models::ops::matmul::{Mat, Threads, matmul};
+use crate::ops::matmul::{Mat, Threads, matmul};
 
 /// Where vectors lie in the plane.
 #[derive(Debug, Clone, PartialEq)]
@@ -11,19 +11,29 @@ pub struct Projection {
     pub explained: [f32; 2],
 }
 
-/// The plane in which the vectors vary most.
+/// The plane in which the vectors vary most, for drawing.
 ///
 /// # Shapes
 /// `vectors` (n, D).
 pub fn project(vectors: &[f32], dim: usize) -> Projection {
+    let (places, explained) = principal_components(vectors, dim);
+    Projection { points: fit(&places), explained: explained.map(|share| share as f32) }
+}
+
+/// Coordinates (n, 2) along the two directions of largest variance, and the share of the variance in each.
+///
+/// # Shapes
+/// `vectors` (n, D).
+pub fn principal_components(vectors: &[f32], dim: usize) -> (Vec<[f64; 2]>, [f64; 2]) {
     if dim == 0 || vectors.is_empty() {
-        return Projection { points: Vec::new(), explained: [0.0; 2] };
+        return (Vec::new(), [0.0; 2]);
     }
     let n = vectors.len() / dim;
     let mut centred = vectors.to_vec();
-    let mut mean = vec![0f32; dim];
-    vectors.chunks_exact(dim).for_each(|row| mean.iter_mut().zip(row).for_each(|(m, x)| *m += x / n as f32));
-    centred.chunks_exact_mut(dim).for_each(|row| row.iter_mut().zip(&mean).for_each(|(x, m)| *x -= m));
+    let mut mean = vec![0f64; dim];
+    let share = |x: &f32| f64::from(*x) / n as f64;
+    vectors.chunks_exact(dim).for_each(|row| mean.iter_mut().zip(row).for_each(|(m, x)| *m += share(x)));
+    centred.chunks_exact_mut(dim).for_each(|row| row.iter_mut().zip(&mean).for_each(|(x, m)| *x -= *m as f32));
     let mut covariance = vec![0f32; dim * dim];
     let rows = Mat::new(&centred, n, dim);
     matmul(rows.t(), rows, 1.0 / n as f32, false, &mut covariance, dim, Threads::One);
@@ -32,10 +42,10 @@ pub fn project(vectors: &[f32], dim: usize) -> Projection {
     let first = dominant(&covariance, dim, None);
     let second = dominant(&covariance, dim, Some(&first));
     let axes = [first, second];
-    let explained = [0, 1].map(|a| (dot(&axes[a], &product(&covariance, &axes[a])) / total.max(1e-30)) as f32);
+    let explained = [0, 1].map(|a| dot(&axes[a], &product(&covariance, &axes[a])) / total.max(1e-30));
     let along = |row: &[f32], axis: &[f64]| row.iter().zip(axis).map(|(x, a)| f64::from(*x) * a).sum::<f64>();
-    let places: Vec<[f64; 2]> = centred.chunks_exact(dim).map(|row| [0, 1].map(|a| along(row, &axes[a]))).collect();
-    Projection { points: fit(&places), explained }
+    let places = centred.chunks_exact(dim).map(|row| [0, 1].map(|a| along(row, &axes[a]))).collect();
+    (places, explained)
 }
 
 /// Into [-1, 1], both axes by the same factor.
@@ -54,7 +64,7 @@ fn fit(places: &[[f64; 2]]) -> Vec<[f32; 2]> {
 fn dominant(matrix: &[f64], dim: usize, against: Option<&[f64]>) -> Vec<f64> {
     // No direction of real features is exactly orthogonal to this start.
     let mut v: Vec<f64> = (0..dim).map(|i| 1.0 + (i as f64 * 0.7).sin()).collect();
-    for _ in 0..200 {
+    for _ in 0..500 {
         v = product(matrix, &v);
         if let Some(other) = against {
             let along = dot(&v, other);

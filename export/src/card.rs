@@ -142,6 +142,9 @@ fn parity(proof: &Parity) -> String {
     if let Some(c) = &proof.fp16 {
         row("ONNX Runtime, `model_fp16.onnx`", c);
     }
+    if let Some(c) = &proof.weights_fp16 {
+        row("Candle, `model.safetensors` (halves)", c);
+    }
     text
 }
 

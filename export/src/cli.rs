@@ -6,6 +6,8 @@ use clap::{Args, Parser, Subcommand};
 use macrl_models::device;
 use macrl_models::runtime::Device;
 
+use crate::graph::Element;
+
 /// Turns a training run into files that other programs read.
 ///
 /// Each export is proven before it appears: the run's own held-out images go through the trained network and through
@@ -32,11 +34,14 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Everything that serving needs: weights, ONNX in two precisions, preprocessing, probe, numbers, parity proof
-    #[command(override_usage = "macrl-export bundle <DIR> --run <DIR> [--checkpoint <WHICH>]")]
+    #[command(override_usage = "macrl-export bundle <DIR> --run <DIR> [--checkpoint <WHICH>] [--weights f32|f16]")]
     Bundle {
         /// Folder to write; an older bundle there is replaced
         #[arg(value_name = "DIR")]
         dir: PathBuf,
+        /// Precision of model.safetensors: f32, or f16 for half the size
+        #[arg(long, value_name = "PRECISION", default_value = "f32", value_parser = precision)]
+        weights: Element,
         /// What is exported.
         #[command(flatten)]
         run: RunArgs,
@@ -64,18 +69,26 @@ pub struct RunArgs {
 pub enum Job {
     /// The encoder alone, to this file.
     Encoder(PathBuf, RunArgs),
-    /// The bundle, to this folder.
-    Bundle(PathBuf, RunArgs),
+    /// The bundle, to this folder, with weights stored in this precision.
+    Bundle(PathBuf, RunArgs, Element),
 }
 
 impl Cli {
     /// The one thing that was asked for; clap has seen to it that there is one.
     pub fn job(self) -> Option<Job> {
         match (self.command, self.file, self.run) {
-            (Some(Command::Bundle { dir, run }), ..) => Some(Job::Bundle(dir, run)),
+            (Some(Command::Bundle { dir, weights, run }), ..) => Some(Job::Bundle(dir, run, weights)),
             (None, Some(file), Some(run)) => Some(Job::Encoder(file, run)),
             _ => None,
         }
+    }
+}
+
+fn precision(text: &str) -> Result<Element, String> {
+    match text {
+        "f32" => Ok(Element::F32),
+        "f16" => Ok(Element::F16),
+        _ => Err("expected f32 or f16".into()),
     }
 }
 

@@ -18,7 +18,7 @@ pub const OPSET: i64 = 20;
 /// Version of the file format that belongs to [`OPSET`].
 const IR_VERSION: i64 = 9;
 
-/// Arithmetic inside the graph; inputs and outputs are always 32-bit.
+/// Precision of stored weights, and of the arithmetic inside a graph; inputs and outputs are always 32-bit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Element {
     /// 32-bit.
@@ -36,7 +36,8 @@ impl Element {
         }
     }
 
-    fn candle(self) -> DType {
+    /// Candle's name of the type.
+    pub fn dtype(self) -> DType {
         match self {
             Element::F32 => DType::F32,
             Element::F16 => DType::F16,
@@ -74,7 +75,7 @@ impl Graph {
     /// # Errors
     /// A tensor that cannot be read (candle's error).
     pub fn weight(&mut self, name: &str, tensor: &Tensor) -> Result<String> {
-        let tensor = tensor.to_dtype(self.element.candle())?.contiguous()?;
+        let tensor = tensor.to_dtype(self.element.dtype())?.contiguous()?;
         let mut raw_data = Vec::with_capacity(tensor.elem_count() * tensor.dtype().size_in_bytes());
         tensor.write_bytes(&mut raw_data)?;
         let dims = tensor.dims().iter().map(|&d| d as i64).collect();

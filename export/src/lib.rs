@@ -36,9 +36,9 @@ pub fn run(job: &Job) -> Result<String, Failure> {
             let proof = write::encoder(file, &source, &write::graph(&source, Element::F32)?)?;
             (file, source, proof)
         }
-        Job::Bundle(dir, run) => {
+        Job::Bundle(dir, run, weights) => {
             let source = read(run)?;
-            let proof = write::bundle(dir, &source, &Graphs::build(&source)?)?;
+            let proof = write::bundle(dir, &source, &Graphs::build(&source)?, *weights)?;
             (dir, source, proof)
         }
     };
@@ -59,6 +59,7 @@ fn summary(proof: &Parity) -> String {
         Some(line("ONNX Runtime", &proof.onnxruntime)),
         proof.candle_onnx.as_ref().map(|c| line("candle-onnx", c)),
         proof.fp16.as_ref().map(|c| line("ONNX Runtime in half precision", c)),
+        proof.weights_fp16.as_ref().map(|c| line("model.safetensors in half precision", c)),
     ];
     all.into_iter().flatten().collect::<Vec<_>>().join("\n")
 }

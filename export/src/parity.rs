@@ -8,9 +8,10 @@ use anyhow::{Context, Result, bail, ensure};
 use candle_core::Tensor;
 use candle_onnx::onnx::ModelProto;
 use macrl_models::bundle::{Comparison, HIDDEN, INPUT, POOLED, Parity};
+use macrl_models::config::Pooling;
 use macrl_models::probe::Probe;
 use macrl_models::runtime::{self, Device, SessionOptions};
-use macrl_models::vit;
+use macrl_models::vit::{self, Encoder};
 use ort::value::TensorRef;
 use serde_json::json;
 
@@ -43,16 +44,16 @@ impl Outputs {
     }
 }
 
-/// The network as it was trained, in Candle.
+/// A network in Candle: the one that was trained, or one with its stored weights.
 ///
 /// # Errors
 /// Candle's.
-pub fn candle(source: &Source) -> Result<Outputs> {
+pub fn candle(encoder: &Encoder, images: &Images, pooling: Pooling) -> Result<Outputs> {
     let mut outputs = Outputs::default();
-    for (from, to) in batches(source.images.count) {
-        let hidden = source.encoder.forward_pixels(&source.images.batch(from, to)?)?;
+    for (from, to) in batches(images.count) {
+        let hidden = encoder.forward_pixels(&images.batch(from, to)?)?;
         let hidden = hidden.to_device(&candle_core::Device::Cpu)?;
-        outputs.push(&hidden, &vit::pool(&hidden, source.config.evaluate.pooling)?)?;
+        outputs.push(&hidden, &vit::pool(&hidden, pooling)?)?;
     }
     Ok(outputs)
 }
@@ -111,29 +112,42 @@ pub fn compare(reference: &Outputs, other: &Outputs, width: usize, probe: Option
     })
 }
 
-/// Compares the graphs of a folder (`half` may be missing) with the network and applies the limits.
+/// What is compared with the trained network.
+#[derive(Debug, Clone, Copy)]
+pub struct Exported<'a> {
+    /// 32-bit graph.
+    pub graph: &'a Path,
+    /// Half-precision graph.
+    pub half: Option<&'a Path>,
+    /// The network with its weights as stored, where rounding changed them.
+    pub rounded: Option<&'a Encoder>,
+}
+
+/// Compares what was exported with the network and applies the limits.
 ///
 /// # Errors
 /// A graph that does not run, or one line with the numbers of the first comparison that is beyond its limits.
-pub fn prove(source: &Source, graph: &Path, half: Option<&Path>) -> Result<Parity> {
-    let images = &source.images;
+pub fn prove(source: &Source, exported: &Exported) -> Result<Parity> {
+    let (images, pooling) = (&source.images, source.config.evaluate.pooling);
     let (width, probe) = (source.config.encoder.width, source.probe.as_ref());
-    let reference = candle(source).context("Candle does not run the encoder")?;
+    let reference = candle(&source.encoder, images, pooling).context("Candle does not run the encoder")?;
     let against = |name: &str, outputs: Outputs, limits: &Limits| {
         let comparison = compare(&reference, &outputs, width, probe).context(name.to_string())?;
         limits.check(name, images.count, &comparison)?;
         Ok::<_, anyhow::Error>(comparison)
     };
-    let onnxruntime = against("ONNX Runtime", onnx_runtime(graph, images)?, &FULL)?;
-    let model = candle_onnx::read_file(graph).context("the graph cannot be read back")?;
+    let onnxruntime = against("ONNX Runtime", onnx_runtime(exported.graph, images)?, &FULL)?;
+    let model = candle_onnx::read_file(exported.graph).context("the graph cannot be read back")?;
     let candle_onnx = against("candle-onnx", candle_onnx(&model, images)?, &FULL)?;
-    let half = half.map(|h| against("ONNX Runtime in half precision", onnx_runtime(h, images)?, &HALF)).transpose()?;
+    let half = |graph| against("ONNX Runtime in half precision", onnx_runtime(graph, images)?, &HALF);
+    let rounded = |encoder| against("half-precision weights", candle(encoder, images, pooling)?, &HALF);
     Ok(Parity {
         images: images.count,
         source: format!("held-out images of the run {} (samples.safetensors)", source.name),
         onnxruntime,
         candle_onnx: Some(candle_onnx),
-        fp16: half,
+        fp16: exported.half.map(half).transpose()?,
+        weights_fp16: exported.rounded.map(rounded).transpose()?,
         extra: notes(),
     })
 }

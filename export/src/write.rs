@@ -4,9 +4,11 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use candle_core::Tensor;
 use candle_onnx::onnx::ModelProto;
 use macrl_models::bundle::{self, Bundle, ModelConfig, Parity, Provenance};
 use macrl_models::preprocess::Preprocess;
+use macrl_models::vit::Encoder;
 use macrl_models::{atomic, checkpoint};
 use prost::Message;
 use sha2::{Digest, Sha256};
@@ -15,7 +17,7 @@ use crate::card;
 use crate::error::Failure;
 use crate::graph::Element;
 use crate::onnx;
-use crate::parity;
+use crate::parity::{self, Exported};
 use crate::source::{POSITIONS, Source};
 
 /// The encoder as ONNX.
@@ -73,7 +75,7 @@ pub fn encoder(destination: &Path, source: &Source, graph: &ModelProto) -> Resul
     let staged = Staged(folder.join(format!(".{name}.tmp-{}", std::process::id())));
     let cannot_write = || format!("cannot write {}", destination.display());
     atomic::write_file(&staged.0, &graph.encode_to_vec()).with_context(cannot_write)?;
-    let proof = parity::prove(source, &staged.0, None)?;
+    let proof = parity::prove(source, &Exported { graph: &staged.0, half: None, rounded: None })?;
     std::fs::rename(&staged.0, destination).with_context(cannot_write)?;
     Ok(proof)
 }
@@ -87,13 +89,13 @@ impl Drop for Staged {
     }
 }
 
-/// Writes a bundle, once it is proven and reads back.
+/// Writes a bundle, once it is proven and reads back; its `model.safetensors` holds weights of this precision.
 ///
 /// # Errors
 /// A destination that holds something else; parity beyond its limits; what the system says.
-pub fn bundle(destination: &Path, source: &Source, graphs: &Graphs) -> Result<Parity, Failure> {
+pub fn bundle(destination: &Path, source: &Source, graphs: &Graphs, weights: Element) -> Result<Parity, Failure> {
     check_destination(destination)?;
-    let filled = atomic::replace_dir(destination, |dir| fill(dir, source, graphs));
+    let filled = atomic::replace_dir(destination, |dir| fill(dir, source, graphs, weights));
     Ok(filled.with_context(|| format!("no bundle was written to {}", destination.display()))?)
 }
 
@@ -117,16 +119,21 @@ fn check_destination(destination: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-fn fill(dir: &Path, source: &Source, graphs: &Graphs) -> Result<Parity> {
+fn fill(dir: &Path, source: &Source, graphs: &Graphs, precision: Element) -> Result<Parity> {
     let put = |name: &str, bytes: &[u8]| {
         atomic::write_file(&dir.join(name), bytes).with_context(|| format!("cannot write {name}"))
     };
     std::fs::create_dir(dir.join("onnx")).context("cannot create onnx/")?;
     put(bundle::ONNX, &graphs.full.encode_to_vec())?;
     put(bundle::ONNX_FP16, &graphs.half.encode_to_vec())?;
-    let proof = parity::prove(source, &dir.join(bundle::ONNX), Some(&dir.join(bundle::ONNX_FP16)))?;
+    let tensors = stored_weights(source, precision)?;
+    let (graph, half) = (dir.join(bundle::ONNX), dir.join(bundle::ONNX_FP16));
+    let rounded = (precision == Element::F16).then(|| rounded(source, &tensors)).transpose()?;
+    let exported = Exported { graph: &graph, half: Some(&half), rounded: rounded.as_ref() };
+    let proof = parity::prove(source, &exported)?;
 
-    let weights = weights_file(source)?;
+    // The note that PyTorch readers expect.
+    let weights = checkpoint::to_bytes(&tensors, HashMap::from([("format".to_string(), "pt".to_string())]))?;
     put(bundle::WEIGHTS, &weights)?;
     let config = ModelConfig::new(&source.config, source.labels(), provenance(source, &weights));
     bundle::write_json(&dir.join(bundle::CONFIG), &config)?;
@@ -143,13 +150,16 @@ fn fill(dir: &Path, source: &Source, graphs: &Graphs) -> Result<Parity> {
     Ok(proof)
 }
 
-/// `model.safetensors`: timm's names, in the network's order, positions first; the note that PyTorch readers expect.
-fn weights_file(source: &Source) -> Result<Vec<u8>> {
-    let mut tensors: Vec<_> =
-        source.weights.get(POSITIONS).map(|t| (POSITIONS.to_string(), t.clone())).into_iter().collect();
-    tensors.extend(source.encoder.named()?);
-    let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
-    Ok(checkpoint::to_bytes(&tensors, metadata)?)
+/// What `model.safetensors` holds: timm's names, in the network's order, positions first.
+fn stored_weights(source: &Source, precision: Element) -> Result<Vec<(String, Tensor)>> {
+    let positions = source.weights.get(POSITIONS).map(|t| (POSITIONS.to_string(), t.clone()));
+    let all = positions.into_iter().chain(source.encoder.named()?);
+    all.map(|(name, tensor)| Ok((name, tensor.to_dtype(precision.dtype())?))).collect()
+}
+
+/// The network that a reader of these tensors gets.
+fn rounded(source: &Source, tensors: &[(String, Tensor)]) -> Result<Encoder> {
+    Ok(Encoder::from_tensors(&source.config.encoder, &tensors.iter().cloned().collect(), "")?)
 }
 
 fn provenance(source: &Source, weights: &[u8]) -> Provenance {

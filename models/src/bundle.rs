@@ -281,6 +281,9 @@ pub struct Parity {
     /// Candle (f32) against the half-precision graph in ONNX Runtime.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fp16: Option<Comparison>,
+    /// The trained network against itself with the weights of `model.safetensors`, where that holds halves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weights_fp16: Option<Comparison>,
     /// More, free.
     #[serde(flatten)]
     pub extra: serde_json::Map<String, serde_json::Value>,

@@ -1,16 +1,20 @@
 #!/usr/bin/env bash
 # The whole way on real images: fetch, build, pretrain, evaluate, export, serve, search.
 # A finished run in runs/demo is used again; `make clean-demo` forgets it.
-#   DEMO_EXIT=1     ends after the last step, with status 0 only if every step worked
-#   DEMO_PORT=8080  the server's port (default: 8080 where it is free, else any)
+#   MODEL=pretrained  serves the CIFAR-10 encoder of models/pretrained instead of training one
+#   DEMO_DATA=DIR     with it: search these images (anything that --data takes) instead of CIFAR-10's
+#   DEMO_EXIT=1       ends after the last step, with status 0 only if every step worked
+#   DEMO_PORT=8080    the server's port (default: 8080 where it is free, else any)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-run=runs/demo
-data=data/fashion-mnist
 server=
+number=0
 
-step() { printf '\n== %s   [%d:%02d]\n' "$*" $((SECONDS / 60)) $((SECONDS % 60)); }
+step() {
+    number=$((number + 1))
+    printf '\n== %d/%d %s   [%d:%02d]\n' $number $steps "$*" $((SECONDS / 60)) $((SECONDS % 60))
+}
 
 stop_server() {
     if [ -n "$server" ]; then
@@ -49,46 +53,69 @@ wait_ready() {
     return 1
 }
 
-step "1/7 Fashion-MNIST: 70,000 real images"
-scripts/fetch-fashion-mnist.sh "$data"
-
-step "2/7 Build (release)"
-cargo build --release
-PATH="$PWD/target/release:$PATH"
-
-step "3/7 Pretrain without labels, on this machine"
-resume=()
-if [ -e "$run/checkpoints/last.safetensors" ]; then resume=(--resume); fi
-macrl-train pretrain --config configs/demo.toml --data "$data" --out "$run" "${resume[@]}" || {
-    status=$?
-    if [ $status = 2 ]; then printf 'demo: `make clean-demo` forgets a run of another configuration\n' >&2; fi
-    exit $status
+build() {
+    step "Build (release)"
+    cargo build --release
+    PATH="$PWD/target/release:$PATH"
 }
 
-step "4/7 Evaluate, beside raw pixels and an untrained encoder"
-macrl-train evaluate --run "$run" --data "$data"
-macrl-train report --run "$run"
+train_model() {
+    run=runs/demo data=data/fashion-mnist bundle=runs/demo/bundle steps=7
+    step "Fashion-MNIST: 70,000 real images"
+    scripts/fetch-fashion-mnist.sh "$data"
+    build
+    step "Pretrain without labels, on this machine"
+    resume=()
+    if [ -e "$run/checkpoints/last.safetensors" ]; then resume=(--resume); fi
+    macrl-train pretrain --config configs/demo.toml --data "$data" --out "$run" "${resume[@]}" || {
+        status=$?
+        if [ $status = 2 ]; then printf 'demo: `make clean-demo` forgets a run of another configuration\n' >&2; fi
+        exit $status
+    }
+    step "Evaluate, beside raw pixels and an untrained encoder"
+    macrl-train evaluate --run "$run" --data "$data"
+    macrl-train report --run "$run"
+    step "Export the encoder to ONNX, proven against the original"
+    macrl-export bundle "$bundle" --run "$run"
+}
 
-step "5/7 Export the encoder to ONNX, proven against the original"
-macrl-export bundle "$run/bundle" --run "$run"
+take_pretrained() {
+    run=runs/demo-pretrained data=${DEMO_DATA:-data/cifar10} bundle=models/pretrained/cifar10 steps=4
+    step "Images to search"
+    if [ -n "${DEMO_DATA:-}" ]; then
+        printf 'data: %s\n' "$data"
+    elif ! scripts/fetch-cifar10.sh "$data"; then
+        data=data/fashion-mnist
+        printf 'demo: Fashion-MNIST instead; the encoder has not seen such images, and none of its classes fits them\n'
+        scripts/fetch-fashion-mnist.sh "$data"
+    fi
+    build
+}
 
-step "6/7 Serve it"
+case ${MODEL:-} in
+    '') train_model ;;
+    pretrained) take_pretrained ;;
+    *) printf 'demo: expected MODEL=pretrained or none, found MODEL=%s\n' "$MODEL" >&2; exit 2 ;;
+esac
+
+step "Serve it"
+mkdir -p "$run"
 rm -rf "$run/gallery" "$run/queries"
 macrl-train unpack --data "$data" --split train --per-class 200 --out "$run/gallery"
 macrl-train unpack --data "$data" --split test --per-class 1 --out "$run/queries"
 port=${DEMO_PORT:-$(free_port)}
 url=http://127.0.0.1:$port
-macrl-serve --bundle "$run/bundle" --listen "127.0.0.1:$port" >"$run/serve.log" 2>&1 &
+macrl-serve --bundle "$bundle" --listen "127.0.0.1:$port" >"$run/serve.log" 2>&1 &
 server=$!
 wait_ready "$url"
 
-step "7/7 Search with images that the server has not seen"
+step "Search with images that the server has not seen"
 rm -f "$run/neighbours.png"
 macrl-serve demo --url "$url" --gallery "$run/gallery" --queries "$run/queries" --out "$run/neighbours.png"
 [ -s "$run/neighbours.png" ] || { printf 'demo: %s was not written\n' "$run/neighbours.png" >&2; exit 1; }
 
-step "Done"
-printf 'neighbours  %s\nreport      %s\n' "$run/neighbours.png" "$run/report.html"
+printf '\n== Done   [%d:%02d]\nneighbours  %s\n' $((SECONDS / 60)) $((SECONDS % 60)) "$run/neighbours.png"
+if [ -e "$run/report.html" ]; then printf 'report      %s\n' "$run/report.html"; fi
 if [ -n "${DEMO_EXIT:-}" ] && [ "$DEMO_EXIT" != 0 ]; then
     exit 0
 fi

@@ -7,13 +7,11 @@ use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use candle_core::{Device, Tensor};
-use macrl::{Server, binary, fail, root, run, succeed, write_config, write_idx};
+use macrl::{Server, binary, candle_embedding, fail, post, root, run, succeed, write_config, write_idx};
 use macrl_models::checkpoint;
 use macrl_models::config::Config;
-use macrl_models::decode::{DecodeLimits, decode};
 use macrl_models::preprocess::Preprocess;
-use macrl_models::vit::{Encoder, pool};
+use macrl_models::vit::Encoder;
 use serde_json::Value;
 
 struct Place {
@@ -175,7 +173,7 @@ fn from_images_to_http_answers() {
             assert_eq!(answer.0, 200, "{}", answer.1);
             let embedding: Vec<f32> =
                 answer.1["embeddings"][0].as_array().unwrap().iter().map(|v| v.as_f64().unwrap() as f32).collect();
-            let expected = candle_embedding(&place.path("run"), &bytes);
+            let expected = checkpoint_embedding(&place.path("run"), &bytes);
             let largest = embedding.iter().zip(&expected).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
             assert!(embedding.len() == 48 && largest < 1e-4, "HTTP and Candle differ by {largest}");
             let classes = post(&format!("{}/classify?top_k=2", server.url), "image/png", &bytes);
@@ -225,29 +223,12 @@ fn finetune(place: &Place, run_dir: &str) {
     fail("macrl-train", &["finetune", "--run", run_dir, "--set", "train.lr=1"], 2, "expected a key of [finetune]");
 }
 
-fn post(url: &str, kind: &str, body: &[u8]) -> (u16, Value) {
-    let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
-    // A large body waits for the server's word, as curl's does: what is too large is refused before it is sent.
-    let mut answer = agent.post(url).content_type(kind).header("expect", "100-continue").send(body).unwrap();
-    (answer.status().as_u16(), answer.body_mut().read_json().unwrap_or_default())
-}
-
 /// The L2-normalised embedding of an encoded image, straight from the checkpoint.
-fn candle_embedding(run: &Path, image: &[u8]) -> Vec<f32> {
-    let best = run.join("checkpoints/best.safetensors");
-    let checkpoint = checkpoint::load(&best).unwrap();
+fn checkpoint_embedding(run: &Path, image: &[u8]) -> Vec<f32> {
+    let checkpoint = checkpoint::load(&run.join("checkpoints/best.safetensors")).unwrap();
     let config: Config = checkpoint.config;
     let encoder = Encoder::from_tensors(&config.encoder, &checkpoint.tensors, "encoder.").unwrap();
-    let preprocess = Preprocess::from_config(&config);
-    let fitted = preprocess.fit(&decode(image, &DecodeLimits::default()).unwrap());
-    let mut values = vec![0f32; preprocess.values()];
-    preprocess.normalize(fitted.as_raw(), &mut values);
-    let size = config.encoder.image_size;
-    let pixels = Tensor::from_vec(values, (1, 3, size, size), &Device::Cpu).unwrap();
-    let feature = pool(&encoder.forward_pixels(&pixels).unwrap(), config.evaluate.pooling).unwrap();
-    let feature = feature.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-    let length = feature.iter().map(|v| v * v).sum::<f32>().sqrt();
-    feature.iter().map(|v| v / length).collect()
+    candle_embedding(&encoder, &Preprocess::from_config(&config), config.evaluate.pooling, image)
 }
 
 #[test]

@@ -16,8 +16,8 @@ pub fn pooling_name(pooling: Pooling) -> &'static str {
     }
 }
 
-/// The model card, Markdown with the front matter that model hubs read.
-pub fn render(source: &Source, proof: &Parity) -> String {
+/// The model card, Markdown with the front matter that model hubs read; the writer's notes stand behind the limits.
+pub fn render(source: &Source, proof: &Parity, notes: Option<&str>) -> String {
     let sections = [
         head(source),
         files(source),
@@ -25,9 +25,10 @@ pub fn render(source: &Source, proof: &Parity) -> String {
         parity(proof),
         usage(source),
         limits(source),
+        notes.map(|text| format!("{}\n", text.trim())).unwrap_or_default(),
         provenance(source),
     ];
-    sections.join("\n")
+    sections.iter().filter(|text| !text.is_empty()).map(String::as_str).collect::<Vec<_>>().join("\n")
 }
 
 fn head(source: &Source) -> String {

@@ -34,18 +34,30 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Everything that serving needs: weights, ONNX in two precisions, preprocessing, probe, numbers, parity proof
-    #[command(override_usage = "macrl-export bundle <DIR> --run <DIR> [--checkpoint <WHICH>] [--weights f32|f16]")]
+    #[command(override_usage = "macrl-export bundle <DIR> --run <DIR> [--checkpoint <WHICH>] [--weights f32|f16] [--notes <FILE.md>]")]
     Bundle {
         /// Folder to write; an older bundle there is replaced
         #[arg(value_name = "DIR")]
         dir: PathBuf,
-        /// Precision of model.safetensors: f32, or f16 for half the size
-        #[arg(long, value_name = "PRECISION", default_value = "f32", value_parser = precision)]
-        weights: Element,
+        /// How it is written.
+        #[command(flatten)]
+        extras: Extras,
         /// What is exported.
         #[command(flatten)]
         run: RunArgs,
     },
+}
+
+/// What a bundle's writer may choose.
+#[derive(Debug, Clone, Args)]
+pub struct Extras {
+    /// Precision of model.safetensors: f32, or f16 for half the size
+    #[arg(long, value_name = "PRECISION", default_value = "f32", value_parser = precision)]
+    pub weights: Element,
+
+    /// Markdown that goes into the model card behind the limits: the data's licence, what else a reader must know
+    #[arg(long, value_name = "FILE.md")]
+    pub notes: Option<PathBuf>,
 }
 
 /// The run and the moment of it.
@@ -69,15 +81,15 @@ pub struct RunArgs {
 pub enum Job {
     /// The encoder alone, to this file.
     Encoder(PathBuf, RunArgs),
-    /// The bundle, to this folder, with weights stored in this precision.
-    Bundle(PathBuf, RunArgs, Element),
+    /// The bundle, to this folder.
+    Bundle(PathBuf, RunArgs, Extras),
 }
 
 impl Cli {
     /// The one thing that was asked for; clap has seen to it that there is one.
     pub fn job(self) -> Option<Job> {
         match (self.command, self.file, self.run) {
-            (Some(Command::Bundle { dir, weights, run }), ..) => Some(Job::Bundle(dir, run, weights)),
+            (Some(Command::Bundle { dir, extras, run }), ..) => Some(Job::Bundle(dir, run, extras)),
             (None, Some(file), Some(run)) => Some(Job::Encoder(file, run)),
             _ => None,
         }

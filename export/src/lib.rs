@@ -12,6 +12,8 @@ pub mod parity;
 pub mod source;
 pub mod write;
 
+use std::path::Path;
+
 use macrl_models::bundle::{Comparison, Parity};
 use macrl_models::device;
 
@@ -19,7 +21,7 @@ use crate::cli::{Job, RunArgs};
 use crate::error::Failure;
 use crate::graph::Element;
 use crate::source::Source;
-use crate::write::Graphs;
+use crate::write::{Extras, Graphs};
 
 /// Does one export and says in a few lines what was written and proven.
 ///
@@ -36,15 +38,23 @@ pub fn run(job: &Job) -> Result<String, Failure> {
             let proof = write::encoder(file, &source, &write::graph(&source, Element::F32)?)?;
             (file, source, proof)
         }
-        Job::Bundle(dir, run, weights) => {
+        Job::Bundle(dir, run, extras) => {
+            let extras = Extras { weights: extras.weights, notes: read_notes(extras.notes.as_deref())? };
             let source = read(run)?;
-            let proof = write::bundle(dir, &source, &Graphs::build(&source)?, *weights)?;
+            let proof = write::bundle(dir, &source, &Graphs::build(&source)?, &extras)?;
             (dir, source, proof)
         }
     };
     let head = format!("{}: {} of {}, {} steps", path.display(), source.checkpoint, source.name, source.steps);
     let on = source.device.map(|name| format!("; the trained network computed on {name}")).unwrap_or_default();
     Ok(format!("{head}{on}\n{}", summary(&proof)))
+}
+
+fn read_notes(path: Option<&Path>) -> Result<Option<String>, Failure> {
+    let read = |path: &Path| {
+        std::fs::read_to_string(path).map_err(|why| Failure::Usage(format!("--notes: {}: {why}", path.display())))
+    };
+    path.map(read).transpose()
 }
 
 /// The proof in words, a line per comparison.

@@ -89,13 +89,29 @@ impl Drop for Staged {
     }
 }
 
-/// Writes a bundle, once it is proven and reads back; its `model.safetensors` holds weights of this precision.
+/// What a bundle's writer may choose.
+#[derive(Debug, Clone)]
+pub struct Extras {
+    /// Precision of `model.safetensors`.
+    pub weights: Element,
+    /// Markdown for the model card.
+    pub notes: Option<String>,
+}
+
+impl Default for Extras {
+    /// What was trained, unrounded, without notes.
+    fn default() -> Self {
+        Self { weights: Element::F32, notes: None }
+    }
+}
+
+/// Writes a bundle, once it is proven and reads back.
 ///
 /// # Errors
 /// A destination that holds something else; parity beyond its limits; what the system says.
-pub fn bundle(destination: &Path, source: &Source, graphs: &Graphs, weights: Element) -> Result<Parity, Failure> {
+pub fn bundle(destination: &Path, source: &Source, graphs: &Graphs, extras: &Extras) -> Result<Parity, Failure> {
     check_destination(destination)?;
-    let filled = atomic::replace_dir(destination, |dir| fill(dir, source, graphs, weights));
+    let filled = atomic::replace_dir(destination, |dir| fill(dir, source, graphs, extras));
     Ok(filled.with_context(|| format!("no bundle was written to {}", destination.display()))?)
 }
 
@@ -119,16 +135,16 @@ fn check_destination(destination: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-fn fill(dir: &Path, source: &Source, graphs: &Graphs, precision: Element) -> Result<Parity> {
+fn fill(dir: &Path, source: &Source, graphs: &Graphs, extras: &Extras) -> Result<Parity> {
     let put = |name: &str, bytes: &[u8]| {
         atomic::write_file(&dir.join(name), bytes).with_context(|| format!("cannot write {name}"))
     };
     std::fs::create_dir(dir.join("onnx")).context("cannot create onnx/")?;
     put(bundle::ONNX, &graphs.full.encode_to_vec())?;
     put(bundle::ONNX_FP16, &graphs.half.encode_to_vec())?;
-    let tensors = stored_weights(source, precision)?;
+    let tensors = stored_weights(source, extras.weights)?;
     let (graph, half) = (dir.join(bundle::ONNX), dir.join(bundle::ONNX_FP16));
-    let rounded = (precision == Element::F16).then(|| rounded(source, &tensors)).transpose()?;
+    let rounded = (extras.weights == Element::F16).then(|| rounded(source, &tensors)).transpose()?;
     let exported = Exported { graph: &graph, half: Some(&half), rounded: rounded.as_ref() };
     let proof = parity::prove(source, &exported)?;
 
@@ -145,7 +161,7 @@ fn fill(dir: &Path, source: &Source, graphs: &Graphs, precision: Element) -> Res
         }
     }
     bundle::write_json(&dir.join(bundle::PARITY), &proof)?;
-    put(bundle::README, card::render(source, &proof).as_bytes())?;
+    put(bundle::README, card::render(source, &proof, extras.notes.as_deref()).as_bytes())?;
     Bundle::open(dir).context("the bundle does not read back")?;
     Ok(proof)
 }

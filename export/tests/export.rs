@@ -11,7 +11,7 @@ use candle_onnx::onnx::ModelProto;
 use macrl_export::error::Failure;
 use macrl_export::graph::Element;
 use macrl_export::parity;
-use macrl_export::write::{self, Graphs};
+use macrl_export::write::{self, Extras, Graphs};
 use macrl_models::bundle::Bundle;
 use macrl_models::config::Pooling;
 use macrl_models::vit::Encoder;
@@ -38,7 +38,7 @@ fn a_bundle_holds_what_serving_needs() {
     let dir = tempfile::tempdir().unwrap();
     let source = support::source(&support::write_run(dir.path(), Pooling::Mean, true));
     let target = dir.path().join("out/bundle");
-    let proof = write::bundle(&target, &source, &Graphs::build(&source).unwrap(), Element::F32).unwrap();
+    let proof = write::bundle(&target, &source, &Graphs::build(&source).unwrap(), &Extras::default()).unwrap();
     assert_eq!(
         support::files(&dir.path().join("out")),
         [
@@ -74,7 +74,7 @@ fn weights_travel_under_timms_names() {
     let dir = tempfile::tempdir().unwrap();
     let source = support::source(&support::write_run(dir.path(), Pooling::Cls, false));
     let target = dir.path().join("bundle");
-    write::bundle(&target, &source, &Graphs::build(&source).unwrap(), Element::F32).unwrap();
+    write::bundle(&target, &source, &Graphs::build(&source).unwrap(), &Extras::default()).unwrap();
     let file = target.join("model.safetensors");
     let weights = candle_core::safetensors::load(&file, &Device::Cpu).unwrap();
     // 4 tensors before the blocks, 12 in each, 2 after them.
@@ -94,11 +94,12 @@ fn weights_travel_under_timms_names() {
 }
 
 #[test]
-fn weights_can_be_stored_as_halves() {
+fn weights_can_be_stored_as_halves_and_the_card_takes_notes() {
     let dir = tempfile::tempdir().unwrap();
     let source = support::source(&support::write_run(dir.path(), Pooling::Mean, true));
     let target = dir.path().join("bundle");
-    let proof = write::bundle(&target, &source, &Graphs::build(&source).unwrap(), Element::F16).unwrap();
+    let extras = Extras { weights: Element::F16, notes: Some("## Licence\n\nAsk.\n".into()) };
+    let proof = write::bundle(&target, &source, &Graphs::build(&source).unwrap(), &extras).unwrap();
     let weights = candle_core::safetensors::load(target.join("model.safetensors"), &Device::Cpu).unwrap();
     assert!(weights.values().all(|t| t.dtype() == DType::F16));
     let rounded = Encoder::from_tensors(&source.config.encoder, &weights, "").unwrap();
@@ -109,7 +110,8 @@ fn weights_can_be_stored_as_halves() {
     // Halves have 11 significant bits: not the same numbers, but nearly the same direction.
     assert!(trained.pooled != stored.pooled && proof.weights_fp16.unwrap().min_cosine > 0.9999);
     assert!(Bundle::open(&target).unwrap().parity.unwrap().weights_fp16.is_some());
-    assert!(fs::read_to_string(target.join("README.md")).unwrap().contains("`model.safetensors` (halves)"));
+    let card = fs::read_to_string(target.join("README.md")).unwrap();
+    assert!(card.contains("`model.safetensors` (halves)") && card.contains("\n\n## Licence\n\nAsk.\n\n## Provenance"));
 }
 
 #[test]
@@ -122,7 +124,7 @@ fn a_perturbed_weight_fails_and_leaves_nothing() {
     for weight in ["blocks.1.attn.k.weight", "blocks.2.mlp.fc2.bias", "pos_embed"] {
         let mut bad = good.clone();
         perturb(&mut bad.full, weight);
-        let (code, line) = failure(write::bundle(&out.join("bundle"), &source, &bad, Element::F32));
+        let (code, line) = failure(write::bundle(&out.join("bundle"), &source, &bad, &Extras::default()));
         assert_eq!(code, 1);
         assert!(line.contains("parity failed: Candle against ONNX Runtime on 11 images: largest difference"), "{line}");
         let (code, line) = failure(write::encoder(&out.join("encoder.onnx"), &source, &bad.full));
@@ -138,13 +140,13 @@ fn a_bad_half_precision_graph_fails_too_and_keeps_the_old_bundle() {
     let source = support::source(&support::write_run(dir.path(), Pooling::Mean, true));
     let target = dir.path().join("bundle");
     let good = Graphs::build(&source).unwrap();
-    write::bundle(&target, &source, &good, Element::F32).unwrap();
+    write::bundle(&target, &source, &good, &Extras::default()).unwrap();
     let before = fs::read(target.join("onnx/model.onnx")).unwrap();
     let mut bad = good;
     let scale = |t: &&mut candle_onnx::onnx::TensorProto| t.name == "blocks.0.mlp.fc1.weight";
     let tensor = bad.half.graph.as_mut().unwrap().initializer.iter_mut().find(scale).unwrap();
     tensor.raw_data.reverse();
-    let (code, line) = failure(write::bundle(&target, &source, &bad, Element::F32));
+    let (code, line) = failure(write::bundle(&target, &source, &bad, &Extras::default()));
     assert_eq!(code, 1);
     assert!(line.contains("half precision"), "{line}");
     assert_eq!(fs::read(target.join("onnx/model.onnx")).unwrap(), before);
@@ -158,7 +160,7 @@ fn a_folder_with_something_else_in_it_is_not_replaced() {
     let source = support::source(&run);
     let graphs = Graphs::build(&source).unwrap();
     let before = support::files(&run);
-    let (code, line) = failure(write::bundle(&run, &source, &graphs, Element::F32));
+    let (code, line) = failure(write::bundle(&run, &source, &graphs, &Extras::default()));
     assert_eq!(code, 2);
     assert!(line.contains("found a folder with something else in it"), "{line}");
     assert_eq!(support::files(&run), before);
@@ -218,7 +220,14 @@ fn the_binary_exports_and_its_exit_codes_say_who_is_to_blame() {
     assert!(stdout.contains("last.safetensors of tiny, 120 steps") && stdout.contains("half precision"), "{stdout}");
 
     for wrong in
-        [&["encoder.txt", "--run", run][..], &["encoder.onnx"], &["bundle", "x"], &["bundle", "x", "--run", "/no"]]
+        [
+            &["encoder.txt", "--run", run][..],
+            &["encoder.onnx"],
+            &["bundle", "x"],
+            &["bundle", "x", "--run", "/no"],
+            &["bundle", "x", "--run", run, "--weights", "f8"],
+            &["bundle", "x", "--run", run, "--notes", "/no.md"],
+        ]
     {
         let (code, _, stderr) = call(wrong);
         assert_eq!((code, stderr.lines().count()), (2, 1), "{stderr}");

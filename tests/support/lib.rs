@@ -9,6 +9,13 @@ use std::sync::OnceLock;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use candle_core::{Device, Tensor};
+use macrl_models::config::Pooling;
+use macrl_models::decode::{DecodeLimits, decode};
+use macrl_models::preprocess::Preprocess;
+use macrl_models::vit::{Encoder, pool};
+use serde_json::Value;
+
 /// Path of a built binary: `cargo test --workspace` builds them before any test runs; one that is missing is built here.
 pub fn binary(name: &str) -> PathBuf {
     static BUILD: OnceLock<()> = OnceLock::new();
@@ -85,6 +92,28 @@ pub fn write_config(path: &Path) {
                 heads = 2\n[projector]\nhidden = 64\ndim = 32\n[contrast]\nbank_size = 64\n[train]\nepochs = 6\n\
                 batch_size = 16\nlr = 1e-2\nwarmup_epochs = 1\ncheckpoint_every = 3\n";
     fs::write(path, text).expect("a file");
+}
+
+/// Posts a body; status and JSON of the answer (null where it is none).
+pub fn post(url: &str, kind: &str, body: &[u8]) -> (u16, Value) {
+    let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
+    // A large body waits for the server's word, as curl's does: what is too large is refused before it is sent.
+    let answer = agent.post(url).content_type(kind).header("expect", "100-continue").send(body);
+    let mut answer = answer.expect("an answer");
+    (answer.status().as_u16(), answer.body_mut().read_json().unwrap_or_default())
+}
+
+/// The L2-normalised embedding of an encoded image (D), computed by Candle.
+pub fn candle_embedding(encoder: &Encoder, preprocess: &Preprocess, pooling: Pooling, image: &[u8]) -> Vec<f32> {
+    let fitted = preprocess.fit(&decode(image, &DecodeLimits::default()).expect("an image"));
+    let mut values = vec![0f32; preprocess.values()];
+    preprocess.normalize(fitted.as_raw(), &mut values);
+    let size = preprocess.image_size;
+    let pixels = Tensor::from_vec(values, (1, 3, size, size), &Device::Cpu).expect("a shape that fits");
+    let feature = pool(&encoder.forward_pixels(&pixels).expect("features"), pooling).expect("features");
+    let feature = feature.flatten_all().and_then(|f| f.to_vec1::<f32>()).expect("32-bit features");
+    let length = feature.iter().map(|v| v * v).sum::<f32>().sqrt();
+    feature.iter().map(|v| v / length).collect()
 }
 
 /// A running server; ends when dropped.

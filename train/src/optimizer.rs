@@ -92,14 +92,9 @@ impl Gradients {
     pub fn dead(&self, groups: &[(Part, &Group)]) -> Result<Vec<String>> {
         let mut dead = Vec::new();
         for ((_, group), gradient) in groups.iter().zip(&self.0) {
-            let names = |alive: &dyn Fn(&Parameter) -> bool| -> Vec<String> {
-                group.parameters().iter().filter(|p| !alive(p)).map(|p| p.name.clone()).collect()
-            };
             match gradient {
-                None => dead.extend(names(&|_| false)),
-                // Living parameters end the search at their first value.
-                Some(gradient) => dead
-                    .extend(with_values(gradient, |g| Ok(names(&|p| g[p.range.clone()].iter().any(|v| *v != 0.0))))?),
+                None => dead.extend(group.parameters().iter().map(|p| p.name.clone())),
+                Some(gradient) => dead.extend(with_values(gradient, |g| Ok(unreached(group, g)))?),
             }
         }
         Ok(dead)
@@ -119,6 +114,13 @@ impl Gradients {
         let [encoder, decoder, projector] = squares.map(f64::sqrt);
         Ok(Norms { total: squares.iter().sum::<f64>().sqrt(), encoder, decoder, projector })
     }
+}
+
+/// A group's parameters whose gradient is exactly 0 throughout; `gradient` is the group's, flat.
+pub fn unreached(group: &Group, gradient: &[f32]) -> Vec<String> {
+    // Living parameters end the search at their first value.
+    let alive = |p: &Parameter| gradient[p.range.clone()].iter().any(|v| *v != 0.0);
+    group.parameters().iter().filter(|p| !alive(p)).map(|p| p.name.clone()).collect()
 }
 
 impl AdamW {

@@ -85,6 +85,9 @@ pub(crate) fn all(checks: &mut Checks) {
         ("steps f32, contrast only", vec!["reconstruction.weight=0"], true),
         ("steps f32, batch in two parts", vec!["train.accumulate=2"], true),
         ("steps f32, no bank", vec!["contrast.bank_size=0"], true),
+        ("steps f32, nothing masked: no gradient for the mask token", vec![
+            "views.strong.mask_ratio=0", "views.weak.mask_ratio=0", "reconstruction.loss_on=all",
+        ], true),
         ("steps bf16", vec!["train.precision=bf16"], true),
         ("steps bf16, views made on the CPU, in two parts", vec!["train.precision=bf16", "train.accumulate=2"], false),
     ] {
@@ -176,6 +179,8 @@ fn steps(device: &Device, config: &Config, equal: bool) -> Result<Vec<(String, f
     };
     let moments =
         |ran: &Ran| -> Vec<f32> { ran.state.optimizer.moments.iter().flat_map(|m| m.first.clone()).collect() };
+    let dead = |ran: &Ran| ran.done.last().map(|done| done.measured.dead.clone());
+    anyhow::ensure!(dead(&gpu) == dead(&cpu), "without gradient: {:?} against {:?}", dead(&gpu), dead(&cpu));
     let limit = if bf16 { 5e-2 } else { 1e-3 };
     let first = |ran: &Ran| ran.done.iter().take(4).map(|d| d.measured.loss as f32).collect::<Vec<_>>();
     let (a, b) = (&cpu.state.method.bank, &gpu.state.method.bank);

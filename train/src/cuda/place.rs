@@ -11,7 +11,8 @@ use macrl_models::cuda::{Real, memory};
 use macrl_models::params::Group;
 
 use crate::bank::Bank;
-use crate::optimizer::EPS;
+use crate::method::Method;
+use crate::optimizer::{EPS, unreached};
 use crate::projector::Projector;
 use crate::state::State;
 
@@ -115,6 +116,20 @@ impl Placed {
         }
         self.filled = (self.filled + count).min(self.capacity);
         (next + count) % self.capacity
+    }
+
+    /// Parameters that the last step's gradient did not reach.
+    ///
+    /// # Errors
+    /// What a kernel did wrong.
+    pub fn dead(&self, method: &Method) -> Result<Vec<String>> {
+        let gradient = memory::fetch(self.flat.gradient())?;
+        let groups = method.trainable().into_iter().enumerate();
+        let dead = groups.flat_map(|(i, (_, group))| {
+            let (start, len) = self.flat.range(self.number(i));
+            unreached(group, &gradient[start..start + len])
+        });
+        Ok(dead.collect())
     }
 
     /// Brings moments and bank back into the state; the networks' values are read where they are.

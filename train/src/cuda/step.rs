@@ -25,6 +25,9 @@ use crate::trainer::Measured;
 
 /// Steps between two looks at their numbers.
 const FETCH: usize = 16;
+/// Looks between two checks of which parameters the gradient reaches: each copies all of it.  After one that found some
+/// without, every look checks.
+const REACH: u64 = 32;
 /// Steps whose words may be on their way.
 const AHEAD: usize = 3;
 /// Steps before the capture: they fill the pools and choose the products' algorithms.
@@ -55,6 +58,8 @@ pub struct Trainer {
     queued: Vec<Queued>,
     since: Instant,
     steps: u64,
+    looks: u64,
+    dead: Vec<String>,
     captured: Option<CudaGraph>,
     capture: bool,
     has: [bool; 2],
@@ -88,6 +93,8 @@ impl Trainer {
             queued: Vec::new(),
             since: Instant::now(),
             steps: 0,
+            looks: 0,
+            dead: Vec::new(),
             captured: None,
             capture: std::env::var_os("MACRL_NO_CUDA_GRAPH").is_none(),
             has: [state.method.projector.is_some(), state.method.decoder.is_some()],
@@ -131,15 +138,15 @@ impl Trainer {
         if self.has[0] {
             state.method.bank.next = self.placed.pushed(state.method.bank.next, count);
         }
-        if self.queued.len() == FETCH { self.fetch() } else { Ok(Vec::new()) }
+        if self.queued.len() == FETCH { self.fetch(state) } else { Ok(Vec::new()) }
     }
 
     /// Waits for all steps; the state stays on the device.
     ///
     /// # Errors
     /// What a kernel did wrong.
-    pub fn drain(&mut self) -> Result<Vec<Done>> {
-        self.fetch()
+    pub fn drain(&mut self, state: &State) -> Result<Vec<Done>> {
+        self.fetch(state)
     }
 
     /// Waits for all steps and brings the state up to date.
@@ -147,7 +154,7 @@ impl Trainer {
     /// # Errors
     /// What a kernel did wrong.
     pub fn settle(&mut self, state: &mut State) -> Result<Vec<Done>> {
-        let done = self.fetch()?;
+        let done = self.fetch(state)?;
         self.placed.bring_back(state)?;
         self.since = Instant::now();
         Ok(done)
@@ -248,14 +255,18 @@ impl Trainer {
     }
 
     /// Waits for the queued steps and reads their numbers.
-    fn fetch(&mut self) -> Result<Vec<Done>> {
+    fn fetch(&mut self, state: &State) -> Result<Vec<Done>> {
         if self.queued.is_empty() {
             return Ok(Vec::new());
         }
         let ring = memory::fetch(&self.ring)?;
+        if self.looks.is_multiple_of(REACH) || !self.dead.is_empty() {
+            self.dead = self.placed.dead(&state.method)?;
+        }
+        self.looks += 1;
         let seconds = self.since.elapsed().as_secs_f64() / self.queued.len() as f64;
         self.since = Instant::now();
-        let has = self.has;
+        let (has, dead) = (self.has, &self.dead);
         let done = |(Queued { at, indices, waited }, n): (Queued, &[f32])| {
             let norms = [1, 2, 3].map(|i| f64::from(n[i]));
             let measured = Measured {
@@ -268,7 +279,7 @@ impl Trainer {
                     projector: norms[1],
                     decoder: norms[2],
                 },
-                dead: Vec::new(),
+                dead: dead.clone(),
             };
             Done { at, measured, indices, seconds, waiting: waited / seconds.max(1e-9) }
         };

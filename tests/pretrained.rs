@@ -1,0 +1,73 @@
+//! The bundles that come with the project: small enough, whole, and what a server makes of one.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use candle_core::{Device, safetensors};
+use macrl::{Server, candle_embedding, post, root};
+use macrl_models::bundle::Bundle;
+use macrl_models::vit::Encoder;
+
+/// Largest file, and all files of a bundle together.
+const FILE_LIMIT: u64 = 12 << 20;
+const BUNDLE_LIMIT: u64 = 30 << 20;
+
+fn shipped() -> Vec<PathBuf> {
+    let entries = fs::read_dir(root().join("models/pretrained")).unwrap().map(|entry| entry.unwrap().path());
+    entries.filter(|path| path.is_dir()).collect()
+}
+
+fn sizes(dir: &Path) -> Vec<u64> {
+    let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { sizes(&path) } else { vec![path.metadata().unwrap().len()] }).collect()
+}
+
+/// A PPM file: waves of colour.
+fn waves(size: usize, k: usize) -> Vec<u8> {
+    let mut file = format!("P6 {size} {size} 255\n").into_bytes();
+    let pixels = (0..size * size).map(|p| (p % size, p / size));
+    file.extend(pixels.flat_map(|(x, y)| [x * k, y * k, (x + y) * k].map(|v| (v * 8 % 256) as u8)));
+    file
+}
+
+#[test]
+fn shipped_bundles_are_small_whole_and_explained() {
+    let bundles = shipped();
+    assert!(!bundles.is_empty());
+    for dir in bundles {
+        let sizes = sizes(&dir);
+        assert!(sizes.iter().all(|size| *size <= FILE_LIMIT) && sizes.iter().sum::<u64>() <= BUNDLE_LIMIT, "{sizes:?}");
+        let bundle = Bundle::open(&dir).unwrap();
+        assert!(bundle.probe.is_some() && bundle.parity.is_some() && bundle.onnx_fp16.is_some());
+        let rows = bundle.evaluation.unwrap().rows;
+        assert_eq!(rows.iter().map(|r| r.features.as_str()).collect::<Vec<_>>(), ["macrl", "random", "pixels"]);
+        let card = fs::read_to_string(dir.join("README.md")).unwrap();
+        for section in ["## Data, protocol and numbers", "## Parity", "## Limits", "## Licence", "## Provenance"] {
+            assert!(card.contains(section), "{}: no {section}", dir.display());
+        }
+    }
+}
+
+#[test]
+fn a_server_gives_the_shipped_encoders_embeddings_and_classes() {
+    for dir in shipped() {
+        let bundle = Bundle::open(&dir).unwrap();
+        let weights = safetensors::load(&bundle.weights, &Device::Cpu).unwrap();
+        let encoder = Encoder::from_tensors(&bundle.config.encoder(), &weights, "").unwrap();
+        let server = Server::start(&dir);
+        for (size, k) in [(32, 1), (32, 3), (45, 2)] {
+            let image = waves(size, k);
+            let (status, answer) = post(&format!("{}/embed", server.url), "image/x-portable-pixmap", &image);
+            assert_eq!(status, 200, "{answer}");
+            let served: Vec<f32> =
+                answer["embeddings"][0].as_array().unwrap().iter().map(|v| v.as_f64().unwrap() as f32).collect();
+            let expected = candle_embedding(&encoder, &bundle.preprocess, bundle.config.pooling, &image);
+            let cosine: f32 = served.iter().zip(&expected).map(|(a, b)| a * b).sum();
+            // model.safetensors holds halves.
+            assert!(served.len() == bundle.config.hidden_size && cosine > 0.9999, "cosine {cosine}");
+            let (_, classes) = post(&format!("{}/classify?top_k=1", server.url), "image/x-portable-pixmap", &image);
+            let label = classes["predictions"][0][0]["label"].as_str().unwrap();
+            assert!(bundle.config.labels().contains(&label.to_string()), "{label}");
+        }
+    }
+}

@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use candle_core::Tensor;
 use macrl::{Server, binary, candle_embedding, fail, post, root, run, succeed, write_config, write_idx};
 use macrl_models::checkpoint;
 use macrl_models::config::Config;

@@ -34,7 +34,9 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Everything that serving needs: weights, ONNX in two precisions, preprocessing, probe, numbers, parity proof
-    #[command(override_usage = "macrl-export bundle <DIR> --run <DIR> [--checkpoint <WHICH>] [--weights f32|f16] [--notes <FILE.md>]")]
+    #[command(
+        override_usage = "macrl-export bundle <DIR> --run <DIR> [--checkpoint <WHICH>] [--weights f32|f16] [--notes <FILE.md>]"
+    )]
     Bundle {
         /// Folder to write; an older bundle there is replaced
         #[arg(value_name = "DIR")]

@@ -219,16 +219,14 @@ fn the_binary_exports_and_its_exit_codes_say_who_is_to_blame() {
     assert_eq!(code, 0, "{stderr}");
     assert!(stdout.contains("last.safetensors of tiny, 120 steps") && stdout.contains("half precision"), "{stdout}");
 
-    for wrong in
-        [
-            &["encoder.txt", "--run", run][..],
-            &["encoder.onnx"],
-            &["bundle", "x"],
-            &["bundle", "x", "--run", "/no"],
-            &["bundle", "x", "--run", run, "--weights", "f8"],
-            &["bundle", "x", "--run", run, "--notes", "/no.md"],
-        ]
-    {
+    for wrong in [
+        &["encoder.txt", "--run", run][..],
+        &["encoder.onnx"],
+        &["bundle", "x"],
+        &["bundle", "x", "--run", "/no"],
+        &["bundle", "x", "--run", run, "--weights", "f8"],
+        &["bundle", "x", "--run", run, "--notes", "/no.md"],
+    ] {
         let (code, _, stderr) = call(wrong);
         assert_eq!((code, stderr.lines().count()), (2, 1), "{stderr}");
     }

@@ -85,9 +85,11 @@ pub(crate) fn all(checks: &mut Checks) {
         ("steps f32, contrast only", vec!["reconstruction.weight=0"], true),
         ("steps f32, batch in two parts", vec!["train.accumulate=2"], true),
         ("steps f32, no bank", vec!["contrast.bank_size=0"], true),
-        ("steps f32, nothing masked: no gradient for the mask token", vec![
-            "views.strong.mask_ratio=0", "views.weak.mask_ratio=0", "reconstruction.loss_on=all",
-        ], true),
+        (
+            "steps f32, nothing masked: no gradient for the mask token",
+            vec!["views.strong.mask_ratio=0", "views.weak.mask_ratio=0", "reconstruction.loss_on=all"],
+            true,
+        ),
         ("steps bf16", vec!["train.precision=bf16"], true),
         ("steps bf16, views made on the CPU, in two parts", vec!["train.precision=bf16", "train.accumulate=2"], false),
     ] {

@@ -10,6 +10,7 @@
 # numpy.  The load generator runs on the same machine: what it costs is taken from both servers alike.
 set -eu
 bundle=$1 image=$2 seconds=${3:-5}
+[ -r "$image" ] || { echo "expected an image at $image" >&2; exit 2; }
 here=$(dirname "$0")
 raw=${RAW:-target/release/examples/raw_throughput}
 ours=http://127.0.0.1:8971 theirs=http://127.0.0.1:8972

@@ -69,9 +69,9 @@ struct ServeArgs {
     /// Threads within an operator of one session.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
     threads: u16,
-    /// Largest batch.
-    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=1024))]
-    max_batch: u16,
+    /// Largest batch [default: 8 on a CPU, 64 on CUDA].
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    max_batch: Option<u16>,
     /// Milliseconds that an incomplete batch waits for more images.
     #[arg(long, default_value_t = 0.0, value_name = "MS")]
     batch_wait: f64,
@@ -210,7 +210,7 @@ impl ServeArgs {
             device: self.device,
             workers: self.workers.map_or(workers, usize::from),
             threads: usize::from(self.threads),
-            max_batch: usize::from(self.max_batch),
+            max_batch: self.max_batch.map(usize::from),
             batch_wait: Duration::from_secs_f64(self.batch_wait / 1e3),
             ..default
         }

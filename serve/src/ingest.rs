@@ -114,13 +114,13 @@ fn into_index(args: &IngestArgs, dir: &std::path::Path, location: &Location) -> 
     let options = EngineOptions {
         device: args.device,
         workers: if args.device == Device::Cuda { 1 } else { default.workers },
-        max_batch: args.max_batch.map_or(if args.device == Device::Cuda { 64 } else { 8 }, usize::from),
+        max_batch: args.max_batch.map(usize::from),
         // Nobody waits for one image: every batch but the last is full.
         batch_wait: Duration::from_millis(500),
         ..default
     };
     let engine = Engine::start(&bundle, &options, &Arc::default())?;
-    let in_flight = 4 * options.max_batch * options.workers;
+    let in_flight = 4 * engine.max_batch() * options.workers;
     let work = Work { found, known, bundle: &bundle, engine: &engine, next: AtomicUsize::new(0) };
     let progress = Progress::new(work.found.len(), "images");
     let (sender, receiver) = sync_channel(in_flight);

@@ -32,7 +32,7 @@ pub(crate) async fn info(State(app): State<AppState>) -> Result<Json<Value>, Fai
         "sessions": model.engine.devices(),
         "device_fallback": model.engine.fallback(),
         "batching": {
-            "max_batch": engine.max_batch,
+            "max_batch": model.engine.max_batch(),
             "wait_ms": engine.batch_wait.as_secs_f64() * 1e3,
             "workers": engine.workers,
             "threads_per_worker": engine.threads,

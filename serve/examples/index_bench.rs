@@ -37,7 +37,7 @@ async fn measure(place: &Path, vectors: Vec<Vec<f32>>, queries: &[Vec<f32>]) -> 
     let (n, dim) = (vectors.len(), vectors[0].len());
     let encoder = Encoder { sha256: "bench".into(), dim };
     let exact_up_to = std::env::var("EXACT_UP_TO").ok().and_then(|v| v.parse().ok()).unwrap_or(50_000);
-    let options = OpenOptions { max_bytes: usize::MAX, exact_up_to };
+    let options = OpenOptions { max_bytes: usize::MAX, exact_up_to, ..OpenOptions::default() };
     let since = Instant::now();
     let index = EmbeddedIndex::open(place, &encoder, &OpenOptions { exact_up_to: usize::MAX, ..options.clone() })?;
     for (i, block) in vectors.chunks(1000).enumerate() {

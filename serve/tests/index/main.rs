@@ -3,6 +3,7 @@
 mod cases;
 mod folder;
 mod kill;
+mod outage;
 mod place;
 mod postgres;
 mod server;

@@ -36,8 +36,8 @@ const BUILD: &str = "CREATE INDEX CONCURRENTLY macrl_items_graph ON macrl_items 
 
 /// Whether there is a graph: `Some(false)` is one whose building was interrupted.
 pub(super) async fn graph(client: &Client) -> Result<Option<bool>, Error> {
-    let asked = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('macrl_items_graph')";
-    client.query_typed_opt(asked, &[]).await?.map(|row| row.try_get(0)).transpose()
+    let asked = format!("SELECT indisvalid FROM pg_index WHERE indexrelid = {}", schema::oid("macrl_items_graph"));
+    client.query_typed_opt(&asked, &[]).await?.map(|row| row.try_get(0)).transpose()
 }
 
 /// Looks after the graph until the index is dropped.
@@ -78,7 +78,7 @@ async fn look(shared: &Shared) -> Result<(), IndexError> {
 }
 
 async fn is_more_than(client: &Client, items: usize) -> Result<bool, Error> {
-    let asked = format!("SELECT count(*) FROM (SELECT FROM macrl_items LIMIT {items}::bigint + 1) AS some");
+    let asked = format!("SELECT count(*) FROM (SELECT FROM macrl_items LIMIT {items}::bigint + 1) AS first");
     let row = client.query_typed_one(&asked, &[]).await?;
     Ok(row.try_get::<_, i64>(0)? as usize > items)
 }
@@ -101,8 +101,9 @@ async fn calm(shared: &Shared) -> Result<(), IndexError> {
 
 /// Rows that were ever written, by anybody, as far as the server has counted.
 async fn written(client: deadpool_postgres::Client) -> Result<i64, Fault> {
-    let asked = "SELECT n_tup_ins + n_tup_upd FROM pg_stat_all_tables WHERE relid = to_regclass('macrl_items')";
-    let row = client.query_typed_opt(asked, &[]).await?;
+    let table = schema::oid("macrl_items");
+    let asked = format!("SELECT n_tup_ins + n_tup_upd FROM pg_stat_all_tables WHERE relid = {table}");
+    let row = client.query_typed_opt(&asked, &[]).await?;
     Ok(row.map(|row| row.try_get(0)).transpose()?.unwrap_or(0))
 }
 

@@ -31,6 +31,7 @@ use futures_util::future::try_join;
 use futures_util::stream;
 use tokio::runtime::Runtime;
 use tokio::sync::Notify;
+use tokio::task::JoinHandle;
 
 use super::{ContentHash, Encoder, Hit, Index, IndexError, Item, Listing, OpenOptions, Page, Query, Status};
 pub use address::Address;
@@ -59,9 +60,11 @@ struct Shared {
 /// See the module's documentation.
 pub struct PostgresIndex {
     shared: Arc<Shared>,
-    /// `None` only while it is dropped.
-    runtime: Option<Runtime>,
+    threads: Threads,
 }
+
+/// Threads that end without being waited for: waiting is not allowed on a thread of another runtime.
+struct Threads(Option<Runtime>);
 
 impl Shared {
     fn encoder(&self) -> Encoder {
@@ -113,11 +116,9 @@ impl PostgresIndex {
     where
         F: Future<Output = Result<(Types, Encoder), Fault>> + Send,
     {
-        let threads =
-            tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("postgres").enable_all().build();
-        let runtime = threads.map_err(|e| IndexError::Open(format!("cannot start the index's threads: {e}")))?;
+        let threads = Threads::start()?;
         let connector = Connector::new(address, read_only)?;
-        let opened = elsewhere(&runtime, async {
+        let opened = threads.wait(async {
             connector.arrive(options.patience).await?;
             connector.perform(Again::Yes, begin).await
         });
@@ -136,8 +137,8 @@ impl PostgresIndex {
             written: Notify::new(),
             read_only,
         });
-        runtime.spawn(keeper::keep(shared.clone()));
-        Ok(Self { shared, runtime: Some(runtime) })
+        threads.spawn(keeper::keep(shared.clone()))?;
+        Ok(Self { shared, threads })
     }
 
     /// Leaves work to the index's own threads; it is done even where nobody awaits it any more.
@@ -149,14 +150,12 @@ impl PostgresIndex {
     where
         F: Future<Output = Result<T, Fault>> + Send,
     {
-        let ended = || IndexError::Storage("the index's threads have ended".into());
         if again == Again::No && self.shared.read_only {
             return Err(IndexError::Unavailable("the index was opened to be read only".into()));
         }
         let shared = self.shared.clone();
-        let runtime = self.runtime.as_ref().ok_or_else(ended)?;
-        let done = runtime.spawn(async move { shared.connector.perform(again, work).await }).await;
-        done.unwrap_or_else(|_| Err(ended()))
+        let done = self.threads.spawn(async move { shared.connector.perform(again, work).await })?;
+        done.await.unwrap_or_else(|_| Err(ended()))
     }
 
     async fn search_one(&self, asker: Arc<Asker>, query: Query) -> Result<Vec<Hit>, IndexError> {
@@ -169,22 +168,39 @@ impl PostgresIndex {
     }
 }
 
-/// Blocks until it is done, on a thread that may be blocked: the caller's may belong to a runtime.
-fn elsewhere<T: Send>(
-    runtime: &Runtime,
-    work: impl Future<Output = Result<T, IndexError>> + Send,
-) -> Result<T, IndexError> {
-    let failed = || IndexError::Open("the index's threads have ended".into());
-    std::thread::scope(|scope| scope.spawn(|| runtime.block_on(work)).join()).unwrap_or_else(|_| Err(failed()))
+impl Threads {
+    fn start() -> Result<Self, IndexError> {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        let runtime = builder.worker_threads(2).thread_name("postgres").enable_all().build();
+        let cannot = |e| IndexError::Open(format!("cannot start the index's threads: {e}"));
+        runtime.map(|runtime| Self(Some(runtime))).map_err(cannot)
+    }
+
+    /// Begins work.
+    fn spawn<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> Result<JoinHandle<T>, IndexError> {
+        self.0.as_ref().map(|runtime| runtime.spawn(work)).ok_or_else(ended)
+    }
+
+    /// Blocks until work is done, on a thread that may be blocked: the caller's may belong to a runtime.
+    fn wait<T: Send>(&self, work: impl Future<Output = Result<T, IndexError>> + Send) -> Result<T, IndexError> {
+        let Some(runtime) = &self.0 else { return Err(ended()) };
+        std::thread::scope(|scope| scope.spawn(|| runtime.block_on(work)).join()).unwrap_or_else(|_| Err(ended()))
+    }
 }
 
-impl Drop for PostgresIndex {
+impl Drop for Threads {
     fn drop(&mut self) {
-        // Waiting for its threads is not allowed on one of another runtime.
-        if let Some(runtime) = self.runtime.take() {
+        if let Some(runtime) = self.0.take() {
             runtime.shutdown_background();
         }
     }
+}
+
+fn ended() -> IndexError {
+    IndexError::Storage("the index's threads have ended".into())
 }
 
 #[async_trait]

@@ -77,9 +77,18 @@ async fn check_server(client: &Client, address: &Address) -> Result<(), Fault> {
     Err(IndexError::Open(format!("cannot open {address}: {cause}")).into())
 }
 
+/// SQL for the number of one of our tables or indexes; null where there is none.  Not `to_regclass`, which would find
+/// those of another schema, and within a transaction remembers what was not there.
+pub(super) fn oid(name: &str) -> String {
+    format!(
+        "(SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
+          WHERE relname = '{name}' AND nspname = current_schema())"
+    )
+}
+
 /// Of the tables; `None` where there are none.
 async fn format(client: &Client) -> Result<Option<usize>, Fault> {
-    let there = client.query_typed_one("SELECT to_regclass('macrl_index') IS NOT NULL", &[]).await?;
+    let there = client.query_typed_one(&format!("SELECT {} IS NOT NULL", oid("macrl_index")), &[]).await?;
     if !there.try_get::<_, bool>(0)? {
         return Ok(None);
     }

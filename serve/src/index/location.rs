@@ -17,7 +17,7 @@ pub enum Location {
     /// In a folder of this machine.
     Folder(PathBuf),
     /// In a PostgreSQL that others may share.
-    Postgres(Address),
+    Postgres(Box<Address>),
 }
 
 impl FromStr for Location {
@@ -27,7 +27,7 @@ impl FromStr for Location {
         match text.split_once("://") {
             None if text.is_empty() => Err("expected a folder or postgres://…, found nothing".into()),
             None => Ok(Self::Folder(text.into())),
-            Some(("postgres" | "postgresql", _)) => Ok(Self::Postgres(text.parse()?)),
+            Some(("postgres" | "postgresql", _)) => Ok(Self::Postgres(Box::new(text.parse()?))),
             Some((scheme, _)) => Err(format!("expected a folder or postgres://…, found {scheme}://…")),
         }
     }

@@ -85,6 +85,9 @@ pub(crate) async fn filters_narrow_searches_and_listings(place: &dyn Place) {
         (json!({ "tags": ["x", "y"] }), "a"),
         (json!({ "tags": "x" }), ""),
         (json!({ "box": { "eq": { "h": 2, "w": 1 } } }), "b"),
+        (json!({ "box": { "eq": { "h": 2.0, "w": 1 } } }), "b"),
+        (json!({ "box": { "eq": { "w": 1 } } }), ""),
+        (json!({ "tags": ["y", "x"] }), ""),
         (json!({ "label": "it's \"quoted\" %_\\" }), ""),
         (json!({ "missing": null }), ""),
     ] {

@@ -65,7 +65,10 @@ impl FromStr for Address {
 
     /// Errors never repeat what was given: a password may stand anywhere in a mistyped address.
     fn from_str(text: &str) -> Result<Self, String> {
-        let (base, query) = text.split_once('?').unwrap_or((text, ""));
+        // As the driver reads it: what precedes the first @ is user and password, whatever signs it has.
+        let (user, rest) = text.split_at(text.find('@').unwrap_or(0));
+        let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
+        let base = format!("{user}{place}");
         let parameters = Parameters::read(query)?;
         let rest = parameters.rest.join("&");
         let mut config = Config::from_str(&format!("{base}?{rest}")).map_err(|e| fault(&e))?;
@@ -175,6 +178,8 @@ mod tests {
         for shown in [address.to_string(), format!("{address:?}")] {
             assert_eq!(shown, "postgres://db.example:6432/photos");
         }
+        let address = parse("postgres://ann:a?b/c@h/x?sslmode=disable").unwrap();
+        assert_eq!((address.config.get_password(), address.to_string()), (Some(&b"a?b/c"[..]), "postgres://h:5432/x".into()));
         let several = parse("postgres://a,b:5433/x?target_session_attrs=read-write&sslrootcert=ca.pem&sslmode=require");
         let several = several.unwrap();
         assert_eq!(several.to_string(), "postgres://a:5432,b:5433/x");
@@ -189,7 +194,8 @@ mod tests {
             ("postgres://ann:s3cret@h:port/x", "`port`"),
             ("postgres://ann:s3cret@h/x?colour=red", "`colour`"),
             ("postgres://ann:s3@cret@h/x", "%40"),
-            ("postgres://ann:s3?cret@h/x", "found something else"),
+            ("postgres://ann:s3cret@h/x?cret", "found something else"),
+            ("postgres://ann:s3cret@h/x?s3/cret=1", "found something else"),
             ("postgres://ann:s3cret@h/x?sslmode=yes", "`sslmode` must be"),
             ("postgres://ann:s3cret@h/x?pool_size=0", "`pool_size` must be"),
         ] {

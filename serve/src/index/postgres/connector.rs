@@ -146,11 +146,14 @@ impl Connector {
                 Err(Fault::Index(error)) => return Err(error),
                 Err(Fault::Database(error)) => error,
             };
+            if is_lost(&error) {
+                // The pool's other connections may be as dead, without having noticed yet.
+                self.pool.retain(|_, _| false);
+            }
             if is_conflict(&error) && conflicts < CONFLICTS {
                 conflicts += 1;
                 tokio::time::sleep(jitter(conflicts)).await;
             } else if is_lost(&error) && again == Again::Yes && lost < LOST {
-                // The others of the pool may be as dead, without having noticed yet.
                 lost += 1;
             } else {
                 return Err(explain(&self.address, &error));

@@ -45,6 +45,7 @@ pub(super) async fn keep(shared: Arc<Shared>) {
     loop {
         if let Err(fault) = look(&shared).await {
             tracing::warn!("the graph in {}: {fault}", shared.connector.address());
+            tokio::time::sleep(LOOK).await;
         }
         let _ = tokio::time::timeout(LOOK, shared.written.notified()).await;
         tokio::time::sleep(CALM).await;
@@ -78,7 +79,7 @@ async fn look(shared: &Shared) -> Result<(), IndexError> {
 }
 
 async fn is_more_than(client: &Client, items: usize) -> Result<bool, Error> {
-    let asked = format!("SELECT count(*) FROM (SELECT FROM macrl_items LIMIT {items}::bigint + 1) AS first");
+    let asked = format!("SELECT count(*) FROM (SELECT FROM macrl_items LIMIT {}) AS first", items + 1);
     let row = client.query_typed_one(&asked, &[]).await?;
     Ok(row.try_get::<_, i64>(0)? as usize > items)
 }

@@ -132,7 +132,8 @@ impl PostgresIndex {
             connector,
             types,
             encoder: RwLock::new(encoder),
-            exact_up_to: options.exact_up_to,
+            // As far as SQL can count.
+            exact_up_to: options.exact_up_to.min(1 << 40),
             graph: AtomicBool::new(false),
             written: Notify::new(),
             read_only,

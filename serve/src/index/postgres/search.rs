@@ -111,10 +111,11 @@ impl Asker {
         let mut statement = Statement::new("");
         let vector = self.begin(&mut statement, query);
         let (columns, k, most) = (columns(&vector), query.k, self.exact_up_to);
+        let more = most + 1;
         let rest = std::mem::take(statement.sql());
         *statement.sql() = format!(
             "WITH few AS MATERIALIZED (
-               SELECT id, (1 - (vector <=> {vector}))::real AS score{rest} LIMIT {most} + 1
+               SELECT id, (1 - (vector <=> {vector}))::real AS score{rest} LIMIT {more}
              ), best AS (SELECT id FROM few ORDER BY score DESC, id LIMIT {k})
              SELECT {columns}, (SELECT count(*) FROM few) FROM macrl_items WHERE id IN (SELECT id FROM best)
              ORDER BY score DESC, id"

@@ -4,7 +4,7 @@
 #   bench/postgres.sh [ITEMS [DIMENSIONS]]
 set -eu
 cd "$(dirname "$0")/.."
-scripts/setup.sh
+scripts/setup.sh tests
 cargo build --release --workspace --examples
 bench=${CARGO_TARGET_DIR:-target}/release/examples/index_bench
 

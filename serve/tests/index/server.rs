@@ -1,6 +1,6 @@
 //! A real PostgreSQL with pgvector, for as long as this process lives.
 //!
-//! It comes from `make setup` (`.deps/postgres`), or from where `MACRL_POSTGRES` says that one is installed.  Without
+//! It comes from `scripts/setup.sh tests` (`.deps/postgres`), or from where `MACRL_POSTGRES` says that one is installed.  Without
 //! one, tests that need it are skipped with a word, or fail where `MACRL_REQUIRE_POSTGRES` is set.
 //!
 //! A shell of its own starts it and waits for orders on a pipe.  However this process ends, the pipe ends with it, and
@@ -62,10 +62,9 @@ pub(crate) fn is_there() -> bool {
     *SAID.get_or_init(|| {
         let there = installation().is_some();
         let wanted = std::env::var_os("MACRL_REQUIRE_POSTGRES").is_some_and(|v| !v.is_empty());
-        assert!(there || !wanted, "there is no PostgreSQL in .deps/postgres: `make setup` fetches it");
+        assert!(there || !wanted, "there is no PostgreSQL in .deps/postgres: `scripts/setup.sh tests` fetches it");
         if !there {
-            let text =
-                "\nSKIPPED: the tests with PostgreSQL; there is none in .deps/postgres (`make setup` fetches it)\n";
+            let text = "\nSKIPPED: the tests with PostgreSQL; `scripts/setup.sh tests` fetches one\n";
             // Past the harness, which shows nothing of a test that passes.
             let _ = std::io::stderr().write_all(text.as_bytes());
         }

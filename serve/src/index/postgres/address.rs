@@ -179,7 +179,10 @@ mod tests {
             assert_eq!(shown, "postgres://db.example:6432/photos");
         }
         let address = parse("postgres://ann:a?b/c@h/x?sslmode=disable").unwrap();
-        assert_eq!((address.config.get_password(), address.to_string()), (Some(&b"a?b/c"[..]), "postgres://h:5432/x".into()));
+        assert_eq!(
+            (address.config.get_password(), address.to_string()),
+            (Some(&b"a?b/c"[..]), "postgres://h:5432/x".into())
+        );
         let several = parse("postgres://a,b:5433/x?target_session_attrs=read-write&sslrootcert=ca.pem&sslmode=require");
         let several = several.unwrap();
         assert_eq!(several.to_string(), "postgres://a:5432,b:5433/x");

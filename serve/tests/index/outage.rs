@@ -93,10 +93,9 @@ impl Load {
         noise.vector(bundle::DIM)
     }
 
-    /// One change after the other; the states that each item may be in at the end.
-    fn work(&self, worker: usize, seed: u64) -> BTreeMap<String, States> {
+    /// One change after the other; the states that each item may be in before and at the end.
+    fn work(&self, worker: usize, seed: u64, mut states: BTreeMap<String, States>) -> BTreeMap<String, States> {
         let mut noise = Noise(seed * 100 + worker as u64);
-        let mut states: BTreeMap<String, States> = BTreeMap::new();
         let mut version = seed * 1_000_000;
         while !self.stop.load(Ordering::Relaxed) {
             version += 1;
@@ -145,7 +144,8 @@ fn a_kill_of_the_data_base_loses_nothing_and_is_survived() {
     let place = tempfile::tempdir().unwrap();
     bundle::write_bundle(place.path(), "tiny", false);
     let server = Server::start("");
-    let replica = Replica::start(place.path(), &server.database());
+    let url = server.database();
+    let replica = Replica::start(place.path(), &url);
     let (mut acknowledged, mut refused, mut slowest) = (0, 0, Duration::ZERO);
     let mut states: BTreeMap<String, States> = BTreeMap::new();
     let mut noise = Noise(1);
@@ -157,8 +157,8 @@ fn a_kill_of_the_data_base_loses_nothing_and_is_survived() {
             refused: AtomicUsize::new(0),
         });
         let work = |worker| {
-            let load = load.clone();
-            std::thread::spawn(move || load.work(worker, round))
+            let (load, states) = (load.clone(), states.clone());
+            std::thread::spawn(move || load.work(worker, round, states))
         };
         let workers: Vec<_> = (0..WORKERS).map(work).collect();
         let searcher = {
@@ -174,6 +174,8 @@ fn a_kill_of_the_data_base_loses_nothing_and_is_survived() {
         assert!(status == 503 && again && answer["error"]["code"] == "index_unavailable", "{status} {answer}");
         assert!(!answer.to_string().contains(server::PASSWORD), "{answer}");
         server.resume();
+        // It takes connections before it has read its log and answers.
+        server::sql(&url, "SELECT 1");
         let since = Instant::now();
         while replica.ask("GET", "/items?limit=1", None).0 != 200 {
             assert!(since.elapsed() < Duration::from_secs(20), "it does not recover");
@@ -182,8 +184,9 @@ fn a_kill_of_the_data_base_loses_nothing_and_is_survived() {
         slowest = slowest.max(since.elapsed());
         std::thread::sleep(Duration::from_millis(300));
         load.stop.store(true, Ordering::Relaxed);
-        for worker in workers {
-            states.extend(worker.join().unwrap());
+        for (worker, thread) in workers.into_iter().enumerate() {
+            let own = |id: &String| id.starts_with(&format!("w{worker}-"));
+            states.extend(thread.join().unwrap().into_iter().filter(|(id, _)| own(id)));
         }
         searcher.join().unwrap();
         acknowledged += load.acknowledged.load(Ordering::Relaxed);

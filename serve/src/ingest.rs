@@ -42,7 +42,7 @@ pub struct IngestArgs {
     #[arg(long, value_name = "DIR")]
     bundle: Option<PathBuf>,
     /// The index; made where there is none.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR|postgres://...")]
     index: Option<Location>,
     /// Where inference runs: auto, cpu or cuda.
     #[arg(long, default_value = "auto", value_parser = parse_device)]
@@ -70,7 +70,7 @@ pub fn run(args: &IngestArgs) -> Result<()> {
         }
         (None, Some(bundle), Some(index)) => into_index(args, bundle, index)?,
         _ => {
-            let message = "ingest needs --bundle DIR and --index DIR, or --url of a running server";
+            let message = "ingest needs --bundle DIR and --index DIR|postgres://..., or --url of a running server";
             return Err(UsageError(message.into()).into());
         }
     };

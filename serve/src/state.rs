@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, RwLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use macrl_models::bundle::Bundle;
@@ -15,6 +15,9 @@ use crate::index::{self, Encoder, Index, IndexError, Location, OpenOptions};
 use crate::limits::Limits;
 use crate::metrics::{Gauges, Metrics};
 use crate::pool::{Budget, Pool, Share, SlowLane};
+
+/// Servers and their data base are often started together: one that is not there yet is waited for.
+const INDEX_PATIENCE: Duration = Duration::from_secs(30);
 
 /// A bundle and the sessions that run it.
 pub struct Model {
@@ -93,7 +96,8 @@ impl App {
     pub fn new(bundle: &Bundle, settings: Settings) -> Result<AppState, IndexError> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let limits = &settings.limits;
-        let options = OpenOptions { max_bytes: limits.index_bytes, exact_up_to: limits.exact_up_to };
+        let (max_bytes, exact_up_to) = (limits.index_bytes, limits.exact_up_to);
+        let options = OpenOptions { max_bytes, exact_up_to, patience: INDEX_PATIENCE };
         Ok(Arc::new(Self {
             metrics: Arc::default(),
             index: index::open(&settings.index, &Encoder::of(bundle), &options)?,

@@ -51,6 +51,7 @@ pub async fn duplicates(
             limit: BLOCK,
             filter: comparison.filter.clone(),
             vectors: true,
+            uncounted: true,
         };
         let page = index.list(listing).await?;
         let ids: Vec<String> = page.items.iter().map(|item| item.id.clone()).collect();

@@ -54,6 +54,18 @@ impl Filter {
     }
 }
 
+/// The integer that a number is, where it is one: 1 and 1.0 are one value, and a large float's shortest decimal spelling
+/// is another one than its own.
+pub(super) fn whole(number: &Number) -> Number {
+    let integral = |float: &f64| number.is_f64() && float.fract() == 0.0;
+    match number.as_f64().filter(integral) {
+        // As far as there are integers to compare it with.
+        Some(float) if (0.0..18_446_744_073_709_551_616.0).contains(&float) => Number::from(float as u64),
+        Some(float) if (-9_223_372_036_854_775_808.0..0.0).contains(&float) => Number::from(float as i64),
+        _ => number.clone(),
+    }
+}
+
 fn condition(value: Value) -> Result<Condition, String> {
     let Value::Object(operators) = value else { return Ok(Condition::In(vec![value])) };
     let mut range = Range { low: Bound::Unbounded, high: Bound::Unbounded };
@@ -96,6 +108,24 @@ mod tests {
     fn parse(json: Value) -> Result<Filter, String> {
         let Value::Object(map) = json else { panic!("not an object") };
         Filter::parse(map)
+    }
+
+    #[test]
+    fn a_float_that_is_whole_is_the_integer() {
+        for (spelled, means) in [
+            ("1.0", "1"),
+            ("-0.0", "0"),
+            ("1.5", "1.5"),
+            ("7", "7"),
+            ("1.2345678901234567e18", "1234567890123456768"),
+            ("-1.2345678901234567e18", "-1234567890123456768"),
+        ] {
+            let number: Number = serde_json::from_str(spelled).unwrap();
+            assert_eq!(whole(&number).to_string(), means);
+        }
+        // Past the largest integer it stays what it was.
+        let large = Number::from_f64(1e300).unwrap();
+        assert_eq!(whole(&large), large);
     }
 
     #[test]

@@ -2,12 +2,13 @@
 //! routes with the same words.
 //!
 //! [`EmbeddedIndex`] is the default: everything that a search reads is in memory, and with a folder every change is in
-//! a data base on disk before it is acknowledged.
+//! a data base on disk before it is acknowledged.  [`PostgresIndex`] is for more servers than one.
 
 pub mod duplicates;
 pub mod embedded;
 mod filter;
 mod location;
+pub mod postgres;
 
 use std::sync::Arc;
 
@@ -18,6 +19,7 @@ use serde_json::{Map, Value};
 pub use embedded::EmbeddedIndex;
 pub use filter::{Condition, Filter, Range};
 pub use location::{Location, OpenOptions, open, open_to_read};
+pub use postgres::PostgresIndex;
 
 /// An item's metadata: a JSON object.
 pub type Metadata = Map<String, Value>;
@@ -104,6 +106,8 @@ pub struct Listing {
     pub filter: Filter,
     /// With their vectors.
     pub vectors: bool,
+    /// [`Page::total`] is not looked at: whoever reads every page need not have the whole index counted each time.
+    pub uncounted: bool,
 }
 
 /// One page of a listing.
@@ -113,7 +117,7 @@ pub struct Page {
     pub items: Vec<Item>,
     /// Where the next page begins; `None` on the last.
     pub next: Option<String>,
-    /// Items that match, on all pages.
+    /// Items that match, on all pages; anything where the listing is `uncounted`.
     pub total: usize,
 }
 

@@ -418,7 +418,7 @@ pub(crate) async fn list(State(app): State<AppState>, parts: Parts) -> Result<Js
     // An empty cursor is the first page.
     let cursor = params.cursor.filter(|c| !c.is_empty());
     let filter = filter_text(params.filter.as_deref())?;
-    let page = app.index.list(Listing { cursor, limit, filter, vectors: params.vectors }).await?;
+    let page = app.index.list(Listing { cursor, limit, filter, vectors: params.vectors, uncounted: false }).await?;
     let items: Vec<Value> = page.items.iter().map(|i| describe(i).into()).collect();
     Ok(Json(json!({ "items": items, "next": page.next, "total": page.total })))
 }

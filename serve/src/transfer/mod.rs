@@ -27,7 +27,7 @@ const BLOCK: usize = 4096;
 #[derive(Debug, Args)]
 pub struct ExportArgs {
     /// The index.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR|postgres://...")]
     index: Location,
     /// FILE.parquet, or FILE.npy with FILE.jsonl beside it.
     file: PathBuf,
@@ -37,7 +37,7 @@ pub struct ExportArgs {
 #[derive(Debug, Args)]
 pub struct ImportArgs {
     /// The index; made where there is none.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR|postgres://...")]
     index: Location,
     /// Folder written by `macrl-export bundle`: its encoder made the vectors.
     #[arg(long, value_name = "DIR")]
@@ -105,7 +105,8 @@ pub fn export(args: &ExportArgs) -> Result<()> {
 async fn write_all(index: &dyn Index, sink: &mut dyn Sink) -> Result<usize> {
     let (mut cursor, mut written) = (None, 0);
     loop {
-        let page = index.list(Listing { cursor, limit: BLOCK, vectors: true, ..Listing::default() }).await?;
+        let listing = Listing { cursor, limit: BLOCK, vectors: true, uncounted: true, ..Listing::default() };
+        let page = index.list(listing).await?;
         written += page.items.len();
         let row = |item: Item| Row { id: item.id, vector: item.vector, metadata: item.metadata };
         sink.write(page.items.into_iter().map(row).collect())?;

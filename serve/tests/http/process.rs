@@ -190,11 +190,12 @@ fn mistakes_are_one_line_with_the_right_exit_code() {
         &["ingest", path],
         &["ingest", "--url", "http://x", "--index", "y", path],
         &["--bundle", path, "--index", "mysql://x"],
+        &["--bundle", path, "--index", "postgres://ann:secret@host:port/x"],
         &["export", "--index", "x", "y.csv"],
     ] {
         let output = run(args);
         assert_eq!(output.status.code(), Some(2), "{args:?}: {}", one_line(&output));
-        one_line(&output);
+        assert!(!one_line(&output).contains("secret"));
     }
     let missing = run(&["--bundle", "/nowhere"]);
     assert_eq!(missing.status.code(), Some(1));

@@ -3,10 +3,13 @@
 mod cases;
 mod folder;
 mod kill;
+mod outage;
 mod place;
+mod postgres;
+mod server;
 mod transfer;
 
-use place::{Folder, Memory};
+use place::{Folder, Memory, Place, Postgres};
 
 /// Makes a test of each case over a kind of place.
 macro_rules! suite {
@@ -16,7 +19,10 @@ macro_rules! suite {
             $(
                 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
                 async fn $case() {
-                    cases::$case(&$place).await;
+                    let place = $place;
+                    if place.is_there() {
+                        cases::$case(&place).await;
+                    }
                 }
             )*
         }
@@ -51,3 +57,4 @@ macro_rules! whole_suite {
 
 whole_suite!(memory, Memory);
 whole_suite!(folder_on_disk, Folder::new());
+whole_suite!(postgresql, Postgres::new());

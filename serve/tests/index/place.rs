@@ -3,8 +3,13 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use macrl_serve::index::{EmbeddedIndex, Encoder, Filter, Hit, Index, IndexError, Item, Metadata, OpenOptions, Query};
+use macrl_serve::index::postgres::Address;
+use macrl_serve::index::{
+    EmbeddedIndex, Encoder, Filter, Hit, Index, IndexError, Item, Metadata, OpenOptions, PostgresIndex, Query,
+};
 use serde_json::{Value, json};
+
+use crate::server;
 
 /// With more items than this, the tests' indexes are approximate.
 pub(crate) const EXACT_UP_TO: usize = 600;
@@ -16,6 +21,11 @@ pub(crate) trait Place: Send + Sync {
 
     /// Whether what was stored is there when it is opened again.
     fn lasts(&self) -> bool;
+
+    /// Whether this machine has what it takes.
+    fn is_there(&self) -> bool {
+        true
+    }
 }
 
 pub(crate) struct Memory;
@@ -49,6 +59,37 @@ impl Place for Folder {
 
     fn lasts(&self) -> bool {
         true
+    }
+}
+
+/// A data base of its own on the server that tests share.
+pub(crate) struct Postgres {
+    /// `None` where there is no server.
+    pub(crate) url: Option<String>,
+}
+
+impl Postgres {
+    pub(crate) fn new() -> Self {
+        Self { url: server::is_there().then(|| server::shared().database()) }
+    }
+
+    pub(crate) fn address(&self) -> Address {
+        self.url.as_ref().unwrap().parse().unwrap()
+    }
+}
+
+#[async_trait]
+impl Place for Postgres {
+    async fn open(&self, encoder: &Encoder) -> Result<Arc<dyn Index>, IndexError> {
+        Ok(Arc::new(PostgresIndex::open(&self.address(), encoder, &options())?))
+    }
+
+    fn lasts(&self) -> bool {
+        true
+    }
+
+    fn is_there(&self) -> bool {
+        self.url.is_some()
     }
 }
 

@@ -4,14 +4,15 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use macrl_serve::index::{EmbeddedIndex, Index, Listing};
+use macrl_serve::index::postgres::Address;
+use macrl_serve::index::{EmbeddedIndex, Index, Listing, PostgresIndex};
 use serde_json::json;
 
 use crate::place::*;
 
 #[path = "../http/bundle.rs"]
 #[allow(dead_code)]
-mod bundle;
+pub(crate) mod bundle;
 
 const DIM: usize = bundle::DIM;
 
@@ -84,4 +85,52 @@ fn mistakes_are_one_line() {
     for (file, hint) in [("@a.npy", "is not a .npy file"), ("@a.parquet", "is not a Parquet file")] {
         assert!(error(&["import", "--bundle", "@bundle", "--index", "@new", file], dir).contains(hint));
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_index_moves_into_a_data_base_and_back() {
+    let place = Postgres::new();
+    let Some(url) = place.url.clone() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    bundle::write_bundle(&dir.join("bundle"), "tiny", false);
+    let tiny = macrl_serve::index::Encoder { sha256: "tiny".into(), dim: DIM };
+    let items: Vec<_> = clouds(5000, DIM, 42)
+        .iter()
+        .enumerate()
+        .map(|(i, v)| item(&format!("ü{i:04}"), v, json!({ "n": i, "text": "a \"b\"\n\0", "whole": 1.0 })))
+        .collect();
+    let page = || Listing { limit: 10_000, vectors: true, ..Listing::default() };
+    {
+        let index = EmbeddedIndex::open(&dir.join("one"), &tiny, &options()).unwrap();
+        assert!(index.put(&tiny, items).await.unwrap().iter().all(Result::is_ok));
+    }
+    for args in [
+        ["export", "--index", "@one", "@a.parquet"].as_slice(),
+        &["import", "--bundle", "@bundle", "--index", &url, "@a.parquet"],
+        &["export", "--index", &url, "@b.npy"],
+        &["import", "--bundle", "@bundle", "--index", "@two", "@b.npy"],
+    ] {
+        let output = run(args, dir);
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    let (one, _) = EmbeddedIndex::open_to_read(&dir.join("one")).unwrap();
+    let (two, _) = EmbeddedIndex::open_to_read(&dir.join("two")).unwrap();
+    let (there, _) = PostgresIndex::open_to_read(&url.parse::<Address>().unwrap()).unwrap();
+    let expected = one.list(page()).await.unwrap();
+    for copy in [there.list(page()).await.unwrap(), two.list(page()).await.unwrap()] {
+        assert_eq!((copy.total, copy.items.len()), (5000, 5000));
+        for (found, expected) in copy.items.iter().zip(&expected.items) {
+            assert_eq!((&found.id, &found.metadata), (&expected.id, &expected.metadata));
+            assert!(found.vector.iter().zip(&expected.vector).all(|(a, b)| (a - b).abs() < 1e-6));
+        }
+    }
+    bundle::write_bundle(&dir.join("other"), "other", false);
+    let refused = error(&["import", "--bundle", "@other", "--index", &url, "@b.npy"], dir);
+    assert!(refused.contains("the index holds 5000 items of encoder tiny"), "{refused}");
+    let nobody = url.replace("macrl:", "macrl:not-");
+    let refused = error(&["export", "--index", &nobody, "@b.npy"], dir);
+    assert!(refused.contains("password authentication failed") && !refused.contains(crate::server::PASSWORD));
+    let typo = error(&["export", "--index", &format!("{url}?colour=red"), "@b.npy"], dir);
+    assert!(typo.contains("unknown option `colour`") && !typo.contains(crate::server::PASSWORD), "{typo}");
 }

@@ -6,6 +6,7 @@ use std::ops::Bound;
 use roaring::RoaringBitmap;
 use serde_json::{Number, Value};
 
+use super::super::filter::whole;
 use super::super::{Condition, Filter, Metadata};
 
 /// A metadata value in an order in which numbers are neighbours.
@@ -41,7 +42,7 @@ impl Key {
     }
 }
 
-/// The same value with the fields of every object in one order.
+/// The same value with the fields of every object in one order, and numbers in one spelling.
 fn sorted(value: &Value) -> Value {
     match value {
         Value::Array(list) => list.iter().map(sorted).collect(),
@@ -49,6 +50,7 @@ fn sorted(value: &Value) -> Value {
             let fields: BTreeMap<&String, Value> = map.iter().map(|(k, v)| (k, sorted(v))).collect();
             fields.into_iter().map(|(k, v)| (k.clone(), v)).collect()
         }
+        Value::Number(number) => Value::Number(whole(number)),
         other => other.clone(),
     }
 }

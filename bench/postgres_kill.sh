@@ -1,0 +1,7 @@
+#!/bin/sh
+# 20 times kill -9 of PostgreSQL under concurrent upserts, deletes and searches over HTTP.
+#
+#   bench/postgres_kill.sh [ROUNDS]
+set -eu
+MACRL_REQUIRE_POSTGRES=1 MACRL_OUTAGES=${1:-20} \
+    cargo test --release --workspace --test index -- --nocapture a_kill_of_the_data_base

@@ -205,10 +205,13 @@ fn what_keeps_it_from_opening_is_one_line_without_the_password() {
     }
     let right = server::shared().url("postgres");
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mute = silent.local_addr().unwrap();
     for (url, hint) in [
         (server::shared().url("nowhere"), "\"nowhere\" does not exist"),
         (right.replace("macrl:", "macrl:not-"), "password authentication failed"),
         (format!("postgres://macrl:{}@{closed}/x", server::PASSWORD), "Connection refused"),
+        (format!("postgres://macrl:{}@{mute}/x?connect_timeout=1", server::PASSWORD), "does not answer"),
         (format!("{right}?sslmode=require"), "TLS"),
         (format!("{right}?sslmode=verify-full&sslrootcert=/nowhere"), "sslrootcert /nowhere"),
     ] {

@@ -22,6 +22,8 @@ const NOBODY: u32 = 65534;
 pub(crate) const PASSWORD: &str = "pass-word-of-the-tests";
 
 const SHELL: &str = r#"
+LD_LIBRARY_PATH="$1/lib" "$1/bin/initdb" -D "$2/data" -U macrl -E UTF8 --locale=C -N -A scram-sha-256 \
+    --pwfile "$2/password" >"$2/log" 2>&1 </dev/null || { cat "$2/log" >&2; rm -rf "$2"; exit 1; }
 pid=
 while read -r order; do
     "$1/bin/postgres" -D "$2/data" -p "$3" $4 >>"$2/log" 2>&1 </dev/null &
@@ -99,12 +101,7 @@ impl Server {
             chown(&dir, Some(NOBODY), Some(NOBODY)).unwrap();
             run(Command::new("chown").arg("-R").arg(format!("{NOBODY}:{NOBODY}")).arg(&place));
         }
-        let secret = dir.join("password");
-        fs::write(&secret, PASSWORD).unwrap();
-        let mut initdb = Command::new(place.join("bin/initdb"));
-        initdb.args(["-U", "macrl", "-E", "UTF8", "--locale=C", "-N", "-A", "scram-sha-256", "--pwfile"]);
-        initdb.arg(&secret).arg("-D").arg(dir.join("data")).env("LD_LIBRARY_PATH", place.join("lib"));
-        run(as_user(initdb.current_dir(&dir)));
+        fs::write(dir.join("password"), PASSWORD).unwrap();
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let mut shell = Command::new("/bin/sh");
         shell.args(["-c", SHELL, "sh"]).arg(&place).arg(&dir).arg(port.to_string()).arg(format!("{SETTINGS} {more}"));
@@ -126,7 +123,7 @@ impl Server {
             shell.orders.as_mut().unwrap().write_all(b"start\n").unwrap();
             let mut line = String::new();
             shell.pids.read_line(&mut line).unwrap();
-            shell.pid = line.trim().parse().unwrap();
+            shell.pid = line.trim().parse().expect("initdb failed");
             // What the one before left in memory may keep it from starting for a moment.
             while Path::new(&format!("/proc/{}", shell.pid)).exists() && !is_zombie(shell.pid) {
                 if TcpStream::connect(("127.0.0.1", self.port)).is_ok() {

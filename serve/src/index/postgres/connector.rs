@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use deadpool_postgres::{
-    Client, Hook, HookError, Manager, ManagerConfig, Pool, PoolError, RecyclingMethod, Runtime, Timeouts,
+    Client, Hook, HookError, Manager, ManagerConfig, Pool, PoolError, RecyclingMethod, Runtime, TimeoutType, Timeouts,
 };
 use tokio_postgres::Error;
 use tokio_postgres_rustls::MakeRustlsConnect;
@@ -32,6 +32,8 @@ const READ_ONLY: &str = "SET default_transaction_read_only = on;";
 
 /// For a connection of the pool to be free.
 const WAIT: Duration = Duration::from_secs(10);
+/// For a piece of work; longer than the server lets a statement run.
+const LONGEST: Duration = Duration::from_secs(70);
 /// Before the first new attempt, and at most.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 /// Times that the server may undo a piece of work in favour of somebody else's.
@@ -84,7 +86,12 @@ impl Connector {
         let pool = Pool::builder(manager)
             .max_size(address.connections)
             .runtime(Runtime::Tokio1)
-            .timeouts(Timeouts { wait: Some(WAIT), ..Timeouts::default() })
+            // As libpq has it: what takes connections may yet never answer.
+            .timeouts(Timeouts {
+                wait: Some(WAIT),
+                create: address.config.get_connect_timeout().copied(),
+                recycle: None,
+            })
             .post_create(hook)
             .build();
         let pool = pool.map_err(|e| open(e.to_string()))?;
@@ -112,19 +119,15 @@ impl Connector {
         let since = Instant::now();
         let mut pause = PAUSES.0;
         loop {
-            let error = match self.pool.get().await {
-                Ok(_) => return Ok(()),
-                Err(PoolError::Backend(e) | PoolError::PostCreateHook(HookError::Backend(e))) => e,
-                Err(other) => return Err(IndexError::Open(format!("cannot open {}: {other}", self.address))),
-            };
-            let waiting = is_lost(&error) || is_crowded(&error);
+            let Err(error) = self.pool.get().await else { return Ok(()) };
+            let (cause, waiting) = why(&error);
             if !waiting || since.elapsed() + pause > patience {
                 let tried = since.elapsed().as_secs();
                 let tried = if tried > 0 { format!(" (tried for {tried} s)") } else { String::new() };
-                return Err(IndexError::Open(format!("cannot open {}: {}{tried}", self.address, said(&error))));
+                return Err(IndexError::Open(format!("cannot open {}: {cause}{tried}", self.address)));
             }
             if pause == PAUSES.0 {
-                tracing::warn!("waiting for {}: {}", self.address, said(&error));
+                tracing::warn!("waiting for {}: {cause}", self.address);
             }
             tokio::time::sleep(pause).await;
             pause = (2 * pause).min(PAUSES.1);
@@ -141,10 +144,16 @@ impl Connector {
     {
         let (mut conflicts, mut lost) = (0, 0);
         loop {
-            let error = match work(self.client().await?).await {
-                Ok(done) => return Ok(done),
-                Err(Fault::Index(error)) => return Err(error),
-                Err(Fault::Database(error)) => error,
+            let client = self.client().await?;
+            let error = match tokio::time::timeout(LONGEST, work(client)).await {
+                Ok(Ok(done)) => return Ok(done),
+                Ok(Err(Fault::Index(error))) => return Err(error),
+                Ok(Err(Fault::Database(error))) => error,
+                Err(_) => {
+                    self.pool.retain(|_, _| false);
+                    let silent = format!("{}: no answer within {} s", self.address, LONGEST.as_secs());
+                    return Err(IndexError::Unavailable(silent));
+                }
             };
             if is_lost(&error) {
                 // The pool's other connections may be as dead, without having noticed yet.
@@ -166,19 +175,17 @@ impl Connector {
         if self.pool.status().available == 0 {
             self.knock()?;
         }
-        let cause = match self.pool.get().await {
+        match self.pool.get().await {
             Ok(client) => {
                 self.arrived();
-                return Ok(client);
+                Ok(client)
             }
-            Err(PoolError::Backend(e) | PoolError::PostCreateHook(HookError::Backend(e))) => said(&e),
-            Err(PoolError::Timeout(_)) => {
+            Err(PoolError::Timeout(TimeoutType::Wait)) => {
                 let busy = format!("{}: all {} connections are busy", self.address, self.address.connections);
-                return Err(IndexError::Unavailable(busy));
+                Err(IndexError::Unavailable(busy))
             }
-            Err(other) => other.to_string(),
-        };
-        Err(self.failed(&cause))
+            Err(error) => Err(self.failed(&why(&error).0)),
+        }
     }
 
     fn gate(&self) -> MutexGuard<'_, Gate> {
@@ -219,6 +226,17 @@ impl Connector {
         gate.until = Some(Instant::now() + pause);
         gate.cause = cause.into();
         IndexError::Unavailable(format!("{}: {cause}", self.address))
+    }
+}
+
+/// Why there is no connection, and whether there may be one later.
+fn why(error: &PoolError) -> (String, bool) {
+    match error {
+        PoolError::Backend(e) | PoolError::PostCreateHook(HookError::Backend(e)) => {
+            (said(e), is_lost(e) || is_crowded(e))
+        }
+        PoolError::Timeout(_) => ("it takes connections and does not answer".into(), true),
+        other => (other.to_string(), false),
     }
 }
 

@@ -220,6 +220,17 @@ impl Trainer {
         graph?.context("nothing was captured")
     }
 
+    /// Mean over the batch's parts; none where no part has the number.
+    fn mean<'a>(&self, mut parts: impl Iterator<Item = &'a Tensor>) -> Result<Option<Tensor>> {
+        let Some(first) = parts.next() else { return Ok(None) };
+        let (mut sum, mut several) = (first.detach(), false);
+        for part in parts {
+            sum = (sum + part.detach())?;
+            several = true;
+        }
+        Ok(Some(if several { (sum * self.placed.rule.share)? } else { sum }))
+    }
+
     /// Queues every operation of one step.
     fn queue(&self, state: &mut State) -> Result<()> {
         let step = memory::address(&self.room.words)?;
@@ -231,16 +242,13 @@ impl Trainer {
             losses.total.backward()?;
             all.push(losses);
         }
-        let last = all.last().context("an empty batch")?;
-        let mut total = last.total.detach();
-        if all.len() > 1 {
-            let sum = all[1..].iter().try_fold(all[0].total.detach(), |sum, losses| sum + losses.total.detach())?;
-            total = (sum * self.placed.rule.share)?;
-        }
+        let total = self.mean(all.iter().map(|losses| &losses.total))?.context("an empty batch")?;
+        let contrast = self.mean(all.iter().filter_map(|losses| losses.contrast.as_ref()))?;
+        let l1 = self.mean(all.iter().filter_map(|losses| losses.reconstruction.as_ref()))?;
         let noted = Noted {
             loss: memory::address(&total)?,
-            contrast: memory::address_or_null(last.contrast.as_ref())?,
-            l1: memory::address_or_null(last.reconstruction.as_ref())?,
+            contrast: memory::address_or_null(contrast.as_ref())?,
+            l1: memory::address_or_null(l1.as_ref())?,
         };
         self.placed.flat.update(&self.placed.rule, step, noted, memory::address(&self.ring)?)?;
         let mut offset = 0;

@@ -106,7 +106,7 @@ fn views(device: &Device, config: &Config) -> Result<Vec<(String, f64, f64)>> {
     anyhow::ensure!(room.is_resident(), "the data set did not stay on the GPU");
     let level = f64::from(config.data.std.iter().fold(0f32, |m, s| m.max(*s))) * 255.0;
     for step in 0..3 {
-        let fed = feed.next()?;
+        let fed = feed.next_batch()?;
         let batch = source.make(step)?;
         anyhow::ensure!(fed.indices == batch.indices, "step {step}: other images");
         macrl_models::cuda::memory::send(&room.words, &fed.words)?;

@@ -116,7 +116,7 @@ impl Feed {
     ///
     /// # Errors
     /// Unreadable data.
-    pub fn next(&mut self) -> Result<Fed> {
+    pub fn next_batch(&mut self) -> Result<Fed> {
         self.loader.next()
     }
 

@@ -126,7 +126,7 @@ impl Trainer {
     /// Unreadable data, or what a kernel did wrong.
     pub fn advance(&mut self, state: &mut State, schedule: &Schedule) -> Result<Vec<Done>> {
         let waited = self.feed.waited();
-        let fed = self.feed.next()?;
+        let fed = self.feed.next_batch()?;
         let waited = (self.feed.waited() - waited).as_secs_f64();
         self.send(&fed, self.numbers(state, schedule))?;
         self.launch(state)?;

@@ -10,7 +10,7 @@ import os
 import statistics
 import tempfile
 
-from step import Worker
+from step import MASKS, TINY4, Worker
 
 CURVES = {  # name: (overrides, threads or None for all)
     "64 tokens, width 192": ([], None),
@@ -23,9 +23,9 @@ COLOURS = ["#1f5fbf", "#7a7f87", "#c2410c", "#15803d"]
 
 def point(binary, batch, overrides, threads, rounds, seconds):
     """(seconds a step, peak MiB): the median of the rounds, in a process of its own so that the peak is its own."""
-    size = [f"train.batch_size={batch}", "contrast.bank_size=4096"]
+    size = [*MASKS, f"train.batch_size={batch}", "contrast.bank_size=4096"]
     with tempfile.TemporaryDirectory() as dump:
-        worker = Worker([binary, "configs/cifar10.toml", dump, "1", *size, *overrides], threads)
+        worker = Worker([binary, TINY4, dump, "1", *size, *overrides], threads)
         times = [worker.run(1)]
         steps = max(1, min(50, round(seconds / times[0])))
         times += [worker.run(steps) / steps for _ in range(rounds - 1)]

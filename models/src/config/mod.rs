@@ -299,7 +299,7 @@ impl Default for Config {
             solarize: 0.0,
         };
         let strong = ViewConfig {
-            mask_ratio: 0.75,
+            mask_ratio: 0.5,
             crop_scale: [0.2, 1.0],
             jitter: [0.4, 0.4, 0.2, 0.1],
             jitter_probability: 0.8,

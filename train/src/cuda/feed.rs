@@ -125,7 +125,7 @@ impl Feed {
         self.loader.steps_per_epoch()
     }
 
-    /// Time spent waiting in [`Feed::next`].
+    /// Time spent waiting in [`Feed::next_batch`].
     pub fn waited(&self) -> Duration {
         self.loader.waited()
     }

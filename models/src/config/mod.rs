@@ -316,13 +316,13 @@ impl Default for Config {
             views: ViewsConfig { strong, weak },
             contrast: ContrastConfig {
                 weight: 1.0,
-                temperature: 0.2,
+                temperature: 0.1,
                 bank_size: 16_384,
                 batch_negatives: true,
                 key_branch: KeyBranch::Momentum,
                 momentum: 0.99,
             },
-            reconstruction: ReconstructionConfig { weight: 1.0, target: Target::Clean, loss_on: LossOn::Masked },
+            reconstruction: ReconstructionConfig { weight: 1.0, target: Target::Clean, loss_on: LossOn::All },
             train: TrainConfig {
                 epochs: 100,
                 batch_size: 256,

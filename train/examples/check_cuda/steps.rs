@@ -36,6 +36,8 @@ fn config(more: &[&str]) -> Result<Config> {
         "projector.hidden=32",
         "projector.dim=16",
         "contrast.bank_size=20",
+        "contrast.temperature=0.2",
+        "reconstruction.loss_on=masked",
         "train.batch_size=8",
         "train.lr=0.02",
         "train.warmup_epochs=1",

@@ -10,9 +10,11 @@ import tempfile
 import time
 import traceback
 
+from step import MASKS, TINY4
+
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(HERE)
-TINY4, BASE = "configs/cifar10.toml", ["train.accumulate=1", "train.precision=bf16"]
+BASE = [*MASKS, "train.accumulate=1", "train.precision=bf16"]
 SHAPES = {
     "ViT-Tiny/4": [],
     "ViT-Tiny/2": ["encoder.patch_size=2"],

@@ -273,7 +273,14 @@ mod tests {
 
     /// 2 x 2 patches of 4 x 4 pixels; strong keeps 1 of 4, weak 3.
     fn config() -> Config {
-        let set = ["encoder.image_size=8", "encoder.patch_size=4", "train.batch_size=4", "views.strong.blur=0.5"];
+        let set = [
+            "encoder.image_size=8",
+            "encoder.patch_size=4",
+            "train.batch_size=4",
+            "views.strong.blur=0.5",
+            "views.strong.mask_ratio=0.75",
+            "views.weak.mask_ratio=0.25",
+        ];
         Config::parse("", "test", &set.map(String::from)).unwrap()
     }
 

@@ -161,6 +161,7 @@ mod tests {
     fn a_view_turns_back_into_its_image() {
         let mut config = Config::default();
         config.encoder.image_size = 8;
+        config.reconstruction.loss_on = LossOn::Masked;
         // A view without a crop, flip or colours shows the image itself.
         for view in [&mut config.views.strong, &mut config.views.weak] {
             (view.crop_scale, view.crop_ratio, view.flip) = ([1.0, 1.0], [1.0, 1.0], 0.0);

@@ -193,7 +193,7 @@ fn weights_that_are_not_finite_never_replace_a_good_checkpoint() {
 fn parameters_that_nothing_reaches_stop_the_run() {
     let (_dir, run) = place();
     // Nothing is removed and only removed patches count: the decoders are asked for nothing.
-    let config = config(&["views.strong.mask_ratio=0", "views.weak.mask_ratio=0"]);
+    let config = config(&["views.strong.mask_ratio=0", "views.weak.mask_ratio=0", "reconstruction.loss_on=masked"]);
     let state = State::init(&config).unwrap();
     let error = pretrain(&run, &config, &data(), state, &Device::Cpu, &AtomicBool::new(false)).unwrap_err().to_string();
     assert!(error.starts_with("dead parameters: for 20 steps no gradient has reached decoder_"), "{error}");

@@ -89,8 +89,9 @@ def main():
     else:
         from usearch.index import Index
 
-        # As in the graph of macrl's index: bf16, 16 edges, 128 candidates while adding and 256 while searching.
-        index = Index(ndim=d, metric="ip", dtype="bf16", connectivity=16, expansion_add=128, expansion_search=256)
+        # As in the graph of macrl's index: bf16, 16 edges, 128 candidates while adding and these while searching.
+        candidates = 256 if n <= 250_000 else 384
+        index = Index(ndim=d, metric="ip", dtype="bf16", connectivity=16, expansion_add=128, expansion_search=candidates)
         index.add(np.arange(n), vectors, threads=THREADS)
         search = lambda q: index.search(q, 10).keys.reshape(len(q), -1)
     print(f"{engine}: built in {time.perf_counter() - since:.1f} s")

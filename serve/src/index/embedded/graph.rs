@@ -28,8 +28,11 @@ const IDENTITY: usize = 32;
 const CONNECTIVITY: usize = 16;
 /// Candidates while a node is added; usearch's default.
 const EXPANSION_ADD: usize = 128;
-/// Candidates while searching: with 128, recall@10 was 0.952 on 100,000 x 192 synthetic vectors.
-const EXPANSION_SEARCH: usize = 256;
+/// Candidates while searching a graph of so many nodes: recall@10 was 0.952 with 128 and 0.990 with 256 on 100,000 x 192
+/// synthetic vectors; on 1,000,000, 256 gave 0.975.
+const fn expansion_search(nodes: usize) -> usize {
+    if nodes <= 250_000 { 256 } else { 384 }
+}
 /// Threads that may be in the graph at the same time: searches and those that build.
 pub(super) const THREADS: usize = 64;
 
@@ -48,14 +51,14 @@ fn fault(error: impl std::fmt::Display) -> Fault {
 }
 
 /// Half the bytes of f32, and what is lost is made up for by exact scores.
-fn options(dim: usize) -> IndexOptions {
+fn options(dim: usize, nodes: usize) -> IndexOptions {
     IndexOptions {
         dimensions: dim,
         metric: MetricKind::IP,
         quantization: ScalarKind::BF16,
         connectivity: CONNECTIVITY,
         expansion_add: EXPANSION_ADD,
-        expansion_search: EXPANSION_SEARCH,
+        expansion_search: expansion_search(nodes),
         multi: false,
     }
 }
@@ -63,7 +66,7 @@ fn options(dim: usize) -> IndexOptions {
 impl Graph {
     /// Without nodes, with room for `capacity` of them.
     pub(super) fn new(dim: usize, capacity: usize) -> Result<Self, Fault> {
-        let hnsw = new_index(&options(dim)).map_err(fault)?;
+        let hnsw = new_index(&options(dim, capacity)).map_err(fault)?;
         hnsw.reserve_capacity_and_threads(capacity, THREADS).map_err(fault)?;
         Ok(Self { hnsw, covered: AtomicU64::new(0) })
     }
@@ -124,14 +127,16 @@ impl Graph {
     /// Reads the file of this store, where it is whole.
     pub(super) fn load(path: &Path, dim: usize, identity: &str, room: usize) -> Result<Self, Fault> {
         let covered = check(path, identity).map_err(|e| format!("{}: {e}", path.display()))?;
-        let hnsw = new_index(&options(dim)).map_err(fault)?;
+        // The file knows how many nodes there are; the settings follow it.
+        let hnsw = new_index(&options(dim, 0)).map_err(fault)?;
         hnsw.load(path.to_str().ok_or("the folder's name is not UTF-8")?).map_err(fault)?;
         if hnsw.dimensions() != dim {
             return Err(format!("{}: its vectors have {} numbers, not {dim}", path.display(), hnsw.dimensions()));
         }
-        hnsw.reserve_capacity_and_threads(hnsw.size() + room, THREADS).map_err(fault)?;
+        let capacity = hnsw.size() + room;
+        hnsw.reserve_capacity_and_threads(capacity, THREADS).map_err(fault)?;
         hnsw.change_expansion_add(EXPANSION_ADD);
-        hnsw.change_expansion_search(EXPANSION_SEARCH);
+        hnsw.change_expansion_search(expansion_search(capacity));
         Ok(Self { hnsw, covered: AtomicU64::new(covered) })
     }
 }

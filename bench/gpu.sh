@@ -12,7 +12,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 
 if [ -z "${GPU_BIN:-}" ]; then
-    cargo build --release --workspace --features cuda --examples || exit 1
+    cargo build --release --workspace --features cuda --bins --examples || exit 1
     GPU_BIN=target/release/examples
 fi
 # cuBLAS and its like, where PyTorch's wheels put them.

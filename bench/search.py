@@ -89,7 +89,8 @@ def main():
     else:
         from usearch.index import Index
 
-        # As in the graph of macrl's index: bf16, 16 edges, 128 candidates while adding and these while searching.
+        # As in the graph of macrl's index: bf16, 16 edges, 128 candidates while adding and these while searching
+        # (expansion_search in serve/src/index/embedded/graph.rs).
         candidates = 256 if n <= 250_000 else 384
         index = Index(ndim=d, metric="ip", dtype="bf16", connectivity=16, expansion_add=128, expansion_search=candidates)
         index.add(np.arange(n), vectors, threads=THREADS)

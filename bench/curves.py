@@ -10,7 +10,7 @@ import os
 import statistics
 import tempfile
 
-from step import MASKS, TINY4, Worker
+from step import PINNED, TINY4, Worker
 
 CURVES = {  # name: (overrides, threads or None for all)
     "64 tokens, width 192": ([], None),
@@ -23,7 +23,7 @@ COLOURS = ["#1f5fbf", "#7a7f87", "#c2410c", "#15803d"]
 
 def point(binary, batch, overrides, threads, rounds, seconds):
     """(seconds a step, peak MiB): the median of the rounds, in a process of its own so that the peak is its own."""
-    size = [*MASKS, f"train.batch_size={batch}", "contrast.bank_size=4096"]
+    size = [*PINNED, f"train.batch_size={batch}", "contrast.bank_size=4096"]
     with tempfile.TemporaryDirectory() as dump:
         worker = Worker([binary, TINY4, dump, "1", *size, *overrides], threads)
         times = [worker.run(1)]

@@ -10,11 +10,11 @@ import tempfile
 import time
 import traceback
 
-from step import MASKS, TINY4
+from step import PINNED, TINY4
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(HERE)
-BASE = [*MASKS, "train.accumulate=1", "train.precision=bf16"]
+BASE = [*PINNED, "train.accumulate=1", "train.precision=bf16"]
 SHAPES = {
     "ViT-Tiny/4": [],
     "ViT-Tiny/2": ["encoder.patch_size=2"],
@@ -250,8 +250,6 @@ def onnx(a):
 
     if "CUDAExecutionProvider" not in ort.get_available_providers():
         return f"Not run: this onnxruntime ({ort.__version__}) has no CUDA provider."
-    if not a.bundle:
-        return "Not run: no bundle given (--bundle DIR)."
     table = ["| graph, batch | ms | images/s |", "| --- | --- | --- |"]
     for name, dtype in [("model.onnx", np.float32), ("model_fp16.onnx", np.float16)]:
         session = ort.InferenceSession(f"{a.bundle}/onnx/{name}", providers=[("CUDAExecutionProvider", {"cudnn_conv_algo_search": "HEURISTIC"})])
@@ -283,7 +281,7 @@ def main():
     a.add_argument("--bin", default=f"{ROOT}/target/release/examples")
     a.add_argument("--train", default=None, help="macrl-train; beside or above --bin where not given")
     a.add_argument("--out", default="gpu-results")
-    a.add_argument("--bundle", default=os.environ.get("GPU_BUNDLE"))
+    a.add_argument("--bundle", default=os.environ.get("GPU_BUNDLE", "models/pretrained/cifar10"))
     a.add_argument("--rounds", type=int, default=3)
     a.add_argument("--seconds", type=float, default=1.5, help="each contender's turn")
     a.add_argument("--only", default=os.environ.get("GPU_ONLY", ""), help="only steps whose name holds this, for example 'ViT-Tiny/4, batch 1024'")

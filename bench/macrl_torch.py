@@ -90,7 +90,7 @@ class Decoder(nn.Module):
         x = self.decoder_embed(tokens)
         b, n, w = len(x), len(self.positions) - 1, x.shape[-1]
         index = kept[:, :, None].expand(-1, -1, w)
-        full = self.mask_token.expand(b, n, w).scatter(1, index, x[:, 1:])
+        full = self.mask_token.to(x.dtype).expand(b, n, w).scatter(1, index, x[:, 1:])
         x = torch.cat([x[:, :1], full], 1) + self.positions
         for block in self.decoder_blocks:
             x = block(x)
@@ -113,6 +113,7 @@ class Query(nn.Module):
         self.encoder, self.decoder, self.head = Encoder(c), Decoder(c), Projector(c)
         self.mean = c["evaluate"]["pooling"] == "mean"
         self.masked = c["reconstruction"]["loss_on"] == "masked"
+        self.symmetric = c["contrast"]["symmetric"]
 
     def pool(self, tokens):
         return tokens[:, 1:].mean(1) if self.mean else tokens[:, 0]
@@ -127,8 +128,8 @@ class Query(nn.Module):
     def forward(self, strong, weak):
         z_strong = self.encoder(strong["patches"], strong["kept"])
         z_weak = self.encoder(weak["patches"], weak["kept"])
-        q = self.head(self.pool(z_strong))
-        return q, 0.5 * (self.reconstruct(z_strong, strong) + self.reconstruct(z_weak, weak))
+        queries = [self.head(self.pool(z)) for z in ([z_strong, z_weak] if self.symmetric else [z_strong])]
+        return queries, 0.5 * (self.reconstruct(z_strong, strong) + self.reconstruct(z_weak, weak))
 
 
 class Step:
@@ -174,17 +175,20 @@ class Step:
             return self.both(strong, weak, images, bank, bank_images)
 
     def both(self, strong, weak, images, bank, bank_images):
-        c = self.c["contrast"]
-        q, reconstruction = self.query(strong, weak)
+        queries, reconstruction = self.query(strong, weak)
         with torch.no_grad():
-            k = self.key_head(self.query.pool(self.key_encoder(weak["patches"], weak["kept"])))
-        logits = torch.cat([q @ k.T, q @ bank.T], 1) / c["temperature"]
+            keys = [self.key_head(self.query.pool(self.key_encoder(v["patches"], v["kept"]))) for v in (weak, strong)[: len(queries)]]
+        each = [self.contrast(q, k, images, bank, bank_images) for q, k in zip(queries, keys)]
+        contrast = sum(each) / len(each)
+        return self.c["contrast"]["weight"] * contrast + self.c["reconstruction"]["weight"] * reconstruction, keys[0]
+
+    def contrast(self, q, k, images, bank, bank_images):
+        logits = torch.cat([q @ k.T, q @ bank.T], 1) / self.c["contrast"]["temperature"]
         others = ~torch.eye(len(images), dtype=torch.bool, device=images.device)
         batch = (images[:, None] == images[None]) & others
         past = (images[:, None] == bank_images[None]) | (bank_images[None] < 0)  # an own key, or an empty place
         logits = logits.masked_fill(torch.cat([batch, past], 1), -math.inf)
-        contrast = F.cross_entropy(logits.float(), torch.arange(len(images), device=logits.device))
-        return c["weight"] * contrast + self.c["reconstruction"]["weight"] * reconstruction, k
+        return F.cross_entropy(logits.float(), torch.arange(len(images), device=logits.device))
 
     def schedule(self):
         # 1,000 steps an epoch, as bench_step has it

@@ -6,10 +6,12 @@
 # First throughput and latency against the number of connections.  Then ROUNDS (3) rounds in which the bare runtime, this
 # server and FastAPI take turns, each at its best; last both servers at half of their full load.
 #
+# One image a request, or IMAGES=8: so many as base64 in one JSON body.
+#
 # Needs wrk (Debian) and curl, and for the comparison a Python (PYTHON=...) with fastapi, uvicorn, onnxruntime, pillow,
 # numpy.  The load generator runs on the same machine: what it costs is taken from both servers alike.
 set -eu
-bundle=$1 image=$2 seconds=${3:-5}
+bundle=$1 image=$2 seconds=${3:-5} images=${IMAGES:-1}
 [ -r "$image" ] || { echo "expected an image at $image" >&2; exit 2; }
 here=$(dirname "$0")
 raw=${RAW:-target/release/examples/raw_throughput}
@@ -17,23 +19,30 @@ ours=http://127.0.0.1:8971 theirs=http://127.0.0.1:8972
 work=$(mktemp -d)
 pids=
 trap 'kill $pids 2>/dev/null || true; rm -rf "$work"' EXIT
-post() { # FILE: wrk's script that sends the image
+if [ "$images" = 1 ]; then
+    type=image/png body=$image
+else
+    type=application/json body=$work/body.json
+    one=$(base64 -w0 "$image")
+    { printf '{"images": ["%s"' "$one"; for _ in $(seq 2 "$images"); do printf ', "%s"' "$one"; done; printf ']}'; } > "$body"
+fi
+post() { # FILE: wrk's script that sends the body
     cat > "$1" <<LUA
-local file = io.open("$image", "rb")
+local file = io.open("$body", "rb")
 wrk.method, wrk.body = "POST", file:read("*a")
-wrk.headers["Content-Type"] = "image/png"
+wrk.headers["Content-Type"] = "$type"
 LUA
 }
 load() { # URL CONNECTIONS SCRIPT: images/s, p50, p99, answers that are not 200
     wrk -t1 -c"$2" -d"${seconds}s" --latency -s "$3" "$1/embed" |
-        awk '/50%/{p50=$2} /99%/{p99=$2} /Requests\/sec/{r=$2} /Non-2xx/{bad=$NF} END{print r, p50, p99, bad+0}'
+        awk -v n="$images" '/50%/{p50=$2} /99%/{p99=$2} /Requests\/sec/{r=$2} /Non-2xx/{bad=$NF} END{print r * n, p50, p99, bad+0}'
 }
 line() { # NAME images/s p50 p99 bad
     printf '%-28s %8.0f images/s  p50 %9s  p99 %9s  other answers %s\n' "$@"
 }
 half() { # NAME URL FULL: 32 connections that together ask for half of FULL images/s
     post "$work/half.lua"
-    echo "function delay() return math.floor(1000 * 32 / (0.5 * $3) * (0.5 + math.random())) end" >> "$work/half.lua"
+    echo "function delay() return math.floor(1000 * 32 * $images / (0.5 * $3) * (0.5 + math.random())) end" >> "$work/half.lua"
     # shellcheck disable=SC2046 # four words
     line "$1" $(load "$2" 32 "$work/half.lua")
 }

@@ -9,16 +9,15 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use macrl_models::bundle::{Bundle, INPUT, POOLED};
+use macrl_models::bundle::Bundle;
 use macrl_models::preprocess::Preprocess;
-use macrl_models::runtime::{self, Device, Loaded, RuntimeError, SessionOptions};
+use macrl_models::runtime::{self, Device, RuntimeError, SessionOptions};
 use ort::session::builder::PrepackedWeights;
-use ort::session::{HasSelectedOutputs, OutputSelector, RunOptions, Session};
-use ort::value::TensorRef;
 use tokio::sync::oneshot;
 
 use crate::error::ApiError;
 use crate::metrics::Metrics;
+use crate::runner::Runner;
 
 /// How inference is spread over the machine.
 #[derive(Debug, Clone, PartialEq)]
@@ -122,7 +121,6 @@ impl Engine {
         runtime::load()?;
         let prepacked = PrepackedWeights::new();
         let mut workers = Vec::new();
-        let mut fallback = None;
         for _ in 0..options.workers.max(1) {
             let session = SessionOptions {
                 device: options.device,
@@ -131,11 +129,10 @@ impl Engine {
                 // Repacked weights are the CPU provider's.
                 prepacked: (options.device == Device::Cpu).then_some(&prepacked),
             };
-            let loaded = open(bundle, &session)?;
-            fallback = loaded.fallback.clone().or(fallback);
-            workers.push(Worker::new(loaded, bundle, options, metrics)?);
+            workers.push(Worker::new(&session, bundle, options, metrics)?);
         }
-        let devices = workers.iter().map(|w| w.device).collect();
+        let devices = workers.iter().map(|w| w.runner.device).collect();
+        let fallback = workers.iter().rev().find_map(|w| w.runner.fallback.clone());
         let max_batch = workers.iter().map(|w| w.max_batch).max().unwrap_or(1);
         let shared = Arc::new(Shared::default());
         let mut engine = Self { shared: shared.clone(), threads: Vec::new(), devices, fallback, max_batch };
@@ -190,7 +187,7 @@ impl Engine {
         self.max_batch
     }
 
-    /// Why CUDA was not taken, where the library offers it.
+    /// What of a GPU is not in use and why: CUDA where the library offers it, or page-locked memory.
     pub fn fallback(&self) -> Option<&str> {
         self.fallback.as_deref()
     }
@@ -206,81 +203,27 @@ impl Drop for Engine {
     }
 }
 
-/// The half-precision graph where CUDA is asked for and there is one; `auto` decides by what loads.
-fn open(bundle: &Bundle, options: &SessionOptions) -> Result<Loaded, RuntimeError> {
-    if options.device != Device::Cpu
-        && let Some(fp16) = &bundle.onnx_fp16
-    {
-        let cuda = SessionOptions { device: Device::Cuda, ..options.clone() };
-        if let Ok(loaded) = runtime::session(fp16, &cuda) {
-            return Ok(loaded);
-        }
-    }
-    runtime::session(&bundle.onnx, options)
-}
-
 struct Worker {
-    session: Session,
-    run_options: RunOptions<HasSelectedOutputs>,
-    device: &'static str,
+    runner: Runner,
     preprocess: Preprocess,
-    /// D.
-    dim: usize,
     max_batch: usize,
     batch_wait: Duration,
-    /// (B, 3, S, S), kept between batches.
-    input: Vec<f32>,
     metrics: Arc<Metrics>,
 }
 
 impl Worker {
     fn new(
-        loaded: Loaded,
+        session: &SessionOptions,
         bundle: &Bundle,
         options: &EngineOptions,
         metrics: &Arc<Metrics>,
     ) -> Result<Self, EngineError> {
         let fault = |cause: String| EngineError::Graph { path: bundle.onnx.display().to_string(), cause };
-        let run_options = RunOptions::new()
-            .map_err(|e| fault(e.to_string()))?
-            .with_outputs(OutputSelector::no_default().with(POOLED));
-        let mut worker = Self {
-            session: loaded.session,
-            run_options,
-            device: loaded.device,
-            preprocess: bundle.preprocess.clone(),
-            dim: bundle.config.hidden_size,
-            max_batch: options.max_batch.unwrap_or_else(|| usual_batch(loaded.device)).max(1),
-            batch_wait: options.batch_wait,
-            input: Vec::new(),
-            metrics: metrics.clone(),
-        };
-        worker.check_names().map_err(fault)?;
-        // Largest first: the memory arena grows once, and later batches fit into it.
-        for size in buckets(worker.max_batch).into_iter().rev() {
-            worker.input.resize(size * worker.preprocess.values(), 0.0);
-            let features = worker.infer(size).map_err(fault)?;
-            if features.len() != size * worker.dim {
-                return Err(fault(format!(
-                    "{POOLED} has {} values for {size} images of hidden_size {}",
-                    features.len(),
-                    worker.dim
-                )));
-            }
-        }
-        Ok(worker)
-    }
-
-    fn check_names(&self) -> Result<(), String> {
-        let names = |outlets: &[ort::value::Outlet]| outlets.iter().map(|o| o.name().to_string()).collect::<Vec<_>>();
-        let (inputs, outputs) = (names(self.session.inputs()), names(self.session.outputs()));
-        if inputs != [INPUT] {
-            return Err(format!("expected the one input {INPUT}, found {inputs:?}"));
-        }
-        if !outputs.iter().any(|o| o == POOLED) {
-            return Err(format!("expected an output {POOLED}, found {outputs:?}"));
-        }
-        Ok(())
+        let mut runner = Runner::open(bundle, session)?.map_err(fault)?;
+        let max_batch = options.max_batch.unwrap_or_else(|| usual_batch(runner.device)).max(1);
+        runner.warm(&buckets(max_batch)).map_err(fault)?;
+        let preprocess = bundle.preprocess.clone();
+        Ok(Self { runner, preprocess, max_batch, batch_wait: options.batch_wait, metrics: metrics.clone() })
     }
 
     fn run(mut self, shared: &Shared) {
@@ -306,7 +249,7 @@ impl Worker {
                 queue = shared.arrived.wait(queue).unwrap_or_else(|e| e.into_inner());
             }
         }
-        let take = batch_of(queue.jobs.len().min(self.max_batch), self.device);
+        let take = batch_of(queue.jobs.len().min(self.max_batch), self.runner.device);
         let jobs: Vec<Job> = queue.jobs.drain(..take).collect();
         if !queue.jobs.is_empty() {
             // The rest is another worker's.
@@ -323,22 +266,14 @@ impl Worker {
     }
 
     fn answer(&mut self, jobs: Vec<Job>) {
-        let values = self.preprocess.values();
         // A GPU runs only the batch sizes it was warmed for; what is missing is padded with old pixels.
-        let size = if self.device == "cpu" { jobs.len() } else { padded(jobs.len(), self.max_batch) };
-        self.input.resize(size * values, 0.0);
-        for (job, slot) in jobs.iter().zip(self.input.chunks_exact_mut(values)) {
-            self.metrics.queue_seconds.time(job.since.elapsed());
-            self.preprocess.normalize(&job.pixels, slot);
-        }
-        let started = Instant::now();
-        let features = self.infer(size);
-        self.metrics.inference_seconds.time(started.elapsed());
+        let size = if self.runner.device == "cpu" { jobs.len() } else { padded(jobs.len(), self.max_batch) };
+        let features = self.infer(&jobs, size);
         self.metrics.batch_size.observe(jobs.len() as f64);
         match features {
             Ok(features) => {
                 self.metrics.images.fetch_add(jobs.len() as u64, Relaxed);
-                for (job, feature) in jobs.into_iter().zip(features.chunks_exact(self.dim)) {
+                for (job, feature) in jobs.into_iter().zip(features.chunks_exact(features.len() / size)) {
                     let _ = job.reply.send(Ok(feature.to_vec()));
                 }
             }
@@ -348,17 +283,17 @@ impl Worker {
         }
     }
 
-    /// (B, 3, S, S) in `self.input` -> pooled features (B, D).
-    fn infer(&mut self, size: usize) -> Result<Vec<f32>, String> {
-        let edge = self.preprocess.image_size;
-        let view = &self.input[..size * self.preprocess.values()];
-        let input = TensorRef::from_array_view(([size, 3, edge, edge], view)).map_err(|e| e.to_string())?;
-        let outputs = self
-            .session
-            .run_with_options(ort::inputs![INPUT => input], &self.run_options)
-            .map_err(|e| e.to_string())?;
-        let pooled = outputs.get(POOLED).ok_or_else(|| format!("no output {POOLED}"))?;
-        pooled.try_extract_tensor::<f32>().map(|(_, values)| values.to_vec()).map_err(|e| e.to_string())
+    /// Pooled features (`size`, D) of the jobs' images, and of whatever else is in the batch.
+    fn infer(&mut self, jobs: &[Job], size: usize) -> Result<Vec<f32>, String> {
+        let slots = self.runner.input(size)?.chunks_exact_mut(self.preprocess.values());
+        for (job, slot) in jobs.iter().zip(slots) {
+            self.metrics.queue_seconds.time(job.since.elapsed());
+            self.preprocess.normalize(&job.pixels, slot);
+        }
+        let started = Instant::now();
+        let features = self.runner.run(size);
+        self.metrics.inference_seconds.time(started.elapsed());
+        features
     }
 }
 

@@ -65,7 +65,7 @@ fn announce(line: &str) {
 fn device(state: &AppState) -> String {
     state.model().map_or("none".into(), |model| {
         let devices = model.engine.devices();
-        let fallback = model.engine.fallback().map_or(String::new(), |why| format!(" (not on CUDA: {why})"));
+        let fallback = model.engine.fallback().map_or(String::new(), |why| format!(" ({why})"));
         format!("{} x {}{fallback}", devices.len(), devices.first().copied().unwrap_or("none"))
     })
 }

@@ -3,7 +3,8 @@
 //!
 //! Both branches share the decoder's weights.  With the momentum key branch the keys come from a moving average of
 //! encoder and projector, and the weak view passes through the query's encoder as well, since its reconstruction needs
-//! a gradient.
+//! a gradient.  Its pooled feature is then there for a second contrast, of the weak view's queries with the strong view's
+//! keys (`contrast.symmetric`, as in MoCo v3, arXiv 2104.02057); only the weak view's keys enter the bank.
 
 use std::collections::HashMap;
 
@@ -137,16 +138,25 @@ impl Method {
     /// A batch that does not fit the configuration.
     pub fn losses(&self, inputs: &Inputs) -> Result<Losses> {
         let Inputs { images, strong, weak } = inputs;
-        let weak_needs_gradient = self.decoder.is_some() || self.key.is_none();
+        let weak_needs_gradient = self.decoder.is_some() || self.key.is_none() || self.config.contrast.symmetric;
         let seen = if weak_needs_gradient { vec![&strong.seen, &weak.seen] } else { vec![&strong.seen] };
         let z = self.encoder.forward(&seen)?;
 
         let mut terms = Vec::new();
         let (mut compared, mut keys, mut reconstruction) = (None, None, None);
         if let Some(projector) = &self.projector {
-            let q = projector.forward(&self.pooled(&z, STRONG)?)?;
-            let k = self.keys(projector, weak, &z)?;
-            let (loss, parts) = contrast(&q, &k, images, self.past(), self.comparison())?;
+            let both_ways = self.config.contrast.symmetric;
+            let share = if both_ways { 0.5 } else { 1.0 };
+            let compare = |view: usize, keys: &Tensor| -> Result<(Tensor, Tensor)> {
+                let q = projector.forward(&self.pooled(&z, view)?)?;
+                Ok(contrast(&q, keys, images, self.past(), self.comparison(share))?)
+            };
+            let k = self.keys(projector, weak, &z, WEAK)?;
+            let (mut loss, mut parts) = compare(STRONG, &k)?;
+            if both_ways {
+                let (other, other_parts) = compare(WEAK, &self.keys(projector, strong, &z, STRONG)?)?;
+                (loss, parts) = ((loss + other)?, ((parts + other_parts)? * 0.5)?);
+            }
             terms.push(loss);
             (compared, keys) = (Some(parts), Some(k));
         }
@@ -167,11 +177,11 @@ impl Method {
         Ok(predicted.l1(&targets, masked, 0.5 * self.config.reconstruction.weight)?)
     }
 
-    /// L2-normalised keys (B, C) of the weak view; no gradient passes through them.
-    fn keys(&self, projector: &Projector, weak: &Input, z: &Tokens) -> Result<Tensor> {
+    /// L2-normalised keys (B, C) of a view, the `which`-th among `z`; no gradient passes through them.
+    fn keys(&self, projector: &Projector, view: &Input, z: &Tokens, which: usize) -> Result<Tensor> {
         let k = match &self.key {
-            Some((encoder, projector)) => projector.forward(&self.pooled(&encoder.forward(&[&weak.seen])?, 0)?)?,
-            None => projector.forward(&self.pooled(&z.detach(), WEAK)?)?,
+            Some((encoder, projector)) => projector.forward(&self.pooled(&encoder.forward(&[&view.seen])?, 0)?)?,
+            None => projector.forward(&self.pooled(&z.detach(), which)?)?,
         };
         Ok(k.detach())
     }
@@ -184,9 +194,9 @@ impl Method {
         Past::Host(&self.bank.keys, &self.bank.images)
     }
 
-    fn comparison(&self) -> Comparison {
+    fn comparison(&self, share: f64) -> Comparison {
         let of = &self.config.contrast;
-        Comparison { temperature: of.temperature, batch_negatives: of.batch_negatives, weight: of.weight }
+        Comparison { temperature: of.temperature, batch_negatives: of.batch_negatives, weight: share * of.weight }
     }
 
     fn pooled(&self, tokens: &Tokens, which: usize) -> candle_core::Result<Tensor> {

@@ -156,6 +156,38 @@ fn losses_of_a_batch_in_parts_are_means_over_its_parts() {
 }
 
 #[test]
+fn a_symmetric_contrast_is_the_mean_of_both_ways() {
+    for branch in ["contrast.key_branch=shared", "contrast.key_branch=momentum"] {
+        let one_way = config(&[branch, "reconstruction.weight=0", "contrast.symmetric=false"]);
+        let both_ways = config(&[branch, "reconstruction.weight=0", "contrast.symmetric=true"]);
+        let mut trained = State::init(&one_way).unwrap();
+        train(&mut trained, &one_way, 0..8);
+        let inputs = Inputs::new(&batches(&one_way).make(8).unwrap(), &one_way).unwrap();
+        let swapped = Inputs { strong: inputs.weak.clone(), weak: inputs.strong.clone(), ..inputs.clone() };
+        let contrast = |config: &Config, inputs: &Inputs| {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("last.safetensors");
+            trained.save(&path, config).unwrap();
+            let method = State::load(&path).unwrap().0.method;
+            let losses = method.losses(inputs).unwrap();
+            let parameters = method.trainable();
+            let gradients = Gradients::take(losses.total.backward().unwrap(), &parameters).0;
+            let mut values = losses.contrast.unwrap().to_vec1::<f32>().unwrap();
+            values.extend(gradients.into_iter().flatten().flat_map(|g| g.to_vec1::<f32>().unwrap()));
+            (losses.keys.unwrap().to_vec2::<f32>().unwrap(), values)
+        };
+        let (keys, there) = contrast(&one_way, &inputs);
+        let (_, back) = contrast(&one_way, &swapped);
+        let (both_keys, both) = contrast(&both_ways, &inputs);
+        assert_eq!(keys, both_keys, "the weak view's keys enter the bank");
+        let mean: Vec<f32> = there.iter().zip(&back).map(|(a, b)| 0.5 * (a + b)).collect();
+        let apart = |a: &[f32], b: &[f32]| a.iter().zip(b).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
+        assert!(apart(&there, &back) > 1e-3, "the two ways differ");
+        assert!(mean.len() == both.len() && apart(&mean, &both) < 1e-6, "{}", apart(&mean, &both));
+    }
+}
+
+#[test]
 fn a_checkpoint_without_its_bank_is_refused() {
     let config = config(&[]);
     let mut state = State::init(&config).unwrap();

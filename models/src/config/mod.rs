@@ -166,6 +166,8 @@ pub struct ContrastConfig {
     pub bank_size: usize,
     /// Whether the other keys of the batch are negatives too.
     pub batch_negatives: bool,
+    /// Whether the weak view's queries are compared with the strong view's keys too, each way at half the weight.
+    pub symmetric: bool,
     /// Where keys come from.
     pub key_branch: KeyBranch,
     /// Moving average's momentum at the start; it rises to 1 along a half cosine.
@@ -319,6 +321,7 @@ impl Default for Config {
                 temperature: 0.1,
                 bank_size: 16_384,
                 batch_negatives: true,
+                symmetric: true,
                 key_branch: KeyBranch::Momentum,
                 momentum: 0.99,
             },

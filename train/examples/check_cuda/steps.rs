@@ -37,6 +37,7 @@ fn config(more: &[&str]) -> Result<Config> {
         "projector.dim=16",
         "contrast.bank_size=20",
         "contrast.temperature=0.2",
+        "contrast.symmetric=false",
         "reconstruction.loss_on=masked",
         "train.batch_size=8",
         "train.lr=0.02",
@@ -85,6 +86,12 @@ pub(crate) fn all(checks: &mut Checks) {
         ("steps f32, shared keys, class token", vec!["contrast.key_branch=shared", "evaluate.pooling=cls"], true),
         ("steps f32, reconstruction only", vec!["contrast.weight=0"], true),
         ("steps f32, contrast only", vec!["reconstruction.weight=0"], true),
+        ("steps f32, contrast both ways", vec!["contrast.symmetric=true"], true),
+        (
+            "steps f32, contrast both ways, shared keys, no reconstruction",
+            vec!["contrast.symmetric=true", "contrast.key_branch=shared", "reconstruction.weight=0"],
+            true,
+        ),
         ("steps f32, batch in two parts", vec!["train.accumulate=2"], true),
         ("steps f32, no bank", vec!["contrast.bank_size=0"], true),
         (
@@ -93,6 +100,7 @@ pub(crate) fn all(checks: &mut Checks) {
             true,
         ),
         ("steps bf16", vec!["train.precision=bf16"], true),
+        ("steps bf16, contrast both ways", vec!["train.precision=bf16", "contrast.symmetric=true"], true),
         ("steps bf16, views made on the CPU, in two parts", vec!["train.precision=bf16", "train.accumulate=2"], false),
     ] {
         checks.run(name, |device| steps(device, &config(&set)?, equal));

@@ -137,7 +137,7 @@ impl Method {
     /// # Errors
     /// A batch that does not fit the configuration.
     pub fn losses(&self, inputs: &Inputs) -> Result<Losses> {
-        let Inputs { images, strong, weak } = inputs;
+        let Inputs { strong, weak, .. } = inputs;
         let weak_needs_gradient = self.decoder.is_some() || self.key.is_none() || self.config.contrast.symmetric;
         let seen = if weak_needs_gradient { vec![&strong.seen, &weak.seen] } else { vec![&strong.seen] };
         let z = self.encoder.forward(&seen)?;
@@ -145,18 +145,7 @@ impl Method {
         let mut terms = Vec::new();
         let (mut compared, mut keys, mut reconstruction) = (None, None, None);
         if let Some(projector) = &self.projector {
-            let both_ways = self.config.contrast.symmetric;
-            let share = if both_ways { 0.5 } else { 1.0 };
-            let compare = |view: usize, keys: &Tensor| -> Result<(Tensor, Tensor)> {
-                let q = projector.forward(&self.pooled(&z, view)?)?;
-                Ok(contrast(&q, keys, images, self.past(), self.comparison(share))?)
-            };
-            let k = self.keys(projector, weak, &z, WEAK)?;
-            let (mut loss, mut parts) = compare(STRONG, &k)?;
-            if both_ways {
-                let (other, other_parts) = compare(WEAK, &self.keys(projector, strong, &z, STRONG)?)?;
-                (loss, parts) = ((loss + other)?, ((parts + other_parts)? * 0.5)?);
-            }
+            let (loss, parts, k) = self.compare(projector, &z, inputs)?;
             terms.push(loss);
             (compared, keys) = (Some(parts), Some(k));
         }
@@ -177,13 +166,33 @@ impl Method {
         Ok(predicted.l1(&targets, masked, 0.5 * self.config.reconstruction.weight)?)
     }
 
-    /// L2-normalised keys (B, C) of a view, the `which`-th among `z`; no gradient passes through them.
-    fn keys(&self, projector: &Projector, view: &Input, z: &Tokens, which: usize) -> Result<Tensor> {
-        let k = match &self.key {
-            Some((encoder, projector)) => projector.forward(&self.pooled(&encoder.forward(&[&view.seen])?, 0)?)?,
-            None => projector.forward(&self.pooled(&z.detach(), which)?)?,
+    /// w_c L_contrast, its numbers, and the weak view's keys (B, C).
+    fn compare(&self, projector: &Projector, z: &Tokens, inputs: &Inputs) -> Result<(Tensor, Tensor, Tensor)> {
+        let keys = self.keys(projector, z, inputs)?;
+        let how = self.comparison(1.0 / keys.len() as f64);
+        let way = |query: usize, key: &Tensor| -> Result<(Tensor, Tensor)> {
+            let q = projector.forward(&self.pooled(z, query)?)?;
+            Ok(contrast(&q, key, &inputs.images, self.past(), how)?)
         };
-        Ok(k.detach())
+        let (mut loss, mut parts) = way(STRONG, &keys[0])?;
+        if let Some(key) = keys.get(1) {
+            let (back, back_parts) = way(WEAK, key)?;
+            (loss, parts) = ((loss + back)?, ((parts + back_parts)? * 0.5)?);
+        }
+        Ok((loss, parts, keys[0].clone()))
+    }
+
+    /// L2-normalised keys (B, C) of the weak view and, for a symmetric contrast, of the strong one; no gradient passes
+    /// through them.
+    fn keys(&self, projector: &Projector, z: &Tokens, inputs: &Inputs) -> Result<Vec<Tensor>> {
+        let count = if self.config.contrast.symmetric { 2 } else { 1 };
+        let seen = [&inputs.weak.seen, &inputs.strong.seen];
+        let (projector, tokens, views) = match &self.key {
+            Some((encoder, projector)) => (projector, encoder.forward(&seen[..count])?, [0, 1]),
+            None => (projector, z.detach(), [WEAK, STRONG]),
+        };
+        let key = |view: &usize| Ok(projector.forward(&self.pooled(&tokens, *view)?)?.detach());
+        views[..count].iter().map(key).collect()
     }
 
     fn past(&self) -> Past<'_> {

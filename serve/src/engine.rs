@@ -126,7 +126,8 @@ impl Engine {
                 device: options.device,
                 threads: options.threads,
                 spin: options.spin,
-                // Repacked weights are the CPU provider's.
+                // The CPU provider's.  ONNX Runtime shares what it repacks of initializers that a session was handed; those
+                // in a model file, like a bundle's, every session repacks for itself.
                 prepacked: (options.device == Device::Cpu).then_some(&prepacked),
             };
             workers.push(Worker::new(&session, bundle, options, metrics)?);

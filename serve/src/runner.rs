@@ -120,7 +120,7 @@ impl Runner {
     /// A batch's pixels, (B, 3, S, S), to be written before [`Runner::run`].
     ///
     /// # Errors
-    /// A size that was not warmed, on a GPU.
+    /// On a GPU: a size that was not warmed, or memory that cannot be written from here.
     pub(crate) fn input(&mut self, size: usize) -> Result<&mut [f32], String> {
         match &mut self.memory {
             Memory::Plain(values) => {
@@ -129,7 +129,8 @@ impl Runner {
             }
             Memory::Bound(sizes) => {
                 let bound = sizes.get_mut(&size).ok_or_else(|| not_warmed(size))?;
-                Ok(bound.input.extract_tensor_mut().1)
+                // The infallible form panics where the memory is not the processor's to write.
+                bound.input.try_extract_tensor_mut::<f32>().map(|(_, values)| values).map_err(|e| e.to_string())
             }
         }
     }

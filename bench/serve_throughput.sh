@@ -3,19 +3,23 @@
 #
 #   bench/serve_throughput.sh BUNDLE IMAGE [SECONDS]
 #
-# First throughput and latency against the number of connections.  Then ROUNDS (3) rounds in which the bare runtime, this
-# server and FastAPI take turns, each at its best; last both servers at half of their full load.
+# First throughput and latency against the number of connections, and the bare runtime's against the batch.  Then ROUNDS
+# (5) rounds in which the bare runtime at its best batch, this server and FastAPI take turns; last both servers at half of
+# their full load.
+#
+# FastAPI comes twice: with the model called from its thread pool, as its documentation has it, and on its event loop, which
+# does more images but answers nobody meanwhile.
 #
 # One image a request, or IMAGES=8: so many as base64 in one JSON body.
 #
-# Needs wrk (Debian) and curl, and for the comparison a Python (PYTHON=...) with fastapi, uvicorn, onnxruntime, pillow,
-# numpy.  The load generator runs on the same machine: what it costs is taken from both servers alike.
+# Needs wrk (Debian) and curl, and for the comparison a Python (PYTHON=...) with fastapi, uvicorn[standard], onnxruntime,
+# pillow, numpy.  The load generator runs on the same machine: what it costs is taken from both servers alike.
 set -eu
 bundle=$1 image=$2 seconds=${3:-5} images=${IMAGES:-1}
 [ -r "$image" ] || { echo "expected an image at $image" >&2; exit 2; }
 here=$(dirname "$0")
 raw=${RAW:-target/release/examples/raw_throughput}
-ours=http://127.0.0.1:8971 theirs=http://127.0.0.1:8972
+ours=http://127.0.0.1:8971 pooled=http://127.0.0.1:8972 looped=http://127.0.0.1:8973
 work=$(mktemp -d)
 pids=
 trap 'kill $pids 2>/dev/null || true; rm -rf "$work"' EXIT
@@ -58,23 +62,38 @@ for c in ${CONCURRENCY:-1 2 4 8 16 32 64 128 256}; do
     line "  $c" $(load $ours "$c" "$work/post.lua")
 done
 if [ -n "${PYTHON:-}" ]; then
-    BUNDLE=$bundle "$PYTHON" "$here/serve_fastapi.py" 8972 > "$work/log" 2>&1 &
-    pids="$pids $!"
-    wait_for $theirs $!
+    for call in pool loop; do
+        port=$([ $call = pool ] && echo 8972 || echo 8973)
+        BUNDLE=$bundle CALL=$call "$PYTHON" "$here/serve_fastapi.py" "$port" > "$work/log.$call" 2>&1 &
+        pids="$pids $!"
+        wait_for "http://127.0.0.1:$port" $!
+    done
 fi
-echo "in turns:"
-for round in $(seq "${ROUNDS:-3}"); do
-    best=$("$raw" "$bundle" "$image" "$seconds" | awk '$3 > b {b = $3} END {print b}')
+echo "bare runtime, against the batch:"
+"$raw" "$bundle" "$image" "$seconds" | tee "$work/batches" | sed 's/^/  /'
+batch=$(awk '$3 > b {b = $3; best = $2 + 0} END {print best}' "$work/batches")
+echo "in turns, bare runtime with batches of $batch:"
+for round in $(seq "${ROUNDS:-5}"); do
+    best=$("$raw" "$bundle" "$image" "$seconds" "$batch" | awk '{print $3}')
     set -- $(load $ours "${BEST:-128}" "$work/post.lua")
-    full=$1
-    echo "$full $best" | awk -v r="$round" '{printf "  round %d: bare runtime %.0f images/s, macrl-serve %.0f (%.2f of it)", r, $2, $1, $1/$2}'
+    full=$1 pool= loop=
     if [ -n "${PYTHON:-}" ]; then
-        set -- $(load $theirs "${BEST_PYTHON:-32}" "$work/post.lua")
-        other=$1
-        echo "$full $other" | awk '{printf ", FastAPI %.0f (macrl-serve does %.1f times that)", $2, $1/$2}'
+        set -- $(load $pooled "${BEST_PYTHON:-32}" "$work/post.lua")
+        pool=$1
+        set -- $(load $looped "${BEST_PYTHON:-32}" "$work/post.lua")
+        loop=$1
     fi
-    echo
-done
+    echo "$round $best $full $pool $loop"
+done | tee "$work/rounds" | awk '
+    function show(name, raw, full, pool, loop) {
+        printf "  %s: bare runtime %.0f images/s, macrl-serve %.0f (%.3f of it)", name, raw, full, full / raw
+        if (pool) printf ", FastAPI %.0f (macrl-serve does %.2f times that)", pool, full / pool
+        if (loop) printf ", on its event loop %.0f (%.2f)", loop, full / loop
+        print ""
+    }
+    {show("round " $1, $2, $3, $4, $5); raw += $2; full += $3; pool += $4; loop += $5; fflush()}
+    END {show("all", raw / NR, full / NR, pool / NR, loop / NR)}'
+mean() { awk -v column="$1" '{s += $column} END {print s / NR}' "$work/rounds"; }
 echo "at half load:"
-half "  macrl-serve" $ours "$full"
-if [ -n "${PYTHON:-}" ]; then half "  FastAPI" $theirs "$other"; fi
+half "  macrl-serve" $ours "$(mean 3)"
+if [ -n "${PYTHON:-}" ]; then half "  FastAPI" $pooled "$(mean 4)"; fi

@@ -67,6 +67,11 @@ pub enum DecodeError {
     },
 }
 
+/// Bytes that a PNG's header may unfold to, where only its size is wanted and where its pixels are: its colour profile is
+/// unpacked with it, is not used, and where it does not fit is left out.
+const PEEK_ALLOC: u64 = 256 << 10;
+const HEADER_ALLOC: u64 = 32 << 20;
+
 /// Decodes one image; never panics, whatever the bytes.
 ///
 /// # Shapes
@@ -88,9 +93,21 @@ pub fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<RgbImage, DecodeErr
 /// Width x height as the header says, without decoding anything; `None` where it cannot be read.
 pub fn announced_pixels(bytes: &[u8]) -> Option<u64> {
     let format = image::guess_format(bytes).ok().filter(|f| f.reading_enabled())?;
-    let read = || ImageReader::with_format(Cursor::new(bytes), format).into_dimensions().ok();
+    let read = || reader(bytes, format, PEEK_ALLOC).into_dimensions().ok();
     let (width, height) = catch_unwind(AssertUnwindSafe(read)).ok()??;
     Some(u64::from(width) * u64::from(height))
+}
+
+fn allocating(bytes: u64) -> Limits {
+    let mut limits = Limits::default();
+    limits.max_alloc = Some(bytes);
+    limits
+}
+
+fn reader(bytes: &[u8], format: image::ImageFormat, max_alloc: u64) -> ImageReader<Cursor<&[u8]>> {
+    let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
+    reader.limits(allocating(max_alloc));
+    reader
 }
 
 fn decode_known(
@@ -100,11 +117,7 @@ fn decode_known(
     limits: &DecodeLimits,
 ) -> Result<RgbImage, DecodeError> {
     let fault = |e: ImageError| from_image_error(e, name, limits);
-    let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
-    let mut strict = Limits::default();
-    strict.max_alloc = Some(limits.max_alloc);
-    reader.limits(strict.clone());
-    let mut decoder = reader.into_decoder().map_err(fault)?;
+    let mut decoder = reader(bytes, format, limits.max_alloc.min(HEADER_ALLOC)).into_decoder().map_err(fault)?;
     let (width, height) = decoder.dimensions();
     let too_large = u64::from(width) * u64::from(height) > limits.max_pixels || width.max(height) > limits.max_edge;
     if too_large {
@@ -114,6 +127,7 @@ fn decode_known(
     if width == 0 || height == 0 {
         return Err(DecodeError::Broken { format: name, cause: format!("it has {width} x {height} pixels") });
     }
+    let mut strict = allocating(limits.max_alloc);
     // The output is ours to allocate: it counts too.
     strict.reserve(decoder.total_bytes()).map_err(fault)?;
     decoder.set_limits(strict).map_err(fault)?;
@@ -204,5 +218,29 @@ fn format_name(format: image::ImageFormat) -> &'static str {
         F::Tiff => "TIFF",
         F::Pnm => "PNM",
         _ => "this",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use image::codecs::png::PngEncoder;
+    use image::{ExtendedColorType, ImageEncoder};
+
+    use super::*;
+
+    #[test]
+    fn a_colour_profile_that_unfolds_to_much_costs_little() {
+        let (pixels, mut png) = ([70u8; 4 * 4 * 3], Vec::new());
+        let mut encoder = PngEncoder::new(&mut png);
+        encoder.set_icc_profile(vec![0; 100 << 20]).unwrap();
+        encoder.write_image(&pixels, 4, 4, ExtendedColorType::Rgb8).unwrap();
+        assert!(png.len() > 90 << 10, "{} bytes: no profile", png.len());
+        // Unpacked whole, it takes tens of ms each time.
+        let since = Instant::now();
+        assert!((0..20).all(|_| announced_pixels(&png) == Some(16)));
+        assert!(since.elapsed() < Duration::from_millis(150), "{:?}", since.elapsed());
+        assert_eq!(decode(&png, &DecodeLimits::default()).unwrap().as_raw(), &pixels);
     }
 }

@@ -20,3 +20,4 @@ pub mod projection;
 pub mod rng;
 pub mod runtime;
 pub mod vit;
+pub mod weights;

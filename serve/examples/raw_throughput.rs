@@ -1,6 +1,6 @@
 //! What the machine can do without a server: decode, resize and infer in one process, images/s for each batch size.
 //!
-//! `raw_throughput BUNDLE IMAGE SECONDS`: one session of one thread per core, each decoding its own images.
+//! `raw_throughput BUNDLE IMAGE SECONDS [BATCH ...]`: one session of one thread per core, each decoding its own images.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -13,14 +13,16 @@ use ort::value::TensorRef;
 
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().collect();
-    let [_, bundle, image, seconds] = args.as_slice() else {
-        anyhow::bail!("usage: raw_throughput BUNDLE IMAGE SECONDS")
+    let [_, bundle, image, seconds, batches @ ..] = args.as_slice() else {
+        anyhow::bail!("usage: raw_throughput BUNDLE IMAGE SECONDS [BATCH ...]")
     };
+    let batches = batches.iter().map(|batch| batch.parse()).collect::<Result<Vec<usize>, _>>()?;
+    let batches = if batches.is_empty() { vec![1, 2, 4, 8, 16, 32] } else { batches };
     let bundle = Bundle::open(Path::new(bundle))?;
     let bytes = std::fs::read(image).with_context(|| image.clone())?;
     let time = Duration::from_secs_f64(seconds.parse()?);
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    for batch in [1, 2, 4, 8, 16, 32] {
+    for batch in batches {
         let counts: Vec<Result<usize>> = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..cores).map(|_| scope.spawn(|| work(&bundle, &bytes, batch, time))).collect();
             threads.into_iter().map(|t| t.join().unwrap_or_else(|_| anyhow::bail!("a thread failed"))).collect()

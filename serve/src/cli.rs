@@ -186,7 +186,10 @@ impl ServeArgs {
         let settings = self.settings()?;
         start_log(self.log, self.log_level);
         let bundle = Bundle::open(dir)?;
-        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().max_blocking_threads(64).build()?;
+        // Few: the cores are inference's, and a hand-over between async threads costs more than most of their work.
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let mut runtime = tokio::runtime::Builder::new_multi_thread();
+        let runtime = runtime.worker_threads(cores.div_ceil(2)).max_blocking_threads(64).enable_all().build()?;
         runtime.block_on(server::serve(bundle, &self.listen, settings))
     }
 
@@ -230,15 +233,13 @@ impl ServeArgs {
     }
 
     fn engine(&self) -> EngineOptions {
-        let default = EngineOptions::default();
-        let workers = if self.device == Device::Cuda { 1 } else { default.workers };
         EngineOptions {
             device: self.device,
-            workers: self.workers.map_or(workers, usize::from),
+            workers: self.workers.map(usize::from),
             threads: usize::from(self.threads),
             max_batch: self.max_batch.map(usize::from),
             batch_wait: Duration::from_secs_f64(self.batch_wait / 1e3),
-            ..default
+            ..EngineOptions::default()
         }
     }
 }

@@ -8,9 +8,11 @@ use axum::body::Bytes;
 use futures_util::future::join_all;
 use image::imageops::FilterType;
 use image::{ImageFormat, RgbImage};
+use macrl_models::bundle::Bundle;
 use macrl_models::decode::{announced_pixels, decode};
 use sha2::{Digest, Sha256};
 
+use crate::engine::Pixels;
 use crate::error::{ApiError, Failure};
 use crate::index::ContentHash;
 use crate::state::{App, Model};
@@ -20,6 +22,11 @@ const THUMBNAIL: u32 = 96;
 
 /// Above so many pixels an image is decoded in the slow lane: a few of them must not keep the small ones waiting.
 const LARGE: u64 = 4_000_000;
+
+/// Up to so many pixels and bytes an image is decoded by the thread that infers it: a tenth of a millisecond, and some 20 ms
+/// for a file made to take long.
+const SMALL: u64 = 128 * 128;
+const SMALL_FILE: usize = 16 << 10;
 
 /// What became of one image.
 #[derive(Debug, Clone)]
@@ -58,21 +65,34 @@ pub async fn all(app: &Arc<App>, model: &Arc<Model>, images: Vec<Bytes>) -> Resu
 }
 
 async fn one(app: &Arc<App>, model: &Arc<Model>, bytes: Bytes, thumbnail: bool) -> Result<Feature, ApiError> {
+    let announced = announced_pixels(&bytes);
     let (decoder, preparing) = (app.clone(), model.clone());
-    let large = announced_pixels(&bytes).is_some_and(|pixels| pixels > LARGE);
+    let small = bytes.len() <= SMALL_FILE && announced.is_some_and(|pixels| pixels <= SMALL);
+    let large = announced.is_some_and(|pixels| pixels > LARGE);
+    if small && !thumbnail && model.engine.prepares() {
+        let prepare = Box::new(move || Ok(decoded(&decoder, &preparing.bundle, &bytes)?.0));
+        let raw = model.engine.embed(Pixels::Deferred(prepare)).await?;
+        return Ok(Feature { raw, thumbnail: None, hash: None });
+    }
     let prepare = move || {
-        let started = Instant::now();
-        let image = decode(&bytes, &decoder.settings.limits.decode)?;
-        let pixels = preparing.bundle.preprocess.fit(&image).into_raw();
-        let small = if thumbnail { Some((encode_thumbnail(&image)?, Sha256::digest(&bytes).into())) } else { None };
-        decoder.metrics.decode_seconds.time(started.elapsed());
-        Ok((pixels, small))
+        let (pixels, image) = decoded(&decoder, &preparing.bundle, &bytes)?;
+        let kept = if thumbnail { Some((encode_thumbnail(&image)?, Sha256::digest(&bytes).into())) } else { None };
+        Ok((pixels, kept))
     };
     let prepared = if large { app.slow_lane.run(prepare).await } else { app.pool.run(prepare).await };
-    let (pixels, small) = prepared?;
-    let raw = model.engine.embed(pixels).await?;
-    let (thumbnail, hash) = small.unzip();
+    let (pixels, kept) = prepared?;
+    let raw = model.engine.embed(Pixels::Ready(pixels)).await?;
+    let (thumbnail, hash) = kept.unzip();
     Ok(Feature { raw, thumbnail, hash })
+}
+
+/// The encoder's pixels (S, S, 3) u8 and the image they were taken from.
+fn decoded(app: &App, bundle: &Bundle, bytes: &[u8]) -> Result<(Vec<u8>, RgbImage), ApiError> {
+    let started = Instant::now();
+    let image = decode(bytes, &app.settings.limits.decode)?;
+    let pixels = bundle.preprocess.fit(&image).into_raw();
+    app.metrics.decode_seconds.time(started.elapsed());
+    Ok((pixels, image))
 }
 
 /// The picture that an item keeps.

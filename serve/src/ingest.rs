@@ -21,7 +21,7 @@ use tokio::sync::oneshot;
 
 use crate::cli::{UsageError, parse_device};
 use crate::client::{Client, Picture, pictures};
-use crate::engine::{Engine, EngineOptions};
+use crate::engine::{Engine, EngineOptions, Pixels};
 use crate::error::ApiError;
 use crate::features::encode_thumbnail;
 use crate::index::{self, ContentHash, Encoder, Index, Item, Location, Metadata, OpenOptions, check_id, normalized};
@@ -110,17 +110,15 @@ fn into_index(args: &IngestArgs, dir: &std::path::Path, location: &Location) -> 
     let index = index::open(location, &encoder, &OpenOptions::default())?;
     let runtime = Runtime::new()?;
     let known = runtime.block_on(hashes(index.as_ref(), &found))?;
-    let default = EngineOptions::default();
     let options = EngineOptions {
         device: args.device,
-        workers: if args.device == Device::Cuda { 1 } else { default.workers },
         max_batch: args.max_batch.map(usize::from),
         // Nobody waits for one image: every batch but the last is full.
         batch_wait: Duration::from_millis(500),
-        ..default
+        ..EngineOptions::default()
     };
     let engine = Engine::start(&bundle, &options, &Arc::default())?;
-    let in_flight = 4 * engine.max_batch() * options.workers;
+    let in_flight = 4 * engine.max_batch() * engine.devices().len();
     let work = Work { found, known, bundle: &bundle, engine: &engine, next: AtomicUsize::new(0) };
     let progress = Progress::new(work.found.len(), "images");
     let (sender, receiver) = sync_channel(in_flight);
@@ -195,7 +193,7 @@ impl Work<'_> {
             Ok::<_, ApiError>((self.bundle.preprocess.fit(&image).into_raw(), encode_thumbnail(&image)?))
         });
         let (pixels, thumbnail) = decoded.unwrap_or(Err(ApiError::Undecodable("its decoder failed".into())))?;
-        let feature = self.engine.submit(pixels)?;
+        let feature = self.engine.submit(Pixels::Ready(pixels))?;
         let metadata = metadata(picture);
         let image = Some(thumbnail);
         let item =

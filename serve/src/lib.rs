@@ -21,7 +21,6 @@ pub mod openapi;
 pub mod pool;
 pub mod progress;
 pub mod routes;
-mod runner;
 pub mod server;
 pub mod sheet;
 pub mod state;

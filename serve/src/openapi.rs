@@ -1,7 +1,7 @@
 //! The OpenAPI 3.1 description, generated from the handlers' annotations and the shapes below.
 
 use axum::Json;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::{OpenApi, ToSchema};
 
@@ -84,19 +84,17 @@ pub(crate) enum EncodingFormat {
     Base64,
 }
 
-#[derive(ToSchema)]
-#[allow(dead_code, reason = "described, not built")]
+#[derive(ToSchema, Serialize)]
 pub(crate) struct Embeddings {
-    model: String,
+    pub(crate) model: String,
     /// Numbers per vector.
-    dim: usize,
-    embeddings: Vec<Vector>,
+    pub(crate) dim: usize,
+    pub(crate) embeddings: Vec<Vector>,
 }
 
 /// A list of numbers, or base64 where that was asked for.
-#[derive(ToSchema, Deserialize)]
+#[derive(ToSchema, Serialize, Deserialize)]
 #[serde(untagged)]
-#[allow(dead_code, reason = "described, not built")]
 pub(crate) enum Vector {
     Numbers(Vec<f32>),
     Base64(String),
@@ -141,29 +139,26 @@ pub(crate) enum OneOrManyImages {
     Many(Vec<String>),
 }
 
-#[derive(ToSchema)]
-#[allow(dead_code, reason = "described, not built")]
+#[derive(ToSchema, Serialize)]
 pub(crate) struct OpenAiEmbeddings {
-    object: String,
-    data: Vec<OpenAiEmbedding>,
-    model: String,
-    usage: OpenAiUsage,
+    pub(crate) object: &'static str,
+    pub(crate) data: Vec<OpenAiEmbedding>,
+    pub(crate) model: String,
+    pub(crate) usage: OpenAiUsage,
 }
 
-#[derive(ToSchema)]
-#[allow(dead_code, reason = "described, not built")]
+#[derive(ToSchema, Serialize)]
 pub(crate) struct OpenAiEmbedding {
-    object: String,
-    index: usize,
-    embedding: Vector,
+    pub(crate) object: &'static str,
+    pub(crate) index: usize,
+    pub(crate) embedding: Vector,
 }
 
 /// Patch tokens of all images.
-#[derive(ToSchema)]
-#[allow(dead_code, reason = "described, not built")]
+#[derive(ToSchema, Serialize)]
 pub(crate) struct OpenAiUsage {
-    prompt_tokens: usize,
-    total_tokens: usize,
+    pub(crate) prompt_tokens: usize,
+    pub(crate) total_tokens: usize,
 }
 
 /// Exactly one of `vector`, `id` and `image`.

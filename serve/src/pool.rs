@@ -38,6 +38,14 @@ impl Pool {
     }
 }
 
+/// Runs `work` here.
+///
+/// # Errors
+/// [`ApiError::Undecodable`] where it panics (it reads what a client sent), else what it returns.
+pub fn guarded<T>(work: impl FnOnce() -> Result<T, ApiError>) -> Result<T, ApiError> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err(decoder_failed()))
+}
+
 fn decoder_failed() -> ApiError {
     ApiError::Undecodable("the input made its decoder fail".into())
 }
@@ -75,7 +83,7 @@ impl SlowLane {
         let (reply, answer) = oneshot::channel();
         let job = move || {
             if !reply.is_closed() {
-                let _ = reply.send(catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err(decoder_failed())));
+                let _ = reply.send(guarded(work));
             }
         };
         let closed = || ApiError::Internal("there is no thread to decode large images".into());

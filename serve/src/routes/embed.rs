@@ -9,10 +9,13 @@ use serde_json::{Value, json};
 
 use super::query;
 use crate::error::{ApiError, Failure};
-use crate::features;
+use crate::features::{self, Feature};
 use crate::index::normalized;
 use crate::input::{Kind, Received, decode_base64, encode_base64, malformed};
-use crate::openapi::{Embeddings, EncodingFormat, ErrorBody, ImagesBody, OpenAiBody, OpenAiEmbeddings, Predictions};
+use crate::openapi::{
+    Embeddings, EncodingFormat, ErrorBody, ImagesBody, OpenAiBody, OpenAiEmbedding, OpenAiEmbeddings, OpenAiUsage,
+    Predictions, Vector,
+};
 use crate::state::{App, AppState};
 
 /// How numbers are written.
@@ -27,10 +30,10 @@ pub(super) enum Encoding {
 }
 
 impl Encoding {
-    fn write(self, vector: &[f32]) -> Value {
+    fn write(self, vector: Vec<f32>) -> Vector {
         match self {
-            Self::Float => vector.iter().map(|v| f64::from(*v)).collect(),
-            Self::Base64 => encode_base64(vector).into(),
+            Self::Float => Vector::Numbers(vector),
+            Self::Base64 => Vector::Base64(encode_base64(&vector)),
         }
     }
 }
@@ -129,14 +132,14 @@ fn finish(raw: Vec<f32>, normalize: bool) -> Result<Vec<f32>, ApiError> {
         (status = 503, description = "starting, stopping or timed out", body = ErrorBody),
     )
 )]
-pub(crate) async fn embed(State(app): State<AppState>, received: Received) -> Result<Json<Value>, Failure> {
+pub(crate) async fn embed(State(app): State<AppState>, received: Received) -> Result<Json<Embeddings>, Failure> {
     let model = app.model()?;
     let (images, options) = images(received, &app).await?;
     let (normalize, encoding) = (options.normalize.unwrap_or(true), options.encoding_format.unwrap_or_default());
     let features = features::all(&app, &model, images).await?;
-    let vectors = features.into_iter().map(|f| finish(f.raw, normalize)).collect::<Result<Vec<_>, _>>()?;
-    let embeddings: Vec<Value> = vectors.iter().map(|v| encoding.write(v)).collect();
-    Ok(Json(json!({ "model": model.name(), "dim": model.dim(), "embeddings": embeddings })))
+    let write = |feature: Feature| Ok(encoding.write(finish(feature.raw, normalize)?));
+    let embeddings = features.into_iter().map(write).collect::<Result<_, ApiError>>()?;
+    Ok(Json(Embeddings { model: model.name().to_string(), dim: model.dim(), embeddings }))
 }
 
 /// The most probable classes of each image, by the bundle's linear probe.
@@ -218,7 +221,7 @@ enum OneOrMany {
         (status = 409, description = "wrong dimension, or a conflict", body = ErrorBody),
     )
 )]
-pub(crate) async fn openai(State(app): State<AppState>, received: Received) -> Result<Json<Value>, Failure> {
+pub(crate) async fn openai(State(app): State<AppState>, received: Received) -> Result<Json<OpenAiEmbeddings>, Failure> {
     let model = app.model()?;
     if received.kind != Kind::Json {
         return Err(ApiError::UnsupportedType("another one than application/json".into()).into());
@@ -240,10 +243,10 @@ pub(crate) async fn openai(State(app): State<AppState>, received: Received) -> R
     let features = features::all(&app, &model, images).await?;
     let mut data = Vec::new();
     for (index, feature) in features.into_iter().enumerate() {
-        let vector = finish(feature.raw, true)?;
-        data.push(json!({ "object": "embedding", "index": index, "embedding": encoding.write(&vector) }));
+        let embedding = encoding.write(finish(feature.raw, true)?);
+        data.push(OpenAiEmbedding { object: "embedding", index, embedding });
     }
-    let name = body.model.unwrap_or_else(|| model.name().to_string());
-    let usage = json!({ "prompt_tokens": tokens, "total_tokens": tokens });
-    Ok(Json(json!({ "object": "list", "data": data, "model": name, "usage": usage })))
+    let model = body.model.unwrap_or_else(|| model.name().to_string());
+    let usage = OpenAiUsage { prompt_tokens: tokens, total_tokens: tokens };
+    Ok(Json(OpenAiEmbeddings { object: "list", data, model, usage }))
 }

@@ -34,7 +34,7 @@ pub(crate) async fn info(State(app): State<AppState>) -> Result<Json<Value>, Fai
         "batching": {
             "max_batch": model.engine.max_batch(),
             "wait_ms": engine.batch_wait.as_secs_f64() * 1e3,
-            "workers": engine.workers,
+            "workers": model.engine.devices().len(),
             "threads_per_worker": engine.threads,
         },
         "index": { "kind": app.index.kind(), "items": index.items, "approximate_items": index.approximate },

@@ -1,6 +1,7 @@
 //! What surrounds every route: request ids, counting, logging, the key, CORS, and the net under a panic.
 
 use std::any::Any;
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
@@ -66,9 +67,11 @@ async fn observe(State(app): State<AppState>, request: Request, next: Next) -> R
 /// The client's id where it has a sane one, else a number of this process.
 fn request_id(headers: &HeaderMap) -> HeaderValue {
     static NEXT: AtomicU64 = AtomicU64::new(1);
+    // Asked for once: it is a system call.
+    static PROCESS: LazyLock<u32> = LazyLock::new(std::process::id);
     let given = headers.get(REQUEST_ID).filter(|v| v.len() <= 64 && v.to_str().is_ok());
     given.cloned().unwrap_or_else(|| {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        HeaderValue::from_str(&format!("{:x}-{number:x}", std::process::id())).unwrap_or(HeaderValue::from_static("0"))
+        HeaderValue::from_str(&format!("{:x}-{number:x}", *PROCESS)).unwrap_or(HeaderValue::from_static("0"))
     })
 }

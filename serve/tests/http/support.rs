@@ -29,7 +29,8 @@ pub(crate) struct Server {
 
 /// Small and quick: one worker.
 pub(crate) fn settings() -> Settings {
-    let engine = EngineOptions { workers: 1, max_batch: Some(4), device: Device::Cpu, ..EngineOptions::default() };
+    let engine =
+        EngineOptions { workers: Some(1), max_batch: Some(4), device: Device::Cpu, ..EngineOptions::default() };
     Settings { engine, ..Settings::default() }
 }
 

@@ -51,7 +51,6 @@ impl Runner {
             Err(e) => return Ok(Err(e.to_string())),
         };
         let (edge, dim) = (bundle.preprocess.image_size, bundle.config.hidden_size);
-        let fallback = fallback.map(|why| format!("not on CUDA: {why}"));
         let runner = Self { session, run_options, memory: Memory::Plain(Vec::new()), edge, dim, device, fallback };
         Ok(runner.check_names().map(|()| runner))
     }
@@ -164,15 +163,20 @@ impl Runner {
 
 /// The half-precision graph where CUDA is asked for and there is one; `auto` decides by what loads.
 fn load(bundle: &Bundle, options: &SessionOptions) -> Result<Loaded, RuntimeError> {
+    let mut full_because = None;
     if options.device != Device::Cpu
         && let Some(fp16) = &bundle.onnx_fp16
     {
         let cuda = SessionOptions { device: Device::Cuda, ..options.clone() };
-        if let Ok(loaded) = runtime::session(fp16, &cuda) {
-            return Ok(loaded);
+        match runtime::session(fp16, &cuda) {
+            Ok(loaded) => return Ok(loaded),
+            Err(why) => full_because = Some(format!("not in half precision: {why}")),
         }
     }
-    runtime::session(&bundle.onnx, options)
+    let loaded = runtime::session(&bundle.onnx, options)?;
+    let not_on_cuda = loaded.fallback.map(|why| format!("not on CUDA: {why}"));
+    let fallback = if loaded.device == "cpu" { not_on_cuda } else { full_because };
+    Ok(Loaded { fallback, ..loaded })
 }
 
 fn features(outputs: &SessionOutputs) -> Result<Vec<f32>, String> {
@@ -188,12 +192,40 @@ fn not_warmed(size: usize) -> String {
 mod tests {
     use std::path::Path;
 
+    use macrl_models::weights::SharedWeights;
+
     use super::*;
+
+    fn pretrained() -> Bundle {
+        Bundle::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/pretrained/cifar10")).unwrap()
+    }
+
+    #[test]
+    fn shared_weights_change_nothing() {
+        let bundle = pretrained();
+        let weights = SharedWeights::read(&bundle.onnx).unwrap();
+        let options =
+            |weights| SessionOptions { device: Device::Cpu, threads: 1, weights, ..SessionOptions::default() };
+        let features = |weights| {
+            let mut runner = Runner::open(&bundle, &options(weights)).unwrap().unwrap();
+            runner.input(2).unwrap().iter_mut().enumerate().for_each(|(i, x)| *x = (i % 97) as f32 / 48.0 - 1.0);
+            runner.run(2).unwrap()
+        };
+        let alone = features(None);
+        assert!(alone.iter().any(|x| x.abs() > 0.1));
+        let together = std::thread::scope(|scope| {
+            let threads = [(); 3].map(|()| scope.spawn(|| features(Some(&weights))));
+            threads.map(|thread| thread.join().unwrap())
+        });
+        assert!(together.iter().all(|features| *features == alone));
+        let broken = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(broken.path(), b"no model").unwrap();
+        assert!(matches!(SharedWeights::read(broken.path()), Err(RuntimeError::Model { .. })));
+    }
 
     #[test]
     fn bound_memory_gives_the_features_of_the_pixels_last_written() {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/pretrained/cifar10");
-        let bundle = Bundle::open(&folder).unwrap();
+        let bundle = pretrained();
         let options = SessionOptions { device: Device::Cpu, threads: 1, ..SessionOptions::default() };
         let open = || Runner::open(&bundle, &options).unwrap().unwrap();
         let (mut plain, mut bound) = (open(), open());

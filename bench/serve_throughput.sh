@@ -37,18 +37,22 @@ wrk.method, wrk.body = "POST", file:read("*a")
 wrk.headers["Content-Type"] = "$type"
 LUA
 }
-load() { # URL CONNECTIONS SCRIPT: images/s, p50, p99, answers that are not 200
-    wrk -t1 -c"$2" -d"${seconds}s" --latency -s "$3" "$1/embed" |
-        awk -v n="$images" '/50%/{p50=$2} /99%/{p99=$2} /Requests\/sec/{r=$2} /Non-2xx/{bad=$NF} END{print r * n, p50, p99, bad+0}'
+load() { # URL CONNECTIONS SCRIPT [SECONDS]: images/s, p50, p99, answers that are not 200, the generator's part of the cores
+    (wrk -t1 -c"$2" -d"${4:-$seconds}s" --latency -s "$3" "$1/embed"; times) |
+        awk -v n="$images" -v time=$((${4:-$seconds} * $(nproc))) '
+            function cpu(text) {split(text, part, "[ms]"); return 60 * part[1] + part[2]}
+            /50%/{p50=$2} /99%/{p99=$2} /Requests\/sec/{r=$2} /Non-2xx/{bad=$NF} /^[0-9]+m/{spent=cpu($1) + cpu($2)}
+            END{print r * n, p50, p99, bad+0, spent / time}'
 }
-line() { # NAME images/s p50 p99 bad
-    printf '%-28s %8.0f images/s  p50 %9s  p99 %9s  other answers %s\n' "$@"
+line() { # NAME images/s p50 p99 bad ...
+    printf '%-28s %8.0f images/s  p50 %9s  p99 %9s  other answers %s\n' "$1" "$2" "$3" "$4" "$5"
 }
 half() { # NAME URL FULL: 32 connections that together ask for half of FULL images/s
     post "$work/half.lua"
     echo "function delay() return math.floor(1000 * 32 * $images / (0.5 * $3) * (0.5 + math.random())) end" >> "$work/half.lua"
+    # Longer: all connections begin at once, and that crowd must be less than one request in a hundred.
     # shellcheck disable=SC2046 # four words
-    line "$1" $(load "$2" 32 "$work/half.lua")
+    line "$1" $(load "$2" 32 "$work/half.lua" $((6 * seconds)))
 }
 wait_for() { until curl -sf "$1/ready" > /dev/null; do kill -0 "$2" && sleep 0.1; done; }
 
@@ -76,24 +80,25 @@ echo "in turns, bare runtime with batches of $batch:"
 for round in $(seq "${ROUNDS:-5}"); do
     best=$("$raw" "$bundle" "$image" "$seconds" "$batch" | awk '{print $3}')
     set -- $(load $ours "${BEST:-128}" "$work/post.lua")
-    full=$1 pool= loop=
+    full=$1 generator=$5 pool= loop=
     if [ -n "${PYTHON:-}" ]; then
         set -- $(load $pooled "${BEST_PYTHON:-32}" "$work/post.lua")
         pool=$1
         set -- $(load $looped "${BEST_PYTHON:-32}" "$work/post.lua")
         loop=$1
     fi
-    echo "$round $best $full $pool $loop"
+    echo "$round $best $full $generator $pool $loop"
 done | tee "$work/rounds" | awk '
-    function show(name, raw, full, pool, loop) {
-        printf "  %s: bare runtime %.0f images/s, macrl-serve %.0f (%.3f of it)", name, raw, full, full / raw
+    function show(name, raw, full, part, pool, loop) {
+        printf "  %s: bare runtime %.0f images/s, macrl-serve %.0f (%.3f of it", name, raw, full, full / raw
+        printf ", %.3f on the cores that the generator leaves)", full / raw / (1 - part)
         if (pool) printf ", FastAPI %.0f (macrl-serve does %.2f times that)", pool, full / pool
         if (loop) printf ", on its event loop %.0f (%.2f)", loop, full / loop
         print ""
     }
-    {show("round " $1, $2, $3, $4, $5); raw += $2; full += $3; pool += $4; loop += $5; fflush()}
-    END {show("all", raw / NR, full / NR, pool / NR, loop / NR)}'
+    {show("round " $1, $2, $3, $4, $5, $6); raw += $2; full += $3; part += $4; pool += $5; loop += $6; fflush()}
+    END {show("all", raw / NR, full / NR, part / NR, pool / NR, loop / NR)}'
 mean() { awk -v column="$1" '{s += $column} END {print s / NR}' "$work/rounds"; }
 echo "at half load:"
 half "  macrl-serve" $ours "$(mean 3)"
-if [ -n "${PYTHON:-}" ]; then half "  FastAPI" $pooled "$(mean 4)"; fi
+if [ -n "${PYTHON:-}" ]; then half "  FastAPI" $pooled "$(mean 5)"; fi

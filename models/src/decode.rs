@@ -67,9 +67,11 @@ pub enum DecodeError {
     },
 }
 
-/// Bytes that a PNG's header may unfold to, where only its size is wanted and where its pixels are: its colour profile is
-/// unpacked with it, is not used, and where it does not fit is left out.
+/// Bytes for an image's header where only its size is wanted: a PNG's is unpacked with its colour profile, which nobody
+/// uses; one that does not fit is left out.
 const PEEK_ALLOC: u64 = 256 << 10;
+
+/// Bytes for an image's header where its pixels are wanted too.
 const HEADER_ALLOC: u64 = 32 << 20;
 
 /// Decodes one image; never panics, whatever the bytes.

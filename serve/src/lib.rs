@@ -1,9 +1,9 @@
 //! A bundle -> HTTP.
 //!
 //! One request's way: [`door`] accepts it, [`routes`] finds its handler, [`input`] reads and bounds its body,
-//! [`features`] admits its images, decodes them on the [`pool`] and hands them to the [`engine`], whose worker threads
-//! batch them for ONNX Runtime; [`index`] keeps items and finds neighbours; [`error`] is the one place where failures
-//! become statuses.  [`ingest`] and [`transfer`] fill and empty an index without a server.
+//! [`features`] admits its images, has them decoded on the [`pool`] (the smallest by the worker that infers them) and hands
+//! them to the [`engine`], whose worker threads batch them for ONNX Runtime; [`index`] keeps items and finds neighbours;
+//! [`error`] is the one place where failures become statuses.  [`ingest`] and [`transfer`] fill and empty an index without a server.
 
 pub mod cli;
 pub mod client;

@@ -44,6 +44,8 @@ pub(super) struct Job {
 pub(super) struct Queue {
     pub(super) jobs: VecDeque<Job>,
     pub(super) closed: bool,
+    /// Workers that wait for work.
+    pub(super) idle: usize,
 }
 
 /// The queue and the news of its changes.
@@ -65,8 +67,7 @@ impl Shared {
             return Err(ApiError::Stopping);
         }
         queue.jobs.push_back(job);
-        drop(queue);
-        self.call_one();
+        self.call_one(&queue);
         Ok(())
     }
 
@@ -76,13 +77,18 @@ impl Shared {
         self.news.notify_all();
     }
 
-    /// Wakes a worker, if one sleeps.
-    pub(super) fn call_one(&self) {
-        self.news.notify_one();
+    /// Wakes a worker, if one sleeps: to call nobody would still be a system call.
+    pub(super) fn call_one(&self, queue: &Queue) {
+        if queue.idle > 0 {
+            self.news.notify_one();
+        }
     }
 
     /// Gives the queue up until there is news, for at most `patience`.
-    pub(super) fn wait<'a>(&self, queue: MutexGuard<'a, Queue>, patience: Duration) -> MutexGuard<'a, Queue> {
-        self.news.wait_timeout(queue, patience).unwrap_or_else(|e| e.into_inner()).0
+    pub(super) fn wait<'a>(&self, mut queue: MutexGuard<'a, Queue>, patience: Duration) -> MutexGuard<'a, Queue> {
+        queue.idle += 1;
+        let mut queue = self.news.wait_timeout(queue, patience).unwrap_or_else(|e| e.into_inner()).0;
+        queue.idle -= 1;
+        queue
     }
 }

@@ -82,11 +82,13 @@ impl Worker {
                 queue = shared.wait(queue, Duration::MAX);
             }
         }
-        let take = batch_of(queue.jobs.len().min(self.max_batch), self.runner.device);
+        // Who would wait for a full batch does not want it shared.
+        let idle = if self.batch_wait.is_zero() { queue.idle } else { 0 };
+        let take = batch_of(queue.jobs.len(), self.max_batch, idle, self.runner.device);
         let jobs: Vec<Job> = queue.jobs.drain(..take).collect();
         if !queue.jobs.is_empty() {
             // The rest is another worker's.
-            shared.call_one();
+            shared.call_one(&queue);
         }
         Some(jobs)
     }
@@ -161,12 +163,14 @@ fn buckets(max_batch: usize) -> Vec<usize> {
     sizes
 }
 
-/// The largest bucket that `waiting` fills on a CPU, where padding would cost as much as an image; all of them on a GPU.
-fn batch_of(waiting: usize, device: &str) -> usize {
+/// How many of the `waiting` images are one batch: on a CPU this worker's share of them where others are `idle`, down to the
+/// next power of two, for padding would cost as much as an image; on a GPU all that fit.
+fn batch_of(waiting: usize, max_batch: usize, idle: usize, device: &str) -> usize {
     if device != "cpu" {
-        return waiting;
+        return waiting.min(max_batch);
     }
-    buckets(waiting.max(1)).into_iter().rev().find(|b| b.is_power_of_two() && *b <= waiting).unwrap_or(waiting)
+    let share = waiting.div_ceil(1 + idle).min(max_batch);
+    share.checked_ilog2().map_or(0, |exponent| 1 << exponent)
 }
 
 /// The smallest bucket with room for `images`.
@@ -182,8 +186,9 @@ mod tests {
     fn batches_come_in_warmed_sizes() {
         assert_eq!(buckets(1), [1]);
         assert_eq!(buckets(24), [1, 2, 4, 8, 16, 24]);
-        assert_eq!([1, 2, 3, 7, 8, 31].map(|n| batch_of(n, "cpu")), [1, 2, 2, 4, 8, 16]);
-        assert_eq!(batch_of(7, "cuda"), 7);
+        assert_eq!([1, 2, 3, 7, 8, 31].map(|n| batch_of(n, 24, 0, "cpu")), [1, 2, 2, 4, 8, 16]);
+        assert_eq!([1, 2, 3, 8, 9].map(|n| batch_of(n, 4, 1, "cpu")), [1, 1, 2, 4, 4]);
+        assert_eq!([7, 31].map(|n| batch_of(n, 24, 3, "cuda")), [7, 24]);
         assert_eq!([1, 3, 17, 24].map(|n| padded(n, 24)), [1, 4, 24, 24]);
     }
 }

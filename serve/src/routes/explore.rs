@@ -23,7 +23,7 @@ const MOST_POINTS: usize = 5000;
 #[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct DuplicatesParams {
-    threshold: Option<f32>,
+    threshold: Option<f64>,
     cursor: Option<String>,
     limit: Option<usize>,
     filter: Option<String>,
@@ -42,7 +42,7 @@ struct MapParams {
     path = "/duplicates",
     tag = "search",
     params(
-        ("threshold" = Option<f32>, Query, minimum = -1, maximum = 1, description = "smallest cosine (default 0.98)"),
+        ("threshold" = Option<f64>, Query, minimum = -1, maximum = 1, description = "smallest cosine (default 0.98)"),
         ("cursor" = Option<String>, Query, description = "from the page before"),
         ("limit" = Option<usize>, Query, minimum = 1, maximum = 1000, description = "groups per page (default 100)"),
         ("filter" = Option<String>, Query, description = "a filter as in /search, as JSON"),
@@ -67,7 +67,7 @@ pub(crate) async fn duplicates(State(app): State<AppState>, parts: Parts) -> Res
     }
     let filter = filter_text(params.filter.as_deref())?;
     let cursor = params.cursor.filter(|c| !c.is_empty());
-    let comparison = Comparison { threshold, cursor, limit, filter, exact: params.exact };
+    let comparison = Comparison { threshold: threshold as f32, cursor, limit, filter, exact: params.exact };
     let (groups, next) = find(app.index.as_ref(), comparison).await?;
     let groups: Vec<Value> = groups
         .into_iter()

@@ -42,11 +42,11 @@ impl SharedWeights {
 
     /// Hands the weights to a session that is being built.
     pub(crate) fn hand_to(&self, builder: SessionBuilder) -> ort::Result<SessionBuilder> {
-        let builder = builder.with_prepacked_weights(&self.prepacked)?;
-        let hand = |builder: SessionBuilder, (name, value): &(String, Arc<DynValue>)| {
-            builder.with_initializer(name, value.clone())
-        };
-        Ok(self.initializers.iter().try_fold(builder, hand)?)
+        let mut builder = builder.with_prepacked_weights(&self.prepacked)?;
+        for (name, value) in &self.initializers {
+            builder = builder.with_initializer(name, value.clone())?;
+        }
+        Ok(builder)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Inference: worker threads that turn waiting images into batches.
 //!
-//! Nothing here runs on an async thread.  A request leaves its pixels in the queue and awaits a channel; a worker takes
-//! what is waiting, at most `max_batch`, as soon as it is free (greedy), or waits up to `batch_wait` for more.
+//! A request leaves its pixels in the queue and awaits a channel; as soon as a worker is free it takes its share of what is
+//! waiting, at most `max_batch` (greedy), or waits up to `batch_wait` for more.  Async threads only hand out its answers.
 
 mod queue;
 mod runner;
@@ -157,7 +157,7 @@ impl Engine {
         self.max_batch
     }
 
-    /// What of a GPU is not in use and why: CUDA where the library offers it, or page-locked memory.
+    /// What of a GPU is not in use and why: CUDA where the library offers it, half precision, or page-locked memory.
     pub fn fallback(&self) -> Option<&str> {
         self.fallback.as_deref()
     }

@@ -12,6 +12,7 @@ pub mod cuda;
 pub mod decode;
 pub mod device;
 pub mod evaluation;
+pub mod folder;
 pub mod ops;
 pub mod params;
 pub mod preprocess;

@@ -1,0 +1,106 @@
+//! What a file is, by its ending.
+
+use std::path::Path;
+
+/// A kind of image file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Format {
+    /// .jpg .jpeg .jpe .jfif
+    Jpeg,
+    /// .png .apng
+    Png,
+    /// .gif
+    Gif,
+    /// .webp
+    WebP,
+    /// .bmp .dib
+    Bmp,
+    /// .tif .tiff
+    Tiff,
+    /// .ppm .pgm .pbm .pnm .pam
+    Pnm,
+    /// .heic .heif .hif
+    Heic,
+    /// .avif
+    Avif,
+    /// .jxl
+    JpegXl,
+    /// .jp2 .j2k .jpx .jpf
+    Jpeg2000,
+    /// A camera's own format: .cr2 .nef .arw .dng and others.
+    Raw,
+    /// .svg .svgz
+    Svg,
+    /// .psd .psb
+    Photoshop,
+    /// .ico .cur
+    Icon,
+    /// .tga
+    Targa,
+    /// .exr
+    OpenExr,
+    /// .hdr
+    Radiance,
+    /// .dds
+    Dds,
+    /// .dcm .dicom
+    Dicom,
+    /// .mp4 .mov .avi and others.
+    Video,
+}
+
+/// The formats that are read, for messages.
+pub const READ: &str = "JPEG, PNG, WebP, GIF, BMP, TIFF, PNM";
+
+const ENDINGS: &[(Format, &str, &[&str])] = &[
+    (Format::Jpeg, "JPEG", &["jpg", "jpeg", "jpe", "jfif"]),
+    (Format::Png, "PNG", &["png", "apng"]),
+    (Format::Gif, "GIF", &["gif"]),
+    (Format::WebP, "WebP", &["webp"]),
+    (Format::Bmp, "BMP", &["bmp", "dib"]),
+    (Format::Tiff, "TIFF", &["tif", "tiff"]),
+    (Format::Pnm, "PNM", &["ppm", "pgm", "pbm", "pnm", "pam"]),
+    (Format::Heic, "HEIC", &["heic", "heif", "hif", "heics", "heifs"]),
+    (Format::Avif, "AVIF", &["avif", "avifs"]),
+    (Format::JpegXl, "JPEG XL", &["jxl"]),
+    (Format::Jpeg2000, "JPEG 2000", &["jp2", "j2k", "jpx", "jpf", "jpc"]),
+    (
+        Format::Raw,
+        "RAW",
+        &[
+            "3fr", "arw", "cr2", "cr3", "crw", "dcr", "dng", "erf", "fff", "iiq", "kdc", "mef", "mos", "mrw", "nef",
+            "nrw", "orf", "pef", "raf", "raw", "rw2", "rwl", "sr2", "srf", "srw", "x3f",
+        ],
+    ),
+    (Format::Svg, "SVG", &["svg", "svgz"]),
+    (Format::Photoshop, "Photoshop", &["psd", "psb"]),
+    (Format::Icon, "icon", &["ico", "cur", "icns"]),
+    (Format::Targa, "TGA", &["tga"]),
+    (Format::OpenExr, "OpenEXR", &["exr"]),
+    (Format::Radiance, "Radiance HDR", &["hdr"]),
+    (Format::Dds, "DDS", &["dds"]),
+    (Format::Dicom, "DICOM", &["dcm", "dicom"]),
+    (Format::Video, "video", &["mp4", "mov", "avi", "mkv", "m4v", "webm", "mpg", "mpeg", "3gp", "mts", "wmv"]),
+];
+
+impl Format {
+    /// From the ending of a file's name; `None` where it is no image's.
+    pub fn of(file: &Path) -> Option<Format> {
+        let ending = file.extension()?.to_str()?.to_ascii_lowercase();
+        ENDINGS.iter().find(|(_, _, endings)| endings.contains(&ending.as_str())).map(|(format, ..)| *format)
+    }
+
+    /// As people write it.
+    pub fn name(self) -> &'static str {
+        ENDINGS.iter().find(|(format, ..)| *format == self).map_or("", |(_, name, _)| name)
+    }
+
+    /// Whether [`crate::decode`] reads files of this format here.
+    ///
+    /// This is the one place to change when a reader is added; one that depends on a library found at run time answers
+    /// for the library that it found.  Files of other formats are counted and named, and not opened.
+    pub fn is_read(self) -> bool {
+        use Format::{Bmp, Gif, Jpeg, Png, Pnm, Tiff, WebP};
+        matches!(self, Jpeg | Png | Gif | WebP | Bmp | Tiff | Pnm)
+    }
+}

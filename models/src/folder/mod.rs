@@ -1,0 +1,46 @@
+//! Folders of images as people have them: one walk and one rule of splits and labels, for training and for the server.
+//!
+//! [`walk`] finds the image files below a folder and says what it left out and why.  [`arrange`] decides from their
+//! paths alone which split and which class each belongs to (the rule is in `arrange.rs` and in docs/data.md).  File
+//! names are bytes: [`text`] gives each path a text of its own, for messages and ids.
+
+mod arrange;
+mod formats;
+mod names;
+mod split;
+mod summary;
+#[cfg(test)]
+mod tests;
+mod tree;
+mod walk;
+
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+pub use arrange::{Aside, LabelFrom, Layout, Place, arrange};
+pub use formats::{Format, READ};
+pub use names::of_folder;
+pub use split::Split;
+pub use summary::{Reason, Summary};
+pub use walk::{Image, Walk, is_system, walk};
+
+/// A path as text, different for different paths: bytes that are not UTF-8 become `\xE9`, control characters `\n` or
+/// `\u{7}`, and a backslash `\\`.
+pub fn text(path: &Path) -> String {
+    escape(path.as_os_str().as_bytes())
+}
+
+fn escape(bytes: &[u8]) -> String {
+    let mut out = String::with_capacity(bytes.len());
+    for chunk in bytes.utf8_chunks() {
+        for c in chunk.valid().chars() {
+            match c {
+                '\\' => out.push_str("\\\\"),
+                c if c.is_control() => out.extend(c.escape_default()),
+                c => out.push(c),
+            }
+        }
+        chunk.invalid().iter().for_each(|byte| out.push_str(&format!("\\x{byte:02X}")));
+    }
+    out
+}

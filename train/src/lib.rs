@@ -22,6 +22,7 @@ pub mod projector;
 pub mod replay;
 pub mod report;
 pub mod run;
+pub mod saving;
 pub mod schedule;
 pub mod sentinel;
 pub mod startup;

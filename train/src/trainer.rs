@@ -20,6 +20,7 @@ use crate::online::Online;
 use crate::optimizer::{Gradients, Norms};
 use crate::progress::Progress;
 use crate::run::Run;
+use crate::saving::Saving;
 use crate::schedule::Schedule;
 use crate::sentinel::Sentinel;
 use crate::state::State;
@@ -197,6 +198,7 @@ pub fn pretrain(
         metrics: metrics.with_tensorboard(config.train.tensorboard, &run.metrics(), state.step)?,
         progress: Progress::start(config, per_epoch, state.step),
         sentinel: Sentinel::default(),
+        saving: Saving::new(&config.train),
     };
     let online = Online::prepare(config, data);
     write_samples(run, config, data)?;
@@ -204,22 +206,18 @@ pub fn pretrain(
     while state.step < schedule.total {
         if stop.load(Ordering::SeqCst) {
             log.settle(&mut stepper, &mut state)?;
-            log.sentinel.check_weights(run, config, &state)?;
-            state.save(&run.last(), config)?;
+            log.save(&state)?;
             log.progress.finish();
             return Ok(Ending::Interrupted(state.step));
         }
         let done = stepper.advance(&mut state, config, &schedule)?;
         log.note(&done, &state)?;
-        let end_of_epoch = state.step.is_multiple_of(per_epoch);
-        let every = config.train.checkpoint_every as u64;
-        if end_of_epoch {
+        if state.step.is_multiple_of(per_epoch) {
             log.settle(&mut stepper, &mut state)?;
             log.at_epoch_end(&mut state, online.as_ref())?;
-        } else if every > 0 && state.step.is_multiple_of(every) {
+        } else if log.saving.due(state.step) {
             log.settle(&mut stepper, &mut state)?;
-            log.sentinel.check_weights(run, config, &state)?;
-            state.save(&run.last(), config)?;
+            log.save(&state)?;
         }
     }
     log.progress.finish();
@@ -238,6 +236,7 @@ struct Log<'a> {
     metrics: Metrics,
     progress: Progress,
     sentinel: Sentinel,
+    saving: Saving,
 }
 
 impl Log<'_> {
@@ -257,6 +256,14 @@ impl Log<'_> {
             self.progress.step(&in_words(&done.measured), done.seconds);
             self.metrics.write(&self.line(done, state))?;
         }
+        Ok(())
+    }
+
+    /// Writes `last`, where the weights are worth it.
+    fn save(&mut self, state: &State) -> Result<()> {
+        self.sentinel.check_weights(self.run, self.config, state)?;
+        state.save(&self.run.last(), self.config)?;
+        self.saving.saved();
         Ok(())
     }
 
@@ -319,6 +326,7 @@ impl Log<'_> {
             state.save(&run.best(), config)?;
         }
         state.save(&run.last(), config)?;
+        self.saving.saved();
         if config.train.keep_checkpoints > 0 {
             copy(&run.last(), &run.numbered(state.step))?;
             let all = run.all_numbered();

@@ -87,7 +87,7 @@ impl Config {
     }
 }
 
-fn as_table(config: &Config) -> Table {
+pub(super) fn as_table(config: &Config) -> Table {
     // A struct of plain values always serialises.
     Table::try_from(config).unwrap_or_default()
 }

@@ -6,11 +6,13 @@
 //! name the nearest known one.  Values marked *ours* are not the paper's: its abstract names the parts
 //! (arXiv 2211.06012), not their numbers.
 
+mod compare;
 mod load;
 mod validate;
 
 use serde::{Deserialize, Serialize};
 
+pub use compare::Difference;
 pub use load::ConfigError;
 
 /// How an image becomes `image_size` x `image_size` pixels for evaluation and serving.
@@ -208,8 +210,10 @@ pub struct TrainConfig {
     pub seed: u64,
     /// Arithmetic.
     pub precision: Precision,
-    /// Steps between checkpoints; 0: at the end of each epoch only.
+    /// Steps between checkpoints; 0: at the end of each epoch, and as `checkpoint_minutes` says.
     pub checkpoint_every: usize,
+    /// Longest time between two checkpoints, in minutes; 0: no limit.
+    pub checkpoint_minutes: f64,
     /// How many numbered checkpoints are kept beside `last` and `best`.
     pub keep_checkpoints: usize,
     /// Whether TensorBoard's event files are written beside metrics.jsonl.
@@ -338,6 +342,7 @@ impl Default for Config {
                 seed: 0,
                 precision: Precision::F32,
                 checkpoint_every: 0,
+                checkpoint_minutes: 10.0,
                 keep_checkpoints: 2,
                 tensorboard: false,
             },
@@ -382,11 +387,9 @@ impl EncoderConfig {
 }
 
 impl Config {
-    /// Whether both describe the same pretraining: `[finetune]` and the loggers have no part in it.
+    /// Whether both describe the same pretraining: they compute the same numbers.
     pub fn same_run(&self, other: &Config) -> bool {
-        let mut other = Config { finetune: self.finetune.clone(), ..other.clone() };
-        other.train.tensorboard = self.train.tensorboard;
-        *self == other
+        self.differences(other).is_empty()
     }
 
     /// Keys that the memory bank holds after so many steps: each step brings a batch of them, the oldest go.

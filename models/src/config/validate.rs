@@ -59,6 +59,7 @@ impl Config {
             ("train.weight_decay", self.train.weight_decay, 0.0, f64::MAX),
             ("train.warmup_epochs", self.train.warmup_epochs, 0.0, f64::MAX),
             ("train.clip_norm", self.train.clip_norm, 0.0, f64::MAX),
+            ("train.checkpoint_minutes", self.train.checkpoint_minutes, 0.0, f64::MAX),
             ("evaluate.temperature", self.evaluate.temperature, 1e-3, f64::MAX),
             ("finetune.lr", self.finetune.lr, 0.0, f64::MAX),
             ("finetune.layer_decay", self.finetune.layer_decay, 0.0, 1.0),

@@ -30,6 +30,7 @@ use crate::metrics::Metrics;
 use crate::optimizer::Gradients;
 use crate::progress::Progress;
 use crate::run::Run;
+use crate::saving::Saving;
 use crate::schedule::Schedule;
 use crate::trainer::Ending;
 use crate::views::Batch;
@@ -167,6 +168,7 @@ pub fn tune(place: &Place, config: &Config, data: &Labelled, tuned: &mut Tuned, 
         tuned.step,
     )?;
     let mut progress = Progress::start(&derived, per_epoch, tuned.step);
+    let mut saving = Saving::new(&derived.train);
     while tuned.step < schedule.total {
         if stop.load(Ordering::SeqCst) {
             tuned.save(&place.last(), config)?;
@@ -192,6 +194,10 @@ pub fn tune(place: &Place, config: &Config, data: &Labelled, tuned: &mut Tuned, 
             "grad_norm": norm, "images_per_second": labels.len() as f64 / seconds}))?;
         if tuned.step.is_multiple_of(per_epoch) {
             at_epoch_end(place, config, data, tuned, tuned.step / per_epoch, &mut metrics, &progress)?;
+            saving.saved();
+        } else if saving.due(tuned.step) {
+            tuned.save(&place.last(), config)?;
+            saving.saved();
         }
     }
     progress.finish();

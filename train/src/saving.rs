@@ -1,0 +1,74 @@
+//! When a checkpoint is due between the ends of epochs: after so many steps, or after so much time.
+
+use std::time::{Duration, Instant};
+
+use macrl_models::config::TrainConfig;
+
+/// Remembers when the last checkpoint was written.
+#[derive(Debug)]
+pub struct Saving {
+    /// Steps between two checkpoints; 0: steps do not count.
+    every: u64,
+    /// Longest time between two; `None`: time does not count.
+    patience: Option<Duration>,
+    saved: Instant,
+}
+
+impl Saving {
+    /// As `train.checkpoint_every` and `train.checkpoint_minutes` say; the time counts from now.
+    pub fn new(config: &TrainConfig) -> Self {
+        let minutes = config.checkpoint_minutes;
+        let patience = (minutes > 0.0).then(|| Duration::try_from_secs_f64(60.0 * minutes).ok()).flatten();
+        Saving { every: config.checkpoint_every as u64, patience, saved: Instant::now() }
+    }
+
+    /// Whether the state after `step` steps is to be saved now.
+    pub fn due(&self, step: u64) -> bool {
+        (self.every > 0 && step.is_multiple_of(self.every)) || self.overdue()
+    }
+
+    /// Whether the last checkpoint is as old as it may get.
+    pub fn overdue(&self) -> bool {
+        self.patience.is_some_and(|patience| self.age() >= patience)
+    }
+
+    /// Time since the last checkpoint.
+    pub fn age(&self) -> Duration {
+        self.saved.elapsed()
+    }
+
+    /// A checkpoint has been written.
+    pub fn saved(&mut self) {
+        self.saved = Instant::now();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use macrl_models::config::Config;
+
+    use super::*;
+
+    fn saving(set: &[&str]) -> Saving {
+        let set: Vec<String> = set.iter().map(|s| s.to_string()).collect();
+        Saving::new(&Config::parse("", "test", &set).unwrap().train)
+    }
+
+    #[test]
+    fn without_a_setting_a_checkpoint_is_due_every_ten_minutes() {
+        assert_eq!(saving(&[]).patience, Some(Duration::from_secs(600)));
+        assert!(!saving(&[]).due(7) && !saving(&["train.checkpoint_minutes=0"]).due(7));
+    }
+
+    #[test]
+    fn steps_and_time_make_one_due() {
+        let steps = saving(&["train.checkpoint_every=3"]);
+        assert_eq!((1..=7).filter(|step| steps.due(*step)).collect::<Vec<_>>(), [3, 6]);
+        let mut time = saving(&["train.checkpoint_minutes=0.001"]); // 60 ms
+        std::thread::sleep(Duration::from_millis(70));
+        assert!(time.due(1) && time.overdue());
+        time.patience = Some(Duration::from_secs(60));
+        time.saved();
+        assert!(!time.due(1) && time.age() < Duration::from_secs(60));
+    }
+}

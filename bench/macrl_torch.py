@@ -132,6 +132,33 @@ class Query(nn.Module):
         return queries, 0.5 * (self.reconstruct(z_strong, strong) + self.reconstruct(z_weak, weak))
 
 
+class Muon:
+    """Momentum, orthogonalised by five Newton-Schulz steps in stacks of one shape; qkv as three matrices."""
+
+    def __init__(self, params, train):
+        self.params, self.decay, self.momentum = params, train["weight_decay"], train["muon_momentum"]
+        self.buffers = [torch.zeros_like(p) for p in params]
+
+    @torch.no_grad()
+    def step(self, lr):
+        shapes = {}
+        for p, b in zip(self.params, self.buffers):
+            b.lerp_(p.grad, 1 - self.momentum)
+            u, parts = p.grad.lerp(b, self.momentum), 3 if p.shape[0] == 3 * p.shape[1] else 1
+            for w, g in zip(p.chunk(parts), u.chunk(parts)):
+                shapes.setdefault(w.shape, []).append((w, g))
+        for shape, pairs in shapes.items():
+            x, tall = torch.stack([g for _, g in pairs]), shape[0] > shape[1]
+            x = x.mT if tall else x
+            x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+            for _ in range(5):
+                a = x @ x.mT
+                x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+            x = x.mT if tall else x
+            for (w, _), u in zip(pairs, x):
+                w.mul_(1 - lr * self.decay).add_(u, alpha=-lr * max(1, shape[0] / shape[1]) ** 0.5)
+
+
 class Step:
     """Everything of one optimiser step; the numbers of `macrl-train pretrain` with momentum keys."""
 
@@ -150,7 +177,9 @@ class Step:
         for module in self.query, self.key_encoder, self.key_head:
             module.to(device)
         t = c["train"]
-        matrices = [p for n, p in self.query.named_parameters() if p.ndim > 1 and not n.endswith("token")]
+        is_muons = lambda n, p: t["optimizer"] == "muon" and "blocks." in n and p.ndim == 2
+        self.muon = Muon([p for n, p in self.query.named_parameters() if is_muons(n, p)], t)
+        matrices = [p for n, p in self.query.named_parameters() if p.ndim > 1 and not n.endswith("token") and not is_muons(n, p)]
         others = [p for n, p in self.query.named_parameters() if p.ndim <= 1 or n.endswith("token")]
         groups = [{"params": matrices, "weight_decay": t["weight_decay"]}, {"params": others, "weight_decay": 0.0}]
         self.peak = t["lr"] * t["batch_size"] / 256
@@ -162,8 +191,12 @@ class Step:
         self.followed = [ema[n] for n, _ in self.key_encoder.named_parameters()] + [head[n] for n, _ in self.key_head.named_parameters()]
         self.forward = torch.compile(self.losses, mode=mode) if compiled else self.losses
         flat = load_file(f"{dump}/batches.safetensors", device=device)
-        view = lambda i, v: {k: flat[f"{i}.{v}.{k}"].long() if k == "kept" else flat[f"{i}.{v}.{k}"] for k in ("kept", "patches", "target")}
-        self.batches = [(flat[f"{i}.images"].long(), view(i, "strong"), view(i, "weak")) for i in range(len(flat) // 7)]
+        self.all = torch.arange((c["encoder"]["image_size"] // c["encoder"]["patch_size"]) ** 2, device=device)
+        self.whole = c["contrast"]["key_mask"] == "none"
+        names = ("kept", "patches", "target", "whole")
+        view = lambda i, v: {k: x.long() if k == "kept" else x for k in names if (x := flat.get(f"{i}.{v}.{k}")) is not None}
+        count = sum(name.endswith(".images") for name in flat)
+        self.batches = [(flat[f"{i}.images"].long(), view(i, "strong"), view(i, "weak")) for i in range(count)]
         size = c["contrast"]["bank_size"]
         self.bank = torch.zeros(size, c["projector"]["dim"], device=device)
         self.bank_images = torch.full((size,), -1, device=device)
@@ -177,10 +210,15 @@ class Step:
     def both(self, strong, weak, images, bank, bank_images):
         queries, reconstruction = self.query(strong, weak)
         with torch.no_grad():
-            keys = [self.key_head(self.query.pool(self.key_encoder(v["patches"], v["kept"]))) for v in (weak, strong)[: len(queries)]]
+            keys = [self.key_head(self.query.pool(self.key_encoder(*self.seen_by_keys(v)))) for v in (weak, strong)[: len(queries)]]
         each = [self.contrast(q, k, images, bank, bank_images) for q, k in zip(queries, keys)]
         contrast = sum(each) / len(each)
         return self.c["contrast"]["weight"] * contrast + self.c["reconstruction"]["weight"] * reconstruction, keys[0]
+
+    def seen_by_keys(self, view):
+        if self.whole:
+            return view["whole"], self.all.expand(len(view["whole"]), -1)
+        return view["patches"], view["kept"]
 
     def contrast(self, q, k, images, bank, bank_images):
         logits = torch.cat([q @ k.T, q @ bank.T], 1) / self.c["contrast"]["temperature"]
@@ -196,21 +234,23 @@ class Step:
         total, warmup = 1000 * t["epochs"], 1000 * t["warmup_epochs"]
         at = self.step + 1
         cosine = lambda x: 0.5 * (1 + math.cos(math.pi * x))
-        lr = self.peak * (at / warmup if at < warmup else cosine(max(0.0, self.step - warmup) / (total - warmup)))
-        return lr, 1 - (1 - self.c["contrast"]["momentum"]) * cosine(self.step / total)
+        rate = at / warmup if at < warmup else cosine(max(0.0, self.step - warmup) / (total - warmup))
+        return rate, 1 - (1 - self.c["contrast"]["momentum"]) * cosine(self.step / total)
 
     def run(self, count):
         losses = []
         for i in range(count):
             images, strong, weak = self.batches[i % len(self.batches)]
-            lr, momentum = self.schedule()
+            rate, momentum = self.schedule()
             for group in self.optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = self.peak * rate
             loss, k = self.forward(strong, weak, images, self.bank[: self.filled], self.bank_images[: self.filled])
-            self.optimizer.zero_grad(set_to_none=True)
+            for p in self.parameters:  # the optimiser's zero_grad would leave Muon's
+                p.grad = None
             loss.backward()
             nn.utils.clip_grad_norm_(self.parameters, self.c["train"]["clip_norm"])
             self.optimizer.step()
+            self.muon.step(self.c["train"]["muon_lr"] * rate)
             torch._foreach_lerp_(self.keys, self.followed, 1 - momentum)
             self.push(k, images)
             self.step += 1

@@ -17,11 +17,16 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 TINY4 = "configs/cifar10.toml"
 PINNED = [
     "views.strong.mask_ratio=0.75", "views.weak.mask_ratio=0.25", "reconstruction.loss_on=masked", "contrast.symmetric=false",
+    "contrast.key_mask=view", "train.optimizer=adamw",
 ]
 SHAPES = {
     "ViT-Tiny/4, 32 x 32, batch 64": (TINY4, [*PINNED, "train.batch_size=64", "train.accumulate=1"]),
     "ViT-Tiny/4, 32 x 32, batch 256": (TINY4, [*PINNED, "train.batch_size=256", "train.accumulate=1"]),
     "the demo's, batch 64": ("configs/demo.toml", []),
+    # Without a warm-up: in the first steps of one, Muon would change next to nothing.
+    "4 blocks of 192, Muon, whole keys, batch 64": ("configs/cifar10-cpu.toml", [
+        "train.optimizer=muon", "contrast.key_mask=none", "views.strong.mask_ratio=0.625", "views.weak.mask_ratio=0.625",
+        "train.warmup_epochs=0"]),
 }
 
 

@@ -38,6 +38,32 @@ pub struct Parameter {
     init: Init,
 }
 
+/// A matrix within a [`Group`]'s flat vector, row by row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Matrix {
+    /// Where it lies.
+    pub range: Range<usize>,
+    /// Outputs.
+    pub rows: usize,
+    /// Inputs.
+    pub columns: usize,
+}
+
+impl Parameter {
+    /// The matrices that Muon updates: weights of transformer blocks, the joint one of queries, keys and values as three.
+    /// None for every other parameter.
+    pub fn block_matrices(&self) -> Vec<Matrix> {
+        let (true, [rows, columns]) = (self.name.contains("blocks."), self.shape.as_slice()) else { return Vec::new() };
+        let parts = if self.name.ends_with("attn.qkv.weight") { 3 } else { 1 };
+        let (rows, columns) = (rows / parts, *columns);
+        let part = |i: usize| {
+            let start = self.range.start + i * rows * columns;
+            Matrix { range: start..start + rows * columns, rows, columns }
+        };
+        (0..parts).map(part).collect()
+    }
+}
+
 /// Parameters that share one flat vector.
 #[derive(Debug, Clone)]
 pub struct Group {

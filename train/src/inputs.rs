@@ -13,6 +13,8 @@ use crate::views::{Batch, View};
 pub struct Input {
     /// What the encoder sees.
     pub seen: Seen,
+    /// All patches, where the key branch sees those.
+    pub whole: Option<Seen>,
     /// What the decoder predicts.
     pub target: Target,
 }
@@ -37,9 +39,17 @@ impl Inputs {
         let input = |view: &View| -> Result<Input> {
             let (b, p) = (batch.indices.len(), config.encoder.patch_values());
             let k = view.kept.len() / b.max(1);
-            let patches = Tensor::from_slice(&view.patches, (b, k, p), &Device::Cpu)?;
-            let seen = Seen { patches, kept: Kept::Host(Arc::new(view.kept.clone())) };
-            Ok(Input { seen, target: Target::Host(Arc::new(view.target.clone())) })
+            let seen = |patches: &[f32], k: usize, kept: Vec<u32>| -> Result<Seen> {
+                let patches = Tensor::from_slice(patches, (b, k, p), &Device::Cpu)?;
+                Ok(Seen { patches, kept: Kept::Host(Arc::new(kept)) })
+            };
+            let n = config.encoder.patches();
+            let all = || (0..b).flat_map(|_| 0..n as u32).collect();
+            Ok(Input {
+                seen: seen(&view.patches, k, view.kept.clone())?,
+                whole: (!view.whole.is_empty()).then(|| seen(&view.whole, n, all())).transpose()?,
+                target: Target::Host(Arc::new(view.target.clone())),
+            })
         };
         let images = Images::Host(batch.indices.clone());
         Ok(Inputs { images, strong: input(&batch.strong)?, weak: input(&batch.weak)? })

@@ -15,6 +15,7 @@ pub mod inputs;
 pub mod loader;
 pub mod method;
 pub mod metrics;
+pub mod muon;
 pub mod online;
 pub mod optimizer;
 pub mod progress;

@@ -363,6 +363,27 @@ mod tests {
     }
 
     #[test]
+    fn a_whole_view_is_what_the_encoder_sees_and_the_rest_of_it() {
+        let masked = Loader::new(data(5), &config(), 0).unwrap().next().unwrap();
+        assert!(masked.strong.whole.is_empty() && masked.weak.whole.is_empty());
+        let mut config = config();
+        config.contrast.key_mask = macrl_models::config::KeyMask::None;
+        let batch = Loader::new(data(5), &config, 0).unwrap().next().unwrap();
+        for view in [&batch.strong, &batch.weak] {
+            assert_eq!(view.whole.len(), view.target.len());
+            let k = view.kept.len() / 4;
+            for (i, kept) in view.kept.iter().enumerate() {
+                let whole = &view.whole[(i / k * 4 + *kept as usize) * 48..][..48];
+                assert_eq!(&view.patches[i * 48..][..48], whole);
+            }
+        }
+        assert_eq!((batch.strong.patches, batch.weak.kept), (masked.strong.patches, masked.weak.kept));
+        config.contrast.symmetric = false;
+        let one_way = Loader::new(data(5), &config, 0).unwrap().next().unwrap();
+        assert!(one_way.strong.whole.is_empty() && one_way.weak.whole == batch.weak.whole);
+    }
+
+    #[test]
     fn the_view_as_target_is_what_the_encoder_sees() {
         let mut config = config();
         config.reconstruction.target = macrl_models::config::Target::View;

@@ -4,14 +4,15 @@
 //! Both branches share the decoder's weights.  With the momentum key branch the keys come from a moving average of
 //! encoder and projector, and the weak view passes through the query's encoder as well, since its reconstruction needs
 //! a gradient.  Its pooled feature is then there for a second contrast, of the weak view's queries with the strong view's
-//! keys (`contrast.symmetric`, as in MoCo v3, arXiv 2104.02057); only the weak view's keys enter the bank.
+//! keys (`contrast.symmetric`, as in MoCo v3, arXiv 2104.02057); only the weak view's keys enter the bank.  The key branch
+//! sees the patches that the view's mask keeps, or all of them (`contrast.key_mask`): the queries are masked in any case.
 
 use std::collections::HashMap;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use candle_core::Tensor;
-use macrl_models::config::{Config, KeyBranch, LossOn};
-use macrl_models::ops::tokens::{Comparison, Past, Tokens, contrast};
+use macrl_models::config::{Config, KeyBranch, KeyMask, LossOn};
+use macrl_models::ops::tokens::{Comparison, Past, Seen, Tokens, contrast};
 use macrl_models::ops::update;
 use macrl_models::params::Group;
 use macrl_models::vit::Encoder;
@@ -138,8 +139,9 @@ impl Method {
     /// A batch that does not fit the configuration.
     pub fn losses(&self, inputs: &Inputs) -> Result<Losses> {
         let Inputs { strong, weak, .. } = inputs;
-        let weak_needs_gradient = self.decoder.is_some() || self.key.is_none() || self.config.contrast.symmetric;
-        let seen = if weak_needs_gradient { vec![&strong.seen, &weak.seen] } else { vec![&strong.seen] };
+        let weak_is_key = self.key.is_none() && self.config.contrast.key_mask == KeyMask::View;
+        let both = self.decoder.is_some() || self.config.contrast.symmetric || weak_is_key;
+        let seen = if both { vec![&strong.seen, &weak.seen] } else { vec![&strong.seen] };
         let z = self.encoder.forward(&seen)?;
 
         let mut terms = Vec::new();
@@ -186,13 +188,24 @@ impl Method {
     /// through them.
     fn keys(&self, projector: &Projector, z: &Tokens, inputs: &Inputs) -> Result<Vec<Tensor>> {
         let count = if self.config.contrast.symmetric { 2 } else { 1 };
-        let seen = [&inputs.weak.seen, &inputs.strong.seen];
+        let views = [&inputs.weak, &inputs.strong];
+        let whole = self.config.contrast.key_mask == KeyMask::None;
+        let seen = views[..count].iter().map(|view| self.seen_by_keys(view)).collect::<Result<Vec<_>>>()?;
         let (projector, tokens, views) = match &self.key {
-            Some((encoder, projector)) => (projector, encoder.forward(&seen[..count])?, [0, 1]),
+            Some((encoder, projector)) => (projector, encoder.forward(&seen)?, [0, 1]),
+            None if whole => (projector, self.encoder.clone().map(|group| Ok(group.frozen()))?.forward(&seen)?, [0, 1]),
             None => (projector, z.detach(), [WEAK, STRONG]),
         };
         let key = |view: &usize| Ok(projector.forward(&self.pooled(&tokens, *view)?)?.detach());
         views[..count].iter().map(key).collect()
+    }
+
+    /// What the key branch encodes of a view.
+    fn seen_by_keys<'a>(&self, view: &'a Input) -> Result<&'a Seen> {
+        match self.config.contrast.key_mask {
+            KeyMask::View => Ok(&view.seen),
+            KeyMask::None => view.whole.as_ref().context("the batch has no whole views"),
+        }
     }
 
     fn past(&self) -> Past<'_> {

@@ -1,4 +1,5 @@
-//! AdamW over flat parameter groups, with moments that a checkpoint can hold.
+//! AdamW over flat parameter groups, with moments that a checkpoint can hold; where the configuration says so, [`Muon`]
+//! updates the matrices of the transformer blocks instead.
 //!
 //! Weight decay applies to matrices only: biases, norms and tokens go without.
 
@@ -7,12 +8,14 @@ use std::sync::{Mutex, PoisonError};
 use anyhow::{Result, ensure};
 use candle_core::backprop::GradStore;
 use candle_core::{CpuStorage, InplaceOp2, Layout, Tensor};
-use macrl_models::config::TrainConfig;
+use macrl_models::config::{Optimizer, TrainConfig};
 use macrl_models::ops::graph::with_values;
 use macrl_models::ops::update::{AdamStep, adamw, sum_of_squares};
 use macrl_models::params::{Group, Parameter};
 
 use crate::method::Part;
+use crate::muon::{Direction, Muon};
+use crate::schedule::Rates;
 
 /// Added to the root of the second moment, as in PyTorch.
 pub(crate) const EPS: f32 = 1e-8;
@@ -20,9 +23,9 @@ pub(crate) const EPS: f32 = 1e-8;
 /// First and second moments of one group.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Moments {
-    /// Running mean of the gradient.
+    /// Running mean of the gradient; Muon's momentum where that updates the parameter.
     pub first: Vec<f32>,
-    /// Running mean of its square.
+    /// Running mean of its square; 0 where Muon updates the parameter.
     pub second: Vec<f32>,
 }
 
@@ -35,6 +38,7 @@ pub struct AdamW {
     pub step: u64,
     betas: [f64; 2],
     weight_decay: f64,
+    muon: Option<Muon>,
 }
 
 /// Gradients of all groups in order; `None`: no gradient reached the group.
@@ -132,6 +136,7 @@ impl AdamW {
             step: 0,
             betas: config.betas,
             weight_decay: config.weight_decay,
+            muon: (config.optimizer == Optimizer::Muon).then(|| Muon::new(config)),
         }
     }
 
@@ -139,11 +144,19 @@ impl AdamW {
     ///
     /// # Errors
     /// Another number of groups than at the start.
-    pub fn update(&mut self, groups: &[(Part, &Group)], gradients: &Gradients, lr: f64, scale: f64) -> Result<()> {
-        self.update_with(groups, gradients, &vec![lr; groups.len()], scale)
+    pub fn update(&mut self, groups: &[(Part, &Group)], gradients: &Gradients, rates: Rates, scale: f64) -> Result<()> {
+        let directions = Mutex::default();
+        self.adamw(groups, gradients, &vec![rates.adamw; groups.len()], scale, &directions)?;
+        match &self.muon {
+            Some(muon) => {
+                let directions = directions.into_inner().unwrap_or_else(PoisonError::into_inner);
+                muon.finish(groups, directions, rates.muon)
+            }
+            None => Ok(()),
+        }
     }
 
-    /// [`AdamW::update`] with a learning rate for each group.
+    /// AdamW with a learning rate for each group, on every parameter: fine-tuning has no Muon.
     ///
     /// # Errors
     /// Another number of groups, or of learning rates, than at the start.
@@ -153,6 +166,19 @@ impl AdamW {
         gradients: &Gradients,
         rates: &[f64],
         scale: f64,
+    ) -> Result<()> {
+        ensure!(self.muon.is_none(), "Muon has one learning rate for all layers");
+        self.adamw(groups, gradients, rates, scale, &Mutex::default())
+    }
+
+    /// AdamW's step; where Muon has a share in it, its momenta are updated and `directions` get what they give.
+    fn adamw(
+        &mut self,
+        groups: &[(Part, &Group)],
+        gradients: &Gradients,
+        rates: &[f64],
+        scale: f64,
+        directions: &Mutex<Vec<Direction>>,
     ) -> Result<()> {
         let expected = self.moments.len();
         ensure!(
@@ -171,11 +197,12 @@ impl AdamW {
             corrections: self.betas.map(|b| power(b) as f32),
             gradient_scale: scale as f32,
         };
-        let moments = rates.iter().zip(&mut self.moments);
-        for (((_, group), gradient), (lr, moments)) in groups.iter().zip(&gradients.0).zip(moments) {
+        let moments = rates.iter().zip(&mut self.moments).enumerate();
+        for (((_, group), gradient), (index, (lr, moments))) in groups.iter().zip(&gradients.0).zip(moments) {
             if let Some(gradient) = gradient {
                 let step = AdamStep { lr: *lr as f32, ..step };
-                let update = Update { step, parameters: group.parameters(), moments: Mutex::new(moments) };
+                let muon = self.muon.as_ref().map(|muon| (muon, index, directions));
+                let update = Update { step, parameters: group.parameters(), moments: Mutex::new(moments), muon };
                 group.values().inplace_op2(gradient, &update)?;
             }
         }
@@ -187,6 +214,8 @@ struct Update<'a> {
     step: AdamStep,
     parameters: &'a [Parameter],
     moments: Mutex<&'a mut Moments>,
+    /// With the group's number.
+    muon: Option<(&'a Muon, usize, &'a Mutex<Vec<Direction>>)>,
 }
 
 impl InplaceOp2 for Update<'_> {
@@ -199,6 +228,13 @@ impl InplaceOp2 for Update<'_> {
         let mut moments = self.moments.lock().unwrap_or_else(PoisonError::into_inner);
         let Moments { first, second } = &mut **moments;
         for parameter in self.parameters {
+            if let Some((muon, group, directions)) = self.muon {
+                let found = muon.directions(group, parameter, g, first, self.step.gradient_scale);
+                if !found.is_empty() {
+                    directions.lock().unwrap_or_else(PoisonError::into_inner).extend(found);
+                    continue;
+                }
+            }
             let at = parameter.range.clone();
             let step =
                 AdamStep { weight_decay: if parameter.decay { self.step.weight_decay } else { 0.0 }, ..self.step };

@@ -11,7 +11,17 @@ pub struct Schedule {
     pub total: u64,
     warmup: f64,
     lr: f64,
+    muon_lr: f64,
     momentum: f64,
+}
+
+/// Learning rates of a step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Rates {
+    /// AdamW's.
+    pub adamw: f64,
+    /// Muon's; without meaning where no parameter is Muon's.
+    pub muon: f64,
 }
 
 impl Schedule {
@@ -21,18 +31,28 @@ impl Schedule {
             total: steps_per_epoch * config.train.epochs as u64,
             warmup: config.train.warmup_epochs * steps_per_epoch as f64,
             lr: config.train.absolute_lr(),
+            muon_lr: config.train.muon_lr,
             momentum: config.contrast.momentum,
         }
     }
 
-    /// Learning rate of a step (counted from 0): linear warm-up, then half a cosine down to 0.
+    /// AdamW's learning rate of a step (counted from 0): linear warm-up, then half a cosine down to 0.
     pub fn lr(&self, step: u64) -> f64 {
+        self.rates(step).adamw
+    }
+
+    /// Both learning rates of a step, along the same curve.
+    pub fn rates(&self, step: u64) -> Rates {
+        Rates { adamw: self.along(self.lr, step), muon: self.along(self.muon_lr, step) }
+    }
+
+    fn along(&self, peak: f64, step: u64) -> f64 {
         let at = step as f64 + 1.0;
         if at < self.warmup {
-            return self.lr * at / self.warmup;
+            return peak * at / self.warmup;
         }
         let rest = (self.total as f64 - self.warmup).max(1.0);
-        self.lr * half_cosine((step as f64 - self.warmup).max(0.0) / rest)
+        peak * half_cosine((step as f64 - self.warmup).max(0.0) / rest)
     }
 
     /// Momentum of the key branch at a step: from its start to 1 along half a cosine (as BYOL, arXiv 2006.07733).
@@ -57,12 +77,15 @@ mod tests {
         config.train.warmup_epochs = 2.0;
         config.train.batch_size = 256;
         config.train.lr = 1.0;
+        config.train.muon_lr = 0.02;
         config.contrast.momentum = 0.9;
         let schedule = Schedule::new(&config, 100);
         assert_eq!(schedule.lr(0), 1.0 / 200.0);
         assert_eq!(schedule.lr(199), 1.0);
         assert!((schedule.lr(600) - 0.5).abs() < 1e-9);
         assert!(schedule.lr(999) < 1e-5);
+        assert_eq!(schedule.rates(199), Rates { adamw: 1.0, muon: 0.02 });
+        assert!((schedule.rates(600).muon - 0.01).abs() < 1e-9);
         assert!((schedule.momentum(0) - 0.9).abs() < 1e-12);
         assert!((schedule.momentum(1000) - 1.0).abs() < 1e-12);
     }

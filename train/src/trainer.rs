@@ -129,7 +129,7 @@ pub fn step(state: &mut State, batch: &Batch, config: &Config, schedule: &Schedu
     let clip = config.train.clip_norm;
     let scale = if clip > 0.0 && norm > clip { clip / norm } else { 1.0 };
     let share = 1.0 / config.train.accumulate as f64;
-    state.optimizer.update(&state.method.trainable(), &gradients, schedule.lr(state.step), scale * share)?;
+    state.optimizer.update(&state.method.trainable(), &gradients, schedule.rates(state.step), scale * share)?;
     state.method.follow(schedule.momentum(state.step) as f32)?;
     state.method.bank.push(&keys, &batch.indices);
     state.step += 1;
@@ -157,13 +157,11 @@ pub(crate) fn split(batch: &Batch, parts: usize) -> Vec<Batch> {
     if parts <= 1 {
         return vec![batch.clone()];
     }
-    let cut = |view: &View, i: usize| {
-        let (kept, patches, target) = (view.kept.len() / parts, view.patches.len() / parts, view.target.len() / parts);
-        View {
-            kept: view.kept[i * kept..(i + 1) * kept].to_vec(),
-            patches: view.patches[i * patches..(i + 1) * patches].to_vec(),
-            target: view.target[i * target..(i + 1) * target].to_vec(),
-        }
+    let cut = |view: &View, i: usize| View {
+        kept: part_of(&view.kept, i, parts),
+        patches: part_of(&view.patches, i, parts),
+        whole: part_of(&view.whole, i, parts),
+        target: part_of(&view.target, i, parts),
     };
     let size = batch.indices.len() / parts;
     let part = |i: usize| Batch {
@@ -172,6 +170,11 @@ pub(crate) fn split(batch: &Batch, parts: usize) -> Vec<Batch> {
         weak: cut(&batch.weak, i),
     };
     (0..parts).map(part).collect()
+}
+
+fn part_of<T: Clone>(values: &[T], i: usize, parts: usize) -> Vec<T> {
+    let size = values.len() / parts;
+    values[i * size..(i + 1) * size].to_vec()
 }
 
 /// Trains until the last epoch or until `stop` is set.

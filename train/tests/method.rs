@@ -57,9 +57,10 @@ fn train(state: &mut State, config: &Config, steps: std::ops::Range<u64>) {
 
 #[test]
 fn every_trainable_tensor_receives_a_gradient_in_both_key_modes() {
-    for pooling in ["evaluate.pooling=cls", "evaluate.pooling=mean"] {
+    let masks = ["contrast.key_mask=view", "contrast.key_mask=none"];
+    for (pooling, mask) in ["evaluate.pooling=cls", "evaluate.pooling=mean"].into_iter().zip(masks) {
         for branch in ["contrast.key_branch=shared", "contrast.key_branch=momentum"] {
-            let config = config(&[branch, pooling]);
+            let config = config(&[branch, pooling, mask, "train.optimizer=muon"]);
             let mut state = State::init(&config).unwrap();
             train(&mut state, &config, 0..2); // so that the bank holds keys
             let losses =
@@ -71,7 +72,7 @@ fn every_trainable_tensor_receives_a_gradient_in_both_key_modes() {
                 let gradient = gradient.as_ref().unwrap().to_vec1::<f32>().unwrap();
                 for parameter in group.parameters() {
                     let largest = gradient[parameter.range.clone()].iter().fold(0f32, |m, g| m.max(g.abs()));
-                    assert!(largest > 0.0, "{} gets no gradient ({branch}, {pooling})", parameter.name);
+                    assert!(largest > 0.0, "{} gets no gradient ({branch}, {pooling}, {mask})", parameter.name);
                 }
             }
         }
@@ -100,8 +101,9 @@ fn the_key_branch_moves_by_its_average_alone() {
 
 #[test]
 fn a_run_resumed_from_its_checkpoint_equals_an_uninterrupted_one_bit_for_bit() {
-    for branch in ["contrast.key_branch=shared", "contrast.key_branch=momentum"] {
-        let config = config(&[branch]);
+    let muon = ["train.optimizer=muon", "contrast.key_mask=none", "train.accumulate=2"];
+    for more in [&["contrast.key_branch=shared"][..], &["contrast.key_branch=momentum"], &muon] {
+        let config = config(more);
         let mut whole = State::init(&config).unwrap();
         train(&mut whole, &config, 0..7);
         let mut first = State::init(&config).unwrap();
@@ -120,26 +122,52 @@ fn a_run_resumed_from_its_checkpoint_equals_an_uninterrupted_one_bit_for_bit() {
 
 #[test]
 fn a_batch_in_parts_gives_the_gradient_of_the_whole() {
-    // Without contrast, whose negatives within the batch depend on its size.
-    let whole = config(&["contrast.weight=0"]);
-    let parts = config(&["contrast.weight=0", "train.accumulate=4"]);
-    let (mut a, mut b) = (State::init(&whole).unwrap(), State::init(&parts).unwrap());
-    train(&mut a, &whole, 0..1);
-    train(&mut b, &parts, 0..1);
-    let moments = a.optimizer.moments.iter().zip(&b.optimizer.moments);
-    let pairs = moments.flat_map(|(a, b)| a.first.iter().zip(&b.first));
-    let largest = pairs.fold(0f32, |m, (a, b)| m.max((a - b).abs()));
-    assert!(largest < 1e-6, "{largest}");
+    for optimizer in ["train.optimizer=adamw", "train.optimizer=muon"] {
+        // Without contrast, whose negatives within the batch depend on its size.
+        let whole = config(&["contrast.weight=0", optimizer]);
+        let parts = config(&["contrast.weight=0", optimizer, "train.accumulate=4"]);
+        let (mut a, mut b) = (State::init(&whole).unwrap(), State::init(&parts).unwrap());
+        train(&mut a, &whole, 0..1);
+        train(&mut b, &parts, 0..1);
+        let moments = a.optimizer.moments.iter().zip(&b.optimizer.moments);
+        let pairs = moments.flat_map(|(a, b)| a.first.iter().zip(&b.first));
+        let largest = pairs.fold(0f32, |m, (a, b)| m.max((a - b).abs()));
+        assert!(largest < 1e-6, "{optimizer}: {largest}");
+    }
+}
+
+#[test]
+fn whole_keys_are_those_of_views_without_a_mask_whatever_the_queries_see() {
+    for branch in ["contrast.key_branch=shared", "contrast.key_branch=momentum"] {
+        for symmetric in ["contrast.symmetric=false", "contrast.symmetric=true"] {
+            let keys_and_loss = |mask: &str, ratio: f64| {
+                let ratios = ["strong", "weak"].map(|view| format!("views.{view}.mask_ratio={ratio}"));
+                let config = config(&[branch, symmetric, mask, &ratios[0], &ratios[1]]);
+                let state = State::init(&config).unwrap();
+                let inputs = Inputs::new(&batches(&config).make(0).unwrap(), &config).unwrap();
+                let losses = state.method.losses(&inputs).unwrap();
+                let contrast = losses.contrast.unwrap().to_vec1::<f32>().unwrap();
+                (losses.keys.unwrap().to_vec2::<f32>().unwrap(), contrast)
+            };
+            let unmasked = keys_and_loss("contrast.key_mask=view", 0.0);
+            // Crop, flip and colour are drawn before the mask: the pixels are the same ones.
+            assert_eq!(keys_and_loss("contrast.key_mask=none", 0.0), unmasked, "{branch} {symmetric}");
+            let masked = keys_and_loss("contrast.key_mask=none", 0.625);
+            assert_eq!(masked.0, unmasked.0, "{branch} {symmetric}");
+            assert_ne!(masked.1, unmasked.1, "queries see 6 of 16 patches");
+            assert_ne!(keys_and_loss("contrast.key_mask=view", 0.625).0, unmasked.0, "{branch} {symmetric}");
+        }
+    }
 }
 
 #[test]
 fn losses_of_a_batch_in_parts_are_means_over_its_parts() {
-    let parts = config(&["train.accumulate=4"]);
+    let parts = config(&["train.accumulate=4", "contrast.key_mask=none"]);
     let state = State::init(&parts).unwrap();
     let batch = batches(&parts).make(0).unwrap();
     let measured = compute(&state, &batch, &parts).unwrap().measured;
     // The same parts one by one: batches of 2 of the same order, so the same images and views.
-    let two = config(&["train.batch_size=2"]);
+    let two = config(&["train.batch_size=2", "contrast.key_mask=none"]);
     let source = batches(&two);
     let mut sums = [0f64; 5];
     for i in 0..4 {
@@ -157,12 +185,13 @@ fn losses_of_a_batch_in_parts_are_means_over_its_parts() {
 
 #[test]
 fn a_symmetric_contrast_is_the_mean_of_both_ways() {
-    for branch in ["contrast.key_branch=shared", "contrast.key_branch=momentum"] {
-        let one_way = config(&[branch, "reconstruction.weight=0", "contrast.symmetric=false"]);
-        let both_ways = config(&[branch, "reconstruction.weight=0", "contrast.symmetric=true"]);
+    let modes = ["contrast.key_branch=shared", "contrast.key_branch=momentum", "contrast.key_mask=none"];
+    for mode in modes {
+        let one_way = config(&[mode, "reconstruction.weight=0", "contrast.symmetric=false"]);
+        let both_ways = config(&[mode, "reconstruction.weight=0", "contrast.symmetric=true"]);
         let mut trained = State::init(&one_way).unwrap();
         train(&mut trained, &one_way, 0..8);
-        let inputs = Inputs::new(&batches(&one_way).make(8).unwrap(), &one_way).unwrap();
+        let inputs = Inputs::new(&batches(&both_ways).make(8).unwrap(), &both_ways).unwrap();
         let swapped = Inputs { strong: inputs.weak.clone(), weak: inputs.strong.clone(), ..inputs.clone() };
         let contrast = |config: &Config, inputs: &Inputs| {
             let dir = tempfile::tempdir().unwrap();

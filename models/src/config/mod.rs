@@ -1,79 +1,22 @@
 //! One run's configuration: TOML file and `--set` overrides -> one validated, immutable [`Config`].
 //!
-//! The keys and their defaults are here, reading is in `load.rs`, what values may be in `validate.rs`.
+//! The keys and their defaults are here, named values in `choices.rs`, reading in `load.rs`, what values may be in
+//! `validate.rs`.
 //!
 //! Every key has a default here, so a file in `configs/` holds only what it changes.  Unknown keys are errors that
 //! name the nearest known one.  Values marked *ours* are not the paper's: its abstract names the parts
 //! (arXiv 2211.06012), not their numbers.
 
+mod choices;
 mod compare;
 mod load;
 mod validate;
 
 use serde::{Deserialize, Serialize};
 
+pub use choices::{Fit, KeyBranch, KeyMask, LossOn, Optimizer, Pooling, Precision, Target};
 pub use compare::Difference;
 pub use load::ConfigError;
-
-/// How an image becomes `image_size` x `image_size` pixels for evaluation and serving.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Fit {
-    /// Shortest edge to `image_size` (antialiased), then the centre square.
-    Resize,
-    /// An image that is no larger than `image_size` is centred on black; a larger one is resized as above.
-    Pad,
-}
-
-/// Where keys come from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum KeyBranch {
-    /// The query network itself, gradient stopped.
-    Shared,
-    /// An exponential moving average of the query network.
-    Momentum,
-}
-
-/// What the decoders predict.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Target {
-    /// The view after its geometry and before its photometric corruption.
-    Clean,
-    /// The view as the encoder sees it.
-    View,
-}
-
-/// Which patches the reconstruction loss is taken on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LossOn {
-    /// Those that were removed.
-    Masked,
-    /// All of them.
-    All,
-}
-
-/// What stands for an image among its tokens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Pooling {
-    /// The class token.
-    Cls,
-    /// The mean of the patch tokens.
-    Mean,
-}
-
-/// Arithmetic of the training step.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Precision {
-    /// 32-bit throughout.
-    F32,
-    /// bfloat16 activations, 32-bit master weights (CUDA only).
-    Bf16,
-}
 
 /// `[data]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -172,6 +115,8 @@ pub struct ContrastConfig {
     pub symmetric: bool,
     /// Where keys come from.
     pub key_branch: KeyBranch,
+    /// What the key branch sees of a view.
+    pub key_mask: KeyMask,
     /// Moving average's momentum at the start; it rises to 1 along a half cosine.
     pub momentum: f64,
 }
@@ -196,11 +141,17 @@ pub struct TrainConfig {
     pub batch_size: usize,
     /// A step's batch is processed in so many equal parts whose gradients are added up (1: at once).
     pub accumulate: usize,
-    /// Learning rate for a batch of 256; see [`TrainConfig::absolute_lr`].
+    /// What updates the matrices of the transformer blocks.
+    pub optimizer: Optimizer,
+    /// AdamW's learning rate for a batch of 256; see [`TrainConfig::absolute_lr`].
     pub lr: f64,
     /// AdamW's betas.
     pub betas: [f64; 2],
-    /// Decoupled weight decay, on matrices only.
+    /// Muon's learning rate at the peak, whatever the batch; it follows the same schedule.
+    pub muon_lr: f64,
+    /// Share of Muon's momentum that a step keeps.
+    pub muon_momentum: f64,
+    /// Decoupled weight decay, on matrices only; with either optimiser.
     pub weight_decay: f64,
     /// Linear warm-up, in epochs (fractions allowed).
     pub warmup_epochs: f64,
@@ -327,6 +278,7 @@ impl Default for Config {
                 batch_negatives: true,
                 symmetric: true,
                 key_branch: KeyBranch::Momentum,
+                key_mask: KeyMask::View,
                 momentum: 0.99,
             },
             reconstruction: ReconstructionConfig { weight: 1.0, target: Target::Clean, loss_on: LossOn::All },
@@ -334,8 +286,11 @@ impl Default for Config {
                 epochs: 100,
                 batch_size: 256,
                 accumulate: 1,
+                optimizer: Optimizer::Adamw,
                 lr: 1.5e-4,
                 betas: [0.9, 0.95],
+                muon_lr: 0.02,
+                muon_momentum: 0.95,
                 weight_decay: 0.05,
                 warmup_epochs: 5.0,
                 clip_norm: 1.0,

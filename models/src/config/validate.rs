@@ -56,6 +56,7 @@ impl Config {
             ("contrast.momentum", self.contrast.momentum, 0.0, 1.0),
             ("reconstruction.weight", self.reconstruction.weight, 0.0, f64::MAX),
             ("train.lr", self.train.lr, 0.0, f64::MAX),
+            ("train.muon_lr", self.train.muon_lr, 0.0, f64::MAX),
             ("train.weight_decay", self.train.weight_decay, 0.0, f64::MAX),
             ("train.warmup_epochs", self.train.warmup_epochs, 0.0, f64::MAX),
             ("train.clip_norm", self.train.clip_norm, 0.0, f64::MAX),
@@ -76,6 +77,8 @@ impl Config {
                 require((0.0..1.0).contains(&beta), key, "must be in [0, 1)", beta)?;
             }
         }
+        let momentum = self.train.muon_momentum;
+        require((0.0..1.0).contains(&momentum), "train.muon_momentum", "must be in [0, 1)", momentum)?;
         require(
             self.contrast.weight > 0.0 || self.reconstruction.weight > 0.0,
             "contrast.weight",

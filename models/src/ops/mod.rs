@@ -1,7 +1,7 @@
 //! Fused operators of the network, each with its forward and its backward pass in one place.
 //!
 //! The arithmetic works on plain row-major `f32` slices ([`linear`], [`layer_norm`], [`activation`], [`attention`],
-//! [`block`], [`l1`], [`info_nce`], [`update`]); [`graph`] wraps what the network calls as Candle operators, so
+//! [`block`], [`l1`], [`info_nce`], [`update`], [`muon`]); [`graph`] wraps what the network calls as Candle operators, so
 //! that Candle's `backward` drives them.  One transformer block is one operator: Candle adds a zero-fill and an
 //! addition to every edge of the gradient graph, and a coarse graph has few edges.  [`tokens`] is what the network
 //! calls: it chooses between these and the GPU's operators.
@@ -19,6 +19,7 @@ pub mod l1;
 pub mod layer_norm;
 pub mod linear;
 pub mod matmul;
+pub mod muon;
 pub mod simd;
 pub mod tokens;
 pub mod update;

@@ -37,11 +37,14 @@ pub(crate) fn write(dir: &Path, config: &Config, state: &State, batches: &[Batch
     for (i, batch) in batches.iter().enumerate() {
         tensors.push((format!("{i}.images"), Tensor::from_slice(&batch.indices, size, &Device::Cpu)?));
         for (name, view) in [("strong", &batch.strong), ("weak", &batch.weak)] {
-            let View { kept, patches, target } = view;
+            let View { kept, patches, whole, target } = view;
             let p = config.encoder.patch_values();
             let (k, n) = (kept.len() / size, config.encoder.patches());
             tensors.push((format!("{i}.{name}.kept"), Tensor::from_slice(kept, (size, k), &Device::Cpu)?));
             tensors.push((format!("{i}.{name}.patches"), Tensor::from_slice(patches, (size, k, p), &Device::Cpu)?));
+            if !whole.is_empty() {
+                tensors.push((format!("{i}.{name}.whole"), Tensor::from_slice(whole, (size, n, p), &Device::Cpu)?));
+            }
             tensors.push((format!("{i}.{name}.target"), Tensor::from_slice(target, (size, n, p), &Device::Cpu)?));
         }
     }

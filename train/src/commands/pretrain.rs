@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use macrl_models::atomic;
-use macrl_models::config::{Config, Precision};
+use macrl_models::config::{Config, Optimizer, Precision};
 use macrl_models::device;
 use macrl_models::runtime::Device as Choice;
 
@@ -66,8 +66,12 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     atomic::write_file(&run.config(), config.to_toml().as_bytes()).context("cannot write config.toml")?;
     let absolute = dir.canonicalize().unwrap_or(dir);
     atomic::write_file(&run.data(), absolute.display().to_string().as_bytes()).context("cannot write data.txt")?;
+    let muon = match config.train.optimizer {
+        Optimizer::Muon => format!(", of Muon {:.2e}", config.train.muon_lr),
+        Optimizer::Adamw => String::new(),
+    };
     eprintln!(
-        "run: {}; {named}, {} threads; batch {}, peak learning rate {:.2e} (train.lr x batch / 256)",
+        "run: {}; {named}, {} threads; batch {}, peak learning rate {:.2e} (train.lr x batch / 256){muon}",
         run.dir().display(),
         rayon::current_num_threads(),
         config.train.batch_size,

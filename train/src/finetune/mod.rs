@@ -17,7 +17,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::Tensor;
-use macrl_models::config::{Config, TrainConfig};
+use macrl_models::config::{Config, KeyMask, Optimizer, TrainConfig};
 use macrl_models::preprocess::Preprocess;
 use serde_json::json;
 
@@ -110,6 +110,7 @@ pub fn tuning(config: &Config) -> Config {
         epochs: f.epochs,
         batch_size: f.batch_size,
         accumulate: 1,
+        optimizer: Optimizer::Adamw,
         lr: f.lr,
         betas: f.betas,
         weight_decay: f.weight_decay,
@@ -119,6 +120,7 @@ pub fn tuning(config: &Config) -> Config {
     };
     let mut tuning = Config { train, ..config.clone() };
     tuning.views.weak.mask_ratio = 0.0;
+    tuning.contrast.key_mask = KeyMask::View; // there is no key branch that would need whole views
     tuning
 }
 

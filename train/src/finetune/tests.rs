@@ -139,3 +139,17 @@ fn every_parameter_receives_a_gradient_and_nonsense_changes_nothing() {
     let (loss, _) = step(&mut tuned, batch, &labels, &config, 0.1).unwrap();
     assert!(loss.is_nan() && tuned.step == 0 && weights(&tuned) == before);
 }
+
+#[test]
+fn the_optimiser_and_the_keys_of_pretraining_have_no_part_in_it() {
+    let after_a_step = |more: &[&str]| {
+        let config = config(more);
+        let (mut tuned, data) = (fresh(&config), labelled(&config));
+        let batch = Batches::weak_only(data.train.clone(), &tuning(&config)).unwrap().make(0).unwrap();
+        assert!(batch.weak.whole.is_empty());
+        step(&mut tuned, batch, &[0, 1, 0, 1, 0, 1, 0, 1], &config, 0.1).unwrap();
+        assert_eq!(tuned.step, 1);
+        weights(&tuned)
+    };
+    assert_eq!(after_a_step(&["train.optimizer=muon", "contrast.key_mask=none"]), after_a_step(&[]));
+}

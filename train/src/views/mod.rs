@@ -15,7 +15,7 @@ pub mod random;
 mod parity;
 
 use image::RgbImage;
-use macrl_models::config::{Config, Target, ViewConfig};
+use macrl_models::config::{Config, KeyMask, Target, ViewConfig};
 
 use draw::Draws;
 use patchify::Patchify;
@@ -28,6 +28,8 @@ pub struct View {
     pub kept: Vec<u32>,
     /// (B, K, P) normalised pixels that the encoder sees.
     pub patches: Vec<f32>,
+    /// (B, N, P) the same of all patches, for the key branch; empty where that sees the kept ones.
+    pub whole: Vec<f32>,
     /// (B, N, P) normalised reconstruction target: the view after its geometry (`clean`) or as the encoder sees it
     /// (`view`).
     pub target: Vec<f32>,
@@ -53,6 +55,7 @@ pub struct Recipe {
     patchify: Patchify,
     patches: usize,
     kept: usize,
+    whole: bool,
     target: Target,
 }
 
@@ -71,6 +74,8 @@ pub struct Slot<'a> {
     pub kept: &'a mut [u32],
     /// (K, P)
     pub patches: &'a mut [f32],
+    /// (N, P), or empty
+    pub whole: &'a mut [f32],
     /// (N, P)
     pub target: &'a mut [f32],
 }
@@ -78,15 +83,17 @@ pub struct Slot<'a> {
 impl Recipe {
     /// The strong branch of a run.
     pub fn strong(config: &Config) -> Self {
-        Recipe::new(config, &config.views.strong, Stream::Strong)
+        let keys = config.contrast.symmetric;
+        Recipe::new(config, &config.views.strong, Stream::Strong, keys)
     }
 
     /// The weak branch of a run.
     pub fn weak(config: &Config) -> Self {
-        Recipe::new(config, &config.views.weak, Stream::Weak)
+        Recipe::new(config, &config.views.weak, Stream::Weak, true)
     }
 
-    fn new(config: &Config, view: &ViewConfig, stream: Stream) -> Self {
+    /// `keys`: whether this branch's views are keys, not only queries.
+    fn new(config: &Config, view: &ViewConfig, stream: Stream, keys: bool) -> Self {
         let std = config.data.std;
         let mean = config.data.mean;
         Recipe {
@@ -101,6 +108,7 @@ impl Recipe {
             },
             patches: config.encoder.patches(),
             kept: config.encoder.kept(view.mask_ratio),
+            whole: keys && config.contrast.weight > 0.0 && config.contrast.key_mask == KeyMask::None,
             target: config.reconstruction.target,
         }
     }
@@ -110,12 +118,18 @@ impl Recipe {
         self.kept
     }
 
+    /// Whether the key branch sees all patches of this branch's views.
+    pub fn has_whole(&self) -> bool {
+        self.whole
+    }
+
     /// Room for `batch` images.
     pub fn room(&self, batch: usize) -> View {
         let values = self.patchify.values();
         View {
             kept: vec![0; batch * self.kept],
             patches: vec![0.0; batch * self.kept * values],
+            whole: vec![0.0; if self.whole { batch * self.patches * values } else { 0 }],
             target: vec![0.0; batch * self.patches * values],
         }
     }
@@ -126,7 +140,9 @@ impl Recipe {
         let kept = view.kept.chunks_exact_mut(self.kept);
         let patches = view.patches.chunks_exact_mut(self.kept * values);
         let target = view.target.chunks_exact_mut(self.patches * values);
-        kept.zip(patches).zip(target).map(|((kept, patches), target)| Slot { kept, patches, target }).collect()
+        let mut whole = view.whole.chunks_exact_mut(self.patches * values);
+        let slot = |((kept, patches), target)| Slot { kept, patches, whole: whole.next().unwrap_or_default(), target };
+        kept.zip(patches).zip(target).map(slot).collect()
     }
 
     /// Draws and makes the view that image `index` has in `epoch`.
@@ -167,7 +183,10 @@ impl Recipe {
         }
         corrupt(&mut scratch.planes, size, draws, &mut scratch.blur);
         if self.target == Target::View {
-            self.patchify.write(&scratch.planes, all, slot.target);
+            self.patchify.write(&scratch.planes, all.clone(), slot.target);
+        }
+        if self.whole {
+            self.patchify.write(&scratch.planes, all, slot.whole);
         }
         self.patchify.write(&scratch.planes, slot.kept.iter().copied(), slot.patches);
     }

@@ -218,6 +218,8 @@ struct Layout {
     int type;
     uint64_t rows, columns;
     int64_t ld;
+    int count = 1;      // matrices
+    int64_t offset = 0; // from one to the next
 };
 Status cublasLtCreate(void** h) { *h = (void*)8; OK; }
 Status cublasLtDestroy(void*) { OK; }
@@ -238,6 +240,15 @@ Status cublasLtMatrixLayoutCreate(void** l, int type, uint64_t rows, uint64_t co
     *l = new Layout{type, rows, columns, ld};
     OK;
 }
+Status cublasLtMatrixLayoutSetAttribute(void* l, int attribute, const void* value, size_t n) {
+    auto* to = static_cast<Layout*>(l);
+    switch (attribute) {
+    case 5: memcpy(&to->count, value, n); break;
+    case 6: memcpy(&to->offset, value, n); break;
+    default: return 7;
+    }
+    OK;
+}
 Status cublasLtMatrixLayoutDestroy(void* l) { delete static_cast<Layout*>(l); OK; }
 Status cublasLtMatmulPreferenceCreate(void** p) { *p = (void*)9; OK; }
 Status cublasLtMatmulPreferenceDestroy(void*) { OK; }
@@ -253,6 +264,11 @@ namespace {
 const int F32 = 0, BF16 = 14, BIAS = 4;
 float value(const void* p, int type, size_t i) {
     return type == F32 ? static_cast<const float*>(p)[i] : up(static_cast<const bf16*>(p)[i]);
+}
+// Matrix i of a stack.
+template <class P> P* nth(P* p, const Layout& l, int i) {
+    typedef std::conditional_t<std::is_const_v<P>, const char, char> Byte;
+    return static_cast<Byte*>(p) + i * l.offset * (l.type == F32 ? 4 : 2);
 }
 // op(X) as (rows, columns), row by row.
 std::vector<float> taken(const void* p, const Layout& l, bool transposed, size_t rows, size_t columns) {
@@ -298,6 +314,9 @@ extern "C" Status cublasLtMatmul(void*, void* d, const void* alpha, const void* 
     auto descriptor = *static_cast<Descriptor*>(d);
     auto A = *static_cast<Layout*>(la), B = *static_cast<Layout*>(lb), O = *static_cast<Layout*>(ld);
     float s = *static_cast<const float*>(alpha), t = *static_cast<const float*>(beta);
-    queue("matrix product", [=] { product(descriptor, s, a, A, b, B, t, c, out, O); });
+    queue("matrix product", [=] {
+        for (int i = 0; i < O.count; i++)
+            product(descriptor, s, nth(a, A, i), A, nth(b, B, i), B, t, nth(c, O, i), nth(out, O, i), O);
+    });
     return 0;
 }

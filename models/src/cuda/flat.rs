@@ -11,14 +11,18 @@ use candle_core::{DType, Device, Result, Tensor};
 
 use super::engine::{Engine, Real, launch};
 use super::memory::{address, address_or_null};
+use super::muon::{Call, Muon};
 use crate::ops::graph::with_values;
-use crate::params::{Group, OnDevice};
+use crate::params::{Group, Matrix, OnDevice};
 
 /// 256 bytes in bfloat16: what matrix products like best.
 const ALIGN: usize = 128;
 /// Blocks of the two passes over all parameters.
 const BLOCKS: u32 = 512;
 const THREADS: u32 = 256;
+
+/// `MUONS` in `update.cuh`.
+const MUONS: u8 = 2;
 
 /// Numbers of a step as the device's ring holds them; see `update.cuh`.
 pub const SLOT: usize = 16;
@@ -37,14 +41,16 @@ pub struct StepNumbers {
     pub bank_next: u32,
     /// Where in the ring this step's numbers go.
     pub slot: u32,
+    /// Muon's learning rate.
+    pub muon_lr: f32,
     /// Room.
-    pub unused: [u32; 2],
+    pub unused: u32,
 }
 
 /// What does not; mirrors `UpdateNumbers`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
-struct UpdateNumbers {
+pub(super) struct UpdateNumbers {
     betas: [f32; 2],
     eps: f32,
     weight_decay: f32,
@@ -98,7 +104,9 @@ pub struct Flat {
     pub moments: [Tensor; 2],
     half: Option<Tensor>,
     keys: Option<(Tensor, Option<Tensor>)>,
+    /// One u8 a parameter: 1 where weight decay applies, [`MUONS`] where Muon updates it.
     decay: Tensor,
+    muon: Option<Muon>,
     partial: Tensor,
     ranges: Vec<(usize, usize)>,
     anchor: Tensor,
@@ -136,7 +144,8 @@ impl Flat {
         let zeros = || Tensor::zeros(end, DType::F32, device);
         Ok(Flat {
             half: halved(&engine, real, &values)?,
-            decay: decay(&groups, &ranges, end, device)?,
+            decay: Tensor::from_vec(decay(&groups, &ranges, end), end, device)?,
+            muon: None,
             gradient: zeros()?,
             moments: [zeros()?, zeros()?],
             partial: Tensor::zeros(4 * BLOCKS as usize, DType::F64, device)?,
@@ -147,6 +156,29 @@ impl Flat {
             ranges,
             ends,
         })
+    }
+
+    /// The same with Muon for the matrices of transformer blocks; `parts` as for [`Flat::new`], `momentum`: the share of
+    /// it that a step keeps.
+    ///
+    /// # Errors
+    /// Candle's.
+    pub fn with_muon(self, real: Real, parts: [&[&Group]; 3], momentum: f64) -> Result<Self> {
+        let (groups, device) = (parts.concat(), self.values.device());
+        let mut decay = decay(&groups, &self.ranges, self.ends[2]);
+        let mut matrices: Vec<Matrix> = Vec::new();
+        for (group, (start, _)) in groups.iter().zip(&self.ranges) {
+            for matrix in group.parameters().iter().flat_map(|p| p.block_matrices()) {
+                let range = start + matrix.range.start..start + matrix.range.end;
+                decay[range.clone()].fill(MUONS);
+                matrices.push(Matrix { range, ..matrix });
+            }
+        }
+        if matrices.is_empty() {
+            return Ok(self);
+        }
+        let muon = Muon::new(device, real, &matrices, momentum)?;
+        Ok(Flat { decay: Tensor::from_vec(decay, self.ends[2], device)?, muon: Some(muon), ..self })
     }
 
     /// Group `i` of the trainable ones, on the device.
@@ -194,7 +226,7 @@ impl Flat {
         self.engine.zero(address(&self.gradient)?, self.gradient.elem_count() * 4)
     }
 
-    /// One step with the gradients there are: norms, clipping, AdamW, moving average, copies; the step's numbers go into
+    /// One step with the gradients there are: norms, clipping, AdamW, Muon where it has a share, moving average, copies; the step's numbers go into
     /// `ring`.
     ///
     /// # Errors
@@ -213,6 +245,19 @@ impl Flat {
         };
         let (gradient, partial) = (address(&self.gradient)?, address(&self.partial)?);
         launch!(self.engine, "gradient_squares", (BLOCKS, 1), THREADS, 0; gradient, partial, numbers)?;
+        if let Some(muon) = &self.muon {
+            muon.step(&Call {
+                values: address(&self.values)?,
+                gradient,
+                momenta: address(&self.moments[0])?,
+                partial: (partial, BLOCKS),
+                loss: noted.loss,
+                stopped: 0,
+                step,
+                numbers,
+                weight_decay: rule.weight_decay as f32,
+            })?;
+        }
         let keys = self.keys.as_ref();
         launch!(
             self.engine, "adamw_all", (BLOCKS, 1), THREADS, 0;
@@ -236,14 +281,14 @@ fn gathered(groups: &[&Group], ranges: &[(usize, usize)], len: usize, device: &D
     Tensor::from_vec(all, len, device)
 }
 
-fn decay(groups: &[&Group], ranges: &[(usize, usize)], len: usize, device: &Device) -> Result<Tensor> {
+fn decay(groups: &[&Group], ranges: &[(usize, usize)], len: usize) -> Vec<u8> {
     let mut all = vec![0u8; len];
     for (group, (start, _)) in groups.iter().zip(ranges) {
         for parameter in group.parameters().iter().filter(|p| p.decay) {
             all[start + parameter.range.start..start + parameter.range.end].fill(1);
         }
     }
-    Tensor::from_vec(all, len, device)
+    all
 }
 
 /// A bfloat16 copy where products need one.

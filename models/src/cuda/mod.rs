@@ -9,12 +9,14 @@
 //! Everything is queued on one stream; nothing here waits for the device, so a whole step can be captured.
 
 mod attention;
+mod batched;
 pub mod engine;
 pub mod flat;
 pub mod gemm;
 pub mod layers;
 pub mod losses;
 pub mod memory;
+mod muon;
 pub mod node;
 pub mod places;
 mod rows;

@@ -4,7 +4,7 @@ use candle_core::cuda::cudarc::driver::DeviceRepr;
 use candle_core::{Result, Tensor, bail};
 
 use super::engine::{Engine, Real, launch};
-use super::memory::address;
+use super::memory::{address, address_or_null};
 
 /// What is done to one image in one view; mirrors `Draw` in `views.cuh`.
 #[repr(C)]
@@ -42,6 +42,8 @@ pub struct ViewRoom {
     pub kept: Tensor,
     /// (B, K, P)
     pub patches: Tensor,
+    /// (B, N, P), where the key branch sees all patches.
+    pub whole: Option<Tensor>,
     /// (B, N, P) f32
     pub target: Tensor,
 }
@@ -83,6 +85,7 @@ struct ViewOut {
     draws: u64,
     kept: u64,
     patches: u64,
+    whole: u64,
     target: u64,
     k: i32,
     target_view: i32,
@@ -104,6 +107,7 @@ impl Geometry {
             draws: address(&room.draws)?,
             kept: address(&room.kept)?,
             patches: address(&room.patches)?,
+            whole: address_or_null(room.whole.as_ref())?,
             target: address(&room.target)?,
             k: room.kept.dim(1)? as i32,
             target_view: i32::from(self.target_view),

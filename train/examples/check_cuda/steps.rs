@@ -65,7 +65,13 @@ pub(crate) fn all(checks: &mut Checks) {
     for (name, set) in [
         (
             "views, all corruptions",
-            vec!["views.strong.jitter_probability=1", "views.strong.grayscale=0.3", "views.strong.solarize=0.5"],
+            vec![
+                "views.strong.jitter_probability=1",
+                "views.strong.grayscale=0.3",
+                "views.strong.solarize=0.5",
+                "contrast.key_mask=none",
+                "contrast.symmetric=true",
+            ],
         ),
         (
             "views of 40 pixels with blur, target as seen",
@@ -75,6 +81,8 @@ pub(crate) fn all(checks: &mut Checks) {
                 "views.strong.blur=0.7",
                 "views.weak.blur=0.5",
                 "reconstruction.target=view",
+                "contrast.key_mask=none",
+                "contrast.symmetric=true",
             ],
         ),
     ] {
@@ -92,6 +100,27 @@ pub(crate) fn all(checks: &mut Checks) {
             vec!["contrast.symmetric=true", "contrast.key_branch=shared", "reconstruction.weight=0"],
             true,
         ),
+        ("steps f32, Muon", vec!["train.optimizer=muon"], true),
+        (
+            "steps f32, Muon, whole keys both ways, views made on the GPU",
+            vec![
+                "train.optimizer=muon",
+                "contrast.key_mask=none",
+                "contrast.symmetric=true",
+                "views.weak.mask_ratio=0.625",
+            ],
+            true,
+        ),
+        (
+            "steps f32, whole keys both ways, views made on the CPU, in two parts",
+            vec!["contrast.key_mask=none", "contrast.symmetric=true", "train.accumulate=2"],
+            false,
+        ),
+        (
+            "steps f32, shared whole keys one way, no reconstruction",
+            vec!["contrast.key_mask=none", "contrast.key_branch=shared", "reconstruction.weight=0"],
+            true,
+        ),
         ("steps f32, batch in two parts", vec!["train.accumulate=2"], true),
         ("steps f32, no bank", vec!["contrast.bank_size=0"], true),
         (
@@ -101,6 +130,11 @@ pub(crate) fn all(checks: &mut Checks) {
         ),
         ("steps bf16", vec!["train.precision=bf16"], true),
         ("steps bf16, contrast both ways", vec!["train.precision=bf16", "contrast.symmetric=true"], true),
+        (
+            "steps bf16, Muon, whole keys both ways",
+            vec!["train.precision=bf16", "train.optimizer=muon", "contrast.key_mask=none", "contrast.symmetric=true"],
+            true,
+        ),
         ("steps bf16, views made on the CPU, in two parts", vec!["train.precision=bf16", "train.accumulate=2"], false),
     ] {
         checks.run(name, |device| steps(device, &config(&set)?, equal));
@@ -125,7 +159,12 @@ fn views(device: &Device, config: &Config) -> Result<Vec<(String, f64, f64)>> {
         let inputs = &room.inputs()?[0];
         for (name, input, view) in [("strong", &inputs.strong, &batch.strong), ("weak", &inputs.weak, &batch.weak)] {
             let Target::Device(target) = &input.target else { anyhow::bail!("targets are not on the GPU") };
-            let pairs = [("patches", &input.seen.patches, &view.patches), ("target", target, &view.target)];
+            let Some(whole) = &input.whole else { anyhow::bail!("whole views are not there") };
+            let pairs = [
+                ("patches", &input.seen.patches, &view.patches),
+                ("whole", &whole.patches, &view.whole),
+                ("target", target, &view.target),
+            ];
             for (what, gpu, cpu) in pairs {
                 let worst = values(gpu)?.iter().zip(cpu).map(|(a, b)| f64::from((a - b).abs())).fold(0.0, f64::max);
                 found.push((format!("{name} {what}, step {step}, grey levels"), worst * level, 1.0));
@@ -211,7 +250,7 @@ fn steps(device: &Device, config: &Config, equal: bool) -> Result<Vec<(String, f
 
 /// A run stopped, saved and gone on with equals one that was not: sums have a fixed order.
 fn resumed(device: &Device) -> Result<Vec<(String, f64, f64)>> {
-    let config = config(&["train.precision=bf16"])?;
+    let config = config(&["train.precision=bf16", "train.optimizer=muon", "contrast.key_mask=none"])?;
     let whole = ran(device, &config, true)?;
     let path = std::env::temp_dir().join(format!("check_cuda-{}.safetensors", std::process::id()));
     let mut state = State::init(&config)?;

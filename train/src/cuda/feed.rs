@@ -38,9 +38,18 @@ pub struct Fed {
 struct Branch {
     kept: Tensor,
     sources: Tensor,
-    /// Where views travel: the words of patches and of target, f32 bits.
-    travelled: Option<[Tensor; 2]>,
+    /// Where views travel: the words of each part of them, f32 bits.
+    travelled: Option<Travelled>,
     room: ViewRoom,
+    /// (B, N) u32: all patches, where the key branch sees those.
+    all: Option<Tensor>,
+}
+
+#[derive(Debug, Clone)]
+struct Travelled {
+    patches: Tensor,
+    whole: Option<Tensor>,
+    target: Tensor,
 }
 
 /// The device's side: one vector of words and what the operators take from it.
@@ -65,10 +74,24 @@ struct Sizes {
     resident: bool,
 }
 
+/// What there is of a branch's views: how many patches are kept, and whether all are there as well.
+#[derive(Debug, Clone, Copy)]
+struct Parts {
+    k: usize,
+    whole: bool,
+}
+
+impl Parts {
+    fn of(recipe: &Recipe) -> Self {
+        Parts { k: recipe.kept(), whole: recipe.has_whole() }
+    }
+}
+
 impl Sizes {
-    /// Words of a branch that keeps `k` patches: draws, kept, sources, and the views themselves where they travel.
-    fn words(&self, k: usize) -> usize {
-        let views = if self.resident { 0 } else { (k + self.patches) * self.values };
+    /// Words of a branch: draws, kept, sources, and the views themselves where they travel.
+    fn words(&self, Parts { k, whole }: Parts) -> usize {
+        let whole = if whole { self.patches } else { 0 };
+        let views = if self.resident { 0 } else { (k + whole + self.patches) * self.values };
         self.batch * (DRAW_WORDS + k + 1 + self.patches + views)
     }
 }
@@ -100,7 +123,7 @@ impl Feed {
             values: config.encoder.patch_values(),
             resident: resident.is_some(),
         };
-        let kept = [strong.kept(), weak.kept()];
+        let kept = [&strong, &weak].map(Parts::of);
         let image = resident.as_ref().map(|(_, g)| (g.height, g.width));
         let room = Room::new(device, real, sizes, kept, resident)?;
         let batches = Batches::new(data, config)?;
@@ -141,20 +164,20 @@ impl Room {
         device: &Device,
         real: Real,
         sizes: Sizes,
-        kept: [usize; 2],
+        parts: [Parts; 2],
         resident: Option<(Tensor, Geometry)>,
     ) -> Result<Self> {
         let Sizes { batch, part, .. } = sizes;
-        let count = HEAD + batch + kept.iter().map(|k| sizes.words(*k)).sum::<usize>();
+        let count = HEAD + batch + parts.map(|of| sizes.words(of)).iter().sum::<usize>();
         let words = Tensor::zeros(count, candle_core::DType::U32, device)?;
         let images = words.narrow(0, HEAD, batch)?;
         let mut at = HEAD + batch;
-        let mut branch = |k: usize| -> Result<Branch> {
-            let branch = Branch::new(&words, at, k, sizes, real)?;
-            at += sizes.words(k);
+        let mut branch = |of: Parts| -> Result<Branch> {
+            let branch = Branch::new(&words, at, of, sizes, real)?;
+            at += sizes.words(of);
             Ok(branch)
         };
-        let (strong, weak) = (branch(kept[0])?, branch(kept[1])?);
+        let (strong, weak) = (branch(parts[0])?, branch(parts[1])?);
         Ok(Room { images, strong, weak, words, part, resident })
     }
 
@@ -167,8 +190,11 @@ impl Room {
             return Ok(geometry.make(pixels, &self.strong.room, &self.weak.room)?);
         }
         for branch in [&self.strong, &self.weak] {
-            if let Some([patches, target]) = &branch.travelled {
+            if let Some(Travelled { patches, whole, target }) = &branch.travelled {
                 memory::land(patches, &branch.room.patches)?;
+                if let (Some(from), Some(to)) = (whole, &branch.room.whole) {
+                    memory::land(from, to)?;
+                }
                 memory::land(target, &branch.room.target)?;
             }
         }
@@ -199,7 +225,7 @@ impl Room {
 }
 
 impl Branch {
-    fn new(words: &Tensor, mut at: usize, k: usize, sizes: Sizes, real: Real) -> Result<Self> {
+    fn new(words: &Tensor, mut at: usize, Parts { k, whole }: Parts, sizes: Sizes, real: Real) -> Result<Self> {
         let Sizes { batch: b, patches: n, values: p, resident, .. } = sizes;
         let device = words.device();
         let mut take = |count: usize| {
@@ -209,18 +235,40 @@ impl Branch {
         let draws = take(b * DRAW_WORDS)?.reshape((b, DRAW_WORDS))?;
         let kept = take(b * k)?.reshape((b, k))?;
         let sources = take(b * (1 + n))?.reshape((b, 1 + n))?;
-        let travelled = if resident { None } else { Some([take(b * k * p)?, take(b * n * p)?]) };
-        let patches = Tensor::zeros((b, k, p), real.dtype(), device)?;
-        let target = Tensor::zeros((b, n, p), candle_core::DType::F32, device)?;
-        let room = ViewRoom { draws, kept: kept.clone(), patches, target };
-        Ok(Branch { kept, sources, travelled, room })
+        let travelled = match resident {
+            true => None,
+            false => Some(Travelled {
+                patches: take(b * k * p)?,
+                whole: whole.then(|| take(b * n * p)).transpose()?,
+                target: take(b * n * p)?,
+            }),
+        };
+        let room = ViewRoom {
+            draws,
+            kept: kept.clone(),
+            patches: Tensor::zeros((b, k, p), real.dtype(), device)?,
+            whole: whole.then(|| Tensor::zeros((b, n, p), real.dtype(), device)).transpose()?,
+            target: Tensor::zeros((b, n, p), candle_core::DType::F32, device)?,
+        };
+        let all = (0..b).flat_map(|_| 0..n as u32).collect::<Vec<_>>();
+        let all = whole.then(|| Tensor::from_vec(all, (b, n), device)).transpose()?;
+        Ok(Branch { kept, sources, travelled, room, all })
     }
 
     fn input(&self, first: usize, count: usize) -> Result<Input> {
         let part = |tensor: &Tensor| tensor.narrow(0, first, count);
         let kept = Kept::Device { kept: part(&self.kept)?, sources: part(&self.sources)? };
         let seen = Seen { patches: part(&self.room.patches)?, kept };
-        Ok(Input { seen, target: Target::Device(part(&self.room.target)?) })
+        let whole = match (&self.room.whole, &self.all) {
+            (Some(whole), Some(all)) => {
+                let kept = part(all)?;
+                // No decoder sees them, so nothing reads the sources.
+                let kept = Kept::Device { sources: kept.clone(), kept };
+                Some(Seen { patches: part(whole)?, kept })
+            }
+            _ => None,
+        };
+        Ok(Input { seen, whole, target: Target::Device(part(&self.room.target)?) })
     }
 }
 
@@ -268,11 +316,11 @@ fn resident(
 fn drawn(batches: &Batches, step: u64, image: (usize, usize), sizes: Sizes, recipes: [&Recipe; 2]) -> Fed {
     let epoch = step / batches.steps_per_epoch();
     let indices = batches.indices(step);
-    let mut words = head(&indices, sizes, recipes.map(Recipe::kept));
+    let mut words = head(&indices, sizes, recipes.map(Parts::of));
     let mut rest = &mut words[HEAD + sizes.batch..];
     for recipe in recipes {
         let k = recipe.kept();
-        let (branch, behind) = rest.split_at_mut(sizes.words(k));
+        let (branch, behind) = rest.split_at_mut(sizes.words(Parts::of(recipe)));
         let (draws, branch) = branch.split_at_mut(sizes.batch * DRAW_WORDS);
         let (kept, sources) = branch.split_at_mut(sizes.batch * k);
         let rows = draws
@@ -292,12 +340,12 @@ fn drawn(batches: &Batches, step: u64, image: (usize, usize), sizes: Sizes, reci
 /// A batch that the CPU made.
 fn packed(batch: Batch, sizes: Sizes) -> Fed {
     let Batch { indices, strong, weak } = batch;
-    let count = |view: &View| view.kept.len() / sizes.batch;
-    let mut words = head(&indices, sizes, [count(&strong), count(&weak)]);
+    let parts = |view: &View| Parts { k: view.kept.len() / sizes.batch, whole: !view.whole.is_empty() };
+    let mut words = head(&indices, sizes, [parts(&strong), parts(&weak)]);
     let mut rest = &mut words[HEAD + sizes.batch..];
     for view in [&strong, &weak] {
-        let k = count(view);
-        let (branch, behind) = rest.split_at_mut(sizes.words(k));
+        let k = parts(view).k;
+        let (branch, behind) = rest.split_at_mut(sizes.words(parts(view)));
         let (_, branch) = branch.split_at_mut(sizes.batch * DRAW_WORDS);
         let (kept, branch) = branch.split_at_mut(sizes.batch * k);
         let (sources, branch) = branch.split_at_mut(sizes.batch * (1 + sizes.patches));
@@ -305,15 +353,15 @@ fn packed(batch: Batch, sizes: Sizes) -> Fed {
         for (i, (kept, sources)) in kept.chunks_exact(k).zip(sources.chunks_exact_mut(1 + sizes.patches)).enumerate() {
             write_sources(i % sizes.part, kept, sources);
         }
-        let values = view.patches.iter().chain(&view.target);
+        let values = view.patches.iter().chain(&view.whole).chain(&view.target);
         branch.iter_mut().zip(values).for_each(|(word, value)| *word = value.to_bits());
         rest = behind;
     }
     Fed { indices, words }
 }
 
-fn head(indices: &[u32], sizes: Sizes, kept: [usize; 2]) -> Vec<u32> {
-    let mut words = vec![0; HEAD + sizes.batch + kept.map(|k| sizes.words(k)).iter().sum::<usize>()];
+fn head(indices: &[u32], sizes: Sizes, parts: [Parts; 2]) -> Vec<u32> {
+    let mut words = vec![0; HEAD + sizes.batch + parts.map(|of| sizes.words(of)).iter().sum::<usize>()];
     words[HEAD..HEAD + sizes.batch].copy_from_slice(indices);
     words
 }

@@ -4,7 +4,7 @@ use std::cell::Cell;
 
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
-use macrl_models::config::Config;
+use macrl_models::config::{Config, Optimizer};
 use macrl_models::cuda::flat::{Flat, Rule};
 use macrl_models::cuda::losses::DeviceBank;
 use macrl_models::cuda::{Real, memory};
@@ -54,7 +54,12 @@ impl Placed {
             .flat_map(|(encoder, projector)| [encoder.groups(), projector.groups()].concat())
             .collect();
         let counts = [encoder.len(), projector.len(), decoder.len()];
-        let flat = Flat::new(device, real, [&encoder, &projector, &decoder], &keys)?;
+        let parts = [&encoder[..], &projector, &decoder];
+        let flat = Flat::new(device, real, parts, &keys)?;
+        let flat = match config.train.optimizer {
+            Optimizer::Muon => flat.with_muon(real, parts, config.train.muon_momentum)?,
+            Optimizer::Adamw => flat,
+        };
 
         let (count, key_count) = (Count(Cell::new(0)), Count(Cell::new(0)));
         let place = |group: Group| flat.trainable(count.next(), &group);

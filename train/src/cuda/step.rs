@@ -163,12 +163,13 @@ impl Trainer {
     fn numbers(&self, state: &State, schedule: &Schedule) -> StepNumbers {
         let t = (state.optimizer.step + 1) as f64;
         StepNumbers {
-            lr: schedule.lr(state.step) as f32,
+            lr: schedule.rates(state.step).adamw as f32,
             momentum: schedule.momentum(state.step) as f32,
             corrections: self.placed.rule.betas.map(|beta| (1.0 - beta.powf(t)) as f32),
             bank_next: state.method.bank.next as u32,
             slot: self.queued.len() as u32,
-            unused: [0; 2],
+            muon_lr: schedule.rates(state.step).muon as f32,
+            unused: 0,
         }
     }
 
@@ -187,7 +188,7 @@ impl Trainer {
             numbers.corrections[1].to_bits(),
             numbers.bank_next,
             numbers.slot,
-            0,
+            numbers.muon_lr.to_bits(),
             0,
         ]);
         memory::send(&self.room.words, words)?;

@@ -25,3 +25,15 @@
 
 #include "attention_matrix.cuh"
 #include "update.cuh"
+
+#define REAL float
+#define NAME(x) x##_f32
+#include "muon.cuh"
+#undef REAL
+#undef NAME
+
+#define REAL bf16
+#define NAME(x) x##_bf16
+#include "muon.cuh"
+#undef REAL
+#undef NAME

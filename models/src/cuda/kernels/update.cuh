@@ -6,7 +6,8 @@ struct StepNumbers {
     float correction1, correction2; // 1 - beta^t
     u32 bank_next;                  // where the next key goes
     u32 slot;                       // where this step's numbers go
-    u32 unused1, unused2;
+    float muon_lr;
+    u32 unused;
 };
 // What does not.
 struct UpdateNumbers {
@@ -17,6 +18,8 @@ struct UpdateNumbers {
 // A step's numbers as the host fetches them: loss, squared gradient norms of encoder, projector, decoder, contrast loss,
 // positive and negative cosine, L1 of the strong and of the weak view.
 #define SLOT 16
+// In `decay`, besides 0 and 1: parameters that Muon has updated already.
+#define MUONS 2
 
 __device__ __forceinline__ double shuffle_down(double v, int step) { return __shfl_down_sync(WHOLE_WARP, v, step); }
 
@@ -45,7 +48,7 @@ extern "C" __global__ void __launch_bounds__(256) gradient_squares(const float* 
 
 // One AdamW step on all parameters (nothing happens where the gradient or the loss is not finite), their bfloat16 copy
 // (where `half` is not null), the key branch's moving average and its copy.  Block 0 notes the step's numbers.
-// partial: of gradient_squares, `parts` blocks; decay: 1 where weight decay applies.
+// partial: of gradient_squares, `parts` blocks; decay: 1 where weight decay applies, MUONS where only copies are left to do.
 extern "C" __global__ void __launch_bounds__(256)
     adamw_all(float* params, const float* grad, float* first, float* second, const unsigned char* decay, bf16* half,
               float* keys, bf16* keys_half, const double* partial, int parts, const StepNumbers* step,
@@ -74,14 +77,17 @@ extern "C" __global__ void __launch_bounds__(256)
     float scale = n.share * (n.clip > 0.f && norm > n.clip ? n.clip / norm : 1.f);
     float rate = step->lr / step->correction1, root = 1.f / sqrtf(step->correction2), momentum = step->momentum;
     for (u32 i = blockIdx.x * blockDim.x + threadIdx.x; i < n.total; i += gridDim.x * blockDim.x) {
-        float g = grad[i] * scale;
-        float m = n.beta1 * first[i] + (1.f - n.beta1) * g;
-        float v = n.beta2 * second[i] + (1.f - n.beta2) * g * g;
-        float keep = decay[i] ? 1.f - step->lr * n.weight_decay : 1.f;
-        float p = params[i] * keep - rate * m / (sqrtf(v) * root + n.eps);
-        first[i] = m;
-        second[i] = v;
-        params[i] = p;
+        float p = params[i];
+        if (decay[i] != MUONS) {
+            float g = grad[i] * scale;
+            float m = n.beta1 * first[i] + (1.f - n.beta1) * g;
+            float v = n.beta2 * second[i] + (1.f - n.beta2) * g * g;
+            float keep = decay[i] ? 1.f - step->lr * n.weight_decay : 1.f;
+            p = p * keep - rate * m / (sqrtf(v) * root + n.eps);
+            first[i] = m;
+            second[i] = v;
+            params[i] = p;
+        }
         if (half) put(half + i, p);
         if (i < n.keys) {
             float k = momentum * (keys[i] - p) + p;

@@ -145,6 +145,7 @@ struct NAME(ViewOut) {
     const Draw* draws;  // (B)
     const u32* kept;    // (B, K)
     REAL* patches;      // (B, K, P)
+    REAL* whole;        // (B, N, P) or null: all patches as the encoder would see them
     float* target;      // (B, N, P)
     int k, target_view; // target: 0 before the corruption, 1 after it
 };
@@ -190,5 +191,6 @@ extern "C" __global__ void __launch_bounds__(256) NAME(views)(ViewsOf of, NAME(V
         __syncthreads();
     }
     if (to.target_view) NAME(patches_out)(planes, of, (const u32*)0, patches, target);
+    if (to.whole) NAME(patches_out)(planes, of, (const u32*)0, patches, to.whole + (size_t)b * patches * values);
     NAME(patches_out)(planes, of, to.kept + (size_t)b * to.k, to.k, to.patches + (size_t)b * to.k * values);
 }

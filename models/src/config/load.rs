@@ -11,12 +11,12 @@ use super::validate::require;
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("cannot read the configuration {path}: {source}")]
+    #[error("cannot read the configuration {path}: {cause}")]
     Read {
         /// The file named by the user.
         path: String,
         /// What the system said.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// The file is not TOML.
     #[error("{origin} is not valid TOML: {message}")]
@@ -55,7 +55,7 @@ impl Config {
     /// Every [`ConfigError`].
     pub fn load(path: &Path, overrides: &[String]) -> Result<Self, ConfigError> {
         let name = path.display().to_string();
-        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: name.clone(), source })?;
+        let text = std::fs::read_to_string(path).map_err(|cause| ConfigError::Read { path: name.clone(), cause })?;
         Self::parse(&text, &name, overrides)
     }
 
@@ -119,6 +119,7 @@ fn merge(base: &mut Table, over: Table, prefix: &str, origin: &str) -> Result<()
     for (key, value) in over {
         let path = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
         let Some(slot) = base.get_mut(&key) else {
+            let path = leaf(path, &value);
             return Err(ConfigError::UnknownKey { hint: nearest(&path), key: path, origin: origin.into() });
         };
         match (slot, value) {
@@ -154,11 +155,37 @@ fn wrong_type(path: &str, expected: &str, found: &Value) -> ConfigError {
     }
 }
 
+/// The first key of an unknown section: it says more than the section's name alone.
+fn leaf(path: String, value: &Value) -> String {
+    match value.as_table().and_then(|table| table.iter().next()) {
+        Some((key, value)) => leaf(format!("{path}.{key}"), value),
+        None => path,
+    }
+}
+
+/// The known key that is meant: the one whose last part is nearest, in the nearest section; all sections that have it
+/// where none is given.
 fn nearest(key: &str) -> String {
     let mut known = Vec::new();
     flatten(&default_table(), "", &mut known);
-    let best = known.iter().max_by(|a, b| strsim::jaro_winkler(a, key).total_cmp(&strsim::jaro_winkler(b, key)));
-    best.map(|k| format!("did you mean `{k}`?")).unwrap_or_default()
+    let (section, last) = parts(key);
+    let alike = |known: &&String| strsim::jaro_winkler(parts(known).1, last);
+    let best = known.iter().map(|k| alike(&k)).fold(0.0, f64::max);
+    let mut found: Vec<&String> = known.iter().filter(|k| alike(k) >= best).collect();
+    // What most people mean by a bare name stands in [train].
+    found.sort_by_key(|known| parts(known).0 != "train");
+    if !section.is_empty() {
+        let nearer = |known: &String| strsim::jaro_winkler(parts(known).0, section);
+        let nearest = found.iter().map(|k| nearer(k)).fold(0.0, f64::max);
+        found.retain(|known| nearer(known) >= nearest);
+    }
+    let named: Vec<String> = found.iter().map(|known| format!("`{known}`")).collect();
+    format!("did you mean {}?", named.join(" or "))
+}
+
+/// (section, name): `views.strong`, `flip`.
+fn parts(key: &str) -> (&str, &str) {
+    key.rsplit_once('.').unwrap_or(("", key))
 }
 
 fn flatten(table: &Table, prefix: &str, out: &mut Vec<String>) {
@@ -228,5 +255,25 @@ mod tests {
         assert!(message("[views.weak]\nmask_ratio = 1.0").contains("views.weak.mask_ratio"));
         assert_eq!(message("[finetune]\nmixup = 2"), "`finetune.mixup` must be in [0, 1], found 2");
         assert!(message("[finetune]\nlayer_dcay = 1").ends_with("did you mean `finetune.layer_decay`?"));
+    }
+
+    #[test]
+    fn the_key_that_is_meant_is_found_by_its_last_part() {
+        for (given, meant) in [
+            ("epochs", "`train.epochs` or `finetune.epochs`"),
+            ("trian.epochs", "`train.epochs`"),
+            ("finetune.epoch", "`finetune.epochs`"),
+            ("train.batchsize", "`train.batch_size`"),
+            ("mask_ratio", "`views.strong.mask_ratio` or `views.weak.mask_ratio`"),
+            ("views.stong.mask_ratio", "`views.strong.mask_ratio`"),
+            ("temprature", "`contrast.temperature` or `evaluate.temperature`"),
+            ("image_size", "`encoder.image_size`"),
+        ] {
+            let said = Config::parse("", "text", &[format!("{given}=5")]).unwrap_err().to_string();
+            assert_eq!(said, format!("unknown key `{given}` in --set; did you mean {meant}?"));
+        }
+        let said = |text: &str| Config::parse(text, "x", &[]).unwrap_err().to_string();
+        assert_eq!(said("[trian]\nlr = 1\n"), "unknown key `trian.lr` in x; did you mean `train.lr`?");
+        assert_eq!(said("[trian]\n"), "unknown key `trian` in x; did you mean `train`?");
     }
 }

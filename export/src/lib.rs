@@ -2,6 +2,8 @@
 //!
 //! [`source`] reads the run, [`onnx`] writes the graph, [`parity`] proves it, [`write`] puts it in its place.
 
+#![warn(clippy::print_stdout, clippy::print_stderr)] // everything that is said goes through macrl_models::output
+
 pub mod card;
 pub mod cli;
 pub mod error;
@@ -9,7 +11,7 @@ pub mod expand;
 pub mod graph;
 pub mod onnx;
 pub mod parity;
-pub mod share;
+pub mod place;
 pub mod source;
 pub mod write;
 
@@ -42,7 +44,7 @@ pub fn run(job: &Job) -> Result<String, Failure> {
         Job::Bundle(dir, run, extras) => {
             let extras = Extras { weights: extras.weights, notes: read_notes(extras.notes.as_deref())? };
             let source = read(run)?;
-            let proof = write::bundle(dir, &source, &Graphs::build(&source, extras.weights)?, &extras)?;
+            let proof = write::bundle(dir, &source, &Graphs::build(&source)?, &extras)?;
             (dir, source, proof)
         }
     };

@@ -1,11 +1,12 @@
 //! Puts an export in its place: first written beside it, then proven, then renamed.  What fails leaves nothing behind.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result};
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 use candle_onnx::onnx::ModelProto;
+use macrl_models::atomic::Temporary;
 use macrl_models::bundle::{self, Bundle, ModelConfig, Parity, Provenance};
 use macrl_models::preprocess::Preprocess;
 use macrl_models::vit::Encoder;
@@ -15,10 +16,11 @@ use sha2::{Digest, Sha256};
 
 use crate::card;
 use crate::error::Failure;
-use crate::graph::{Element, Precision};
+use crate::graph::{Element, PRODUCER};
+use crate::onnx;
 use crate::parity::{self, Exported};
+use crate::place::Place;
 use crate::source::{POSITIONS, Source};
-use crate::{onnx, share};
 
 /// The encoder as ONNX.
 #[derive(Debug, Clone)]
@@ -30,14 +32,12 @@ pub struct Graphs {
 }
 
 impl Graphs {
-    /// Builds both from a run's weights.  With `weights` in halves those are rounded first, and both graphs hold the
-    /// rounded ones: the 32-bit graph as halves that it widens.
+    /// Builds both from a run's weights.
     ///
     /// # Errors
     /// A tensor that is missing or misshapen.
-    pub fn build(source: &Source, weights: Element) -> Result<Self> {
-        let full = graph(source, Precision { arithmetic: Element::F32, weights })?;
-        Ok(Self { full, half: graph(source, Element::F16)? })
+    pub fn build(source: &Source) -> Result<Self> {
+        Ok(Self { full: graph(source, Element::F32)?, half: graph(source, Element::F16)? })
     }
 }
 
@@ -45,8 +45,8 @@ impl Graphs {
 ///
 /// # Errors
 /// A tensor that is missing or misshapen.
-pub fn graph(source: &Source, precision: impl Into<Precision>) -> Result<ModelProto> {
-    let (config, precision) = (&source.config, precision.into());
+pub fn graph(source: &Source, element: Element) -> Result<ModelProto> {
+    let config = &source.config;
     let list = |values: &[f32; 3]| format!("[{}, {}, {}]", values[0], values[1], values[2]);
     let metadata = [
         ("name", source.name.clone()),
@@ -57,31 +57,13 @@ pub fn graph(source: &Source, precision: impl Into<Precision>) -> Result<ModelPr
         ("image_std", list(&config.data.std)),
         ("config", config.to_toml()),
     ];
-    let rounded;
-    let weights = match precision {
-        Precision { arithmetic: Element::F32, weights: Element::F16 } => {
-            rounded = through_halves(&source.weights)?;
-            &rounded
-        }
-        _ => &source.weights,
-    };
-    onnx::build(&config.encoder, config.evaluate.pooling, weights, precision, &metadata)
-}
-
-/// The weights rounded to halves, 32-bit again; the positions are no weights, every reader computes them.
-fn through_halves(weights: &HashMap<String, Tensor>) -> Result<HashMap<String, Tensor>> {
-    let round = |(name, tensor): (&String, &Tensor)| {
-        let rounded =
-            if name == POSITIONS { tensor.clone() } else { tensor.to_dtype(DType::F16)?.to_dtype(DType::F32)? };
-        Ok((name.clone(), rounded))
-    };
-    weights.iter().map(round).collect()
+    onnx::build(&config.encoder, config.evaluate.pooling, &source.weights, element, &metadata)
 }
 
 /// Writes the encoder alone, once it is proven.
 ///
 /// # Errors
-/// A destination without its folder; parity beyond its limits; what the system says.
+/// A destination without its folder, or with a file that no export wrote; parity beyond its limits; what the system says.
 pub fn encoder(destination: &Path, source: &Source, graph: &ModelProto) -> Result<Parity, Failure> {
     let folder = match destination.parent() {
         Some(p) if !p.as_os_str().is_empty() => p,
@@ -91,28 +73,34 @@ pub fn encoder(destination: &Path, source: &Source, graph: &ModelProto) -> Resul
         let message = format!("cannot write {}: there is no folder {}", destination.display(), folder.display());
         return Err(Failure::Usage(message));
     }
-    let name = destination.file_name().unwrap_or_default().to_string_lossy();
-    let staged = Staged(folder.join(format!(".{name}.tmp-{}", std::process::id())));
+    check_file(destination)?;
+    let staged = Temporary::beside(destination);
     let cannot_write = || format!("cannot write {}", destination.display());
-    atomic::write_file(&staged.0, &graph.encode_to_vec()).with_context(cannot_write)?;
-    let proof = parity::prove(source, &Exported { graph: &staged.0, half: None, rounded: None })?;
-    std::fs::rename(&staged.0, destination).with_context(cannot_write)?;
+    atomic::write_file(staged.path(), &graph.encode_to_vec()).with_context(cannot_write)?;
+    let proof = parity::prove(source, &Exported { graph: staged.path(), half: None, rounded: None })?;
+    staged.settle().with_context(cannot_write)?;
     Ok(proof)
 }
 
-/// A file that goes away with its owner, unless it was renamed.
-struct Staged(PathBuf);
-
-impl Drop for Staged {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
+/// Only a graph that an export wrote is replaced.
+fn check_file(destination: &Path) -> Result<(), Failure> {
+    let ours = match std::fs::read(destination) {
+        Ok(bytes) => ModelProto::decode(bytes.as_slice()).is_ok_and(|model| model.producer_name == PRODUCER),
+        Err(e) => e.kind() == std::io::ErrorKind::NotFound,
+    };
+    if ours {
+        return Ok(());
     }
+    let file = destination.display();
+    Err(Failure::Usage(format!(
+        "{file} is there and macrl-export did not write it: name another file, or move it away"
+    )))
 }
 
 /// What a bundle's writer may choose.
 #[derive(Debug, Clone)]
 pub struct Extras {
-    /// Precision of the weights in `model.safetensors`, and what [`Graphs::build`] was told.
+    /// Precision of `model.safetensors`.
     pub weights: Element,
     /// Markdown for the model card.
     pub notes: Option<String>,
@@ -128,31 +116,11 @@ impl Default for Extras {
 /// Writes a bundle, once it is proven and reads back.
 ///
 /// # Errors
-/// A destination that holds something else; parity beyond its limits; what the system says.
+/// A destination with files that no export wrote; parity beyond its limits; what the system says.
 pub fn bundle(destination: &Path, source: &Source, graphs: &Graphs, extras: &Extras) -> Result<Parity, Failure> {
-    check_destination(destination)?;
-    let filled = atomic::replace_dir(destination, |dir| fill(dir, source, graphs, extras));
+    let place = Place::claim(destination)?;
+    let filled = place.fill(|dir| fill(dir, source, graphs, extras));
     Ok(filled.with_context(|| format!("no bundle was written to {}", destination.display()))?)
-}
-
-/// Replacing a folder removes what is in it: only an empty one or an older bundle is.
-fn check_destination(destination: &Path) -> Result<(), Failure> {
-    let refuse = |what: &str| {
-        let message = format!("expected a new folder or an older bundle at {}, found {what}", destination.display());
-        Err(Failure::Usage(message))
-    };
-    if destination.file_name().is_none() {
-        return refuse("a path without a name");
-    }
-    if destination.is_file() {
-        return refuse("a file");
-    }
-    let Ok(mut entries) = std::fs::read_dir(destination) else { return Ok(()) };
-    let ours = destination.join(bundle::CONFIG).is_file() && destination.join(bundle::WEIGHTS).is_file();
-    if entries.next().is_some() && !ours {
-        return refuse("a folder with something else in it");
-    }
-    Ok(())
 }
 
 fn fill(dir: &Path, source: &Source, graphs: &Graphs, extras: &Extras) -> Result<Parity> {
@@ -160,10 +128,8 @@ fn fill(dir: &Path, source: &Source, graphs: &Graphs, extras: &Extras) -> Result
         atomic::write_file(&dir.join(name), bytes).with_context(|| format!("cannot write {name}"))
     };
     std::fs::create_dir(dir.join("onnx")).context("cannot create onnx/")?;
-    let full = graphs.full.encode_to_vec();
-    put(bundle::ONNX, &full)?;
-    let owner = Path::new(bundle::ONNX).file_name().unwrap_or_default().to_string_lossy();
-    put(bundle::ONNX_FP16, &share::halves(&graphs.half, &owner, &full).encode_to_vec())?;
+    put(bundle::ONNX, &graphs.full.encode_to_vec())?;
+    put(bundle::ONNX_FP16, &graphs.half.encode_to_vec())?;
     let tensors = stored_weights(source, extras.weights)?;
     let (graph, half) = (dir.join(bundle::ONNX), dir.join(bundle::ONNX_FP16));
     let rounded = (extras.weights == Element::F16).then(|| rounded(source, &tensors)).transpose()?;

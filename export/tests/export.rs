@@ -38,11 +38,11 @@ fn a_bundle_holds_what_serving_needs() {
     let dir = tempfile::tempdir().unwrap();
     let source = support::source(&support::write_run(dir.path(), Pooling::Mean, true));
     let target = dir.path().join("out/bundle");
-    let proof =
-        write::bundle(&target, &source, &Graphs::build(&source, Element::F32).unwrap(), &Extras::default()).unwrap();
+    let proof = write::bundle(&target, &source, &Graphs::build(&source).unwrap(), &Extras::default()).unwrap();
     assert_eq!(
         support::files(&dir.path().join("out")),
         [
+            ".macrl.json",
             "README.md",
             "config.json",
             "evaluation.json",
@@ -75,7 +75,7 @@ fn weights_travel_under_timms_names() {
     let dir = tempfile::tempdir().unwrap();
     let source = support::source(&support::write_run(dir.path(), Pooling::Cls, false));
     let target = dir.path().join("bundle");
-    write::bundle(&target, &source, &Graphs::build(&source, Element::F32).unwrap(), &Extras::default()).unwrap();
+    write::bundle(&target, &source, &Graphs::build(&source).unwrap(), &Extras::default()).unwrap();
     let file = target.join("model.safetensors");
     let weights = candle_core::safetensors::load(&file, &Device::Cpu).unwrap();
     // 4 tensors before the blocks, 12 in each, 2 after them.
@@ -100,7 +100,7 @@ fn weights_can_be_stored_as_halves_and_the_card_takes_notes() {
     let source = support::source(&support::write_run(dir.path(), Pooling::Mean, true));
     let target = dir.path().join("bundle");
     let extras = Extras { weights: Element::F16, notes: Some("## Licence\n\nAsk.\n".into()) };
-    let proof = write::bundle(&target, &source, &Graphs::build(&source, Element::F16).unwrap(), &extras).unwrap();
+    let proof = write::bundle(&target, &source, &Graphs::build(&source).unwrap(), &extras).unwrap();
     let weights = candle_core::safetensors::load(target.join("model.safetensors"), &Device::Cpu).unwrap();
     assert!(weights.values().all(|t| t.dtype() == DType::F16));
     let rounded = Encoder::from_tensors(&source.config.encoder, &weights, "").unwrap();
@@ -112,11 +112,7 @@ fn weights_can_be_stored_as_halves_and_the_card_takes_notes() {
     assert!(trained.pooled != stored.pooled && proof.weights_fp16.unwrap().min_cosine > 0.9999);
     assert!(Bundle::open(&target).unwrap().parity.unwrap().weights_fp16.is_some());
     let card = fs::read_to_string(target.join("README.md")).unwrap();
-    assert!(
-        card.contains("keep the two together")
-            && card.contains("`model.safetensors` (halves)")
-            && card.contains("\n\n## Licence\n\nAsk.\n\n## Provenance")
-    );
+    assert!(card.contains("`model.safetensors` (halves)") && card.contains("\n\n## Licence\n\nAsk.\n\n## Provenance"));
 }
 
 #[test]
@@ -125,7 +121,7 @@ fn a_perturbed_weight_fails_and_leaves_nothing() {
     let source = support::source(&support::write_run(dir.path(), Pooling::Mean, true));
     let out = dir.path().join("out");
     fs::create_dir(&out).unwrap();
-    let good = Graphs::build(&source, Element::F32).unwrap();
+    let good = Graphs::build(&source).unwrap();
     for weight in ["blocks.1.attn.k.weight", "blocks.2.mlp.fc2.bias", "pos_embed"] {
         let mut bad = good.clone();
         perturb(&mut bad.full, weight);
@@ -144,7 +140,7 @@ fn a_bad_half_precision_graph_fails_too_and_keeps_the_old_bundle() {
     let dir = tempfile::tempdir().unwrap();
     let source = support::source(&support::write_run(dir.path(), Pooling::Mean, true));
     let target = dir.path().join("bundle");
-    let good = Graphs::build(&source, Element::F32).unwrap();
+    let good = Graphs::build(&source).unwrap();
     write::bundle(&target, &source, &good, &Extras::default()).unwrap();
     let before = fs::read(target.join("onnx/model.onnx")).unwrap();
     let mut bad = good;
@@ -163,7 +159,7 @@ fn a_folder_with_something_else_in_it_is_not_replaced() {
     let dir = tempfile::tempdir().unwrap();
     let run = support::write_run(dir.path(), Pooling::Mean, false);
     let source = support::source(&run);
-    let graphs = Graphs::build(&source, Element::F32).unwrap();
+    let graphs = Graphs::build(&source).unwrap();
     let before = support::files(&run);
     let (code, line) = failure(write::bundle(&run, &source, &graphs, &Extras::default()));
     assert_eq!(code, 2);
@@ -171,6 +167,65 @@ fn a_folder_with_something_else_in_it_is_not_replaced() {
     assert_eq!(support::files(&run), before);
     let (code, _) = failure(write::encoder(&dir.path().join("none/encoder.onnx"), &source, &graphs.full));
     assert_eq!(code, 2);
+}
+
+#[test]
+fn a_graph_that_no_export_wrote_is_not_replaced() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = support::source(&support::write_run(dir.path(), Pooling::Mean, false));
+    let graph = write::graph(&source, Element::F32).unwrap();
+    let file = dir.path().join("encoder.onnx");
+    for _ in 0..2 {
+        write::encoder(&file, &source, &graph).unwrap();
+    }
+    let theirs = ModelProto { producer_name: "pytorch".into(), ..graph.clone() };
+    for bytes in [prost::Message::encode_to_vec(&theirs), b"a file of somebody's".to_vec()] {
+        fs::write(&file, &bytes).unwrap();
+        let (code, line) = failure(write::encoder(&file, &source, &graph));
+        assert!(code == 2 && line.contains("macrl-export did not write it: name another file"), "{line}");
+        assert_eq!(fs::read(&file).unwrap(), bytes);
+    }
+}
+
+/// The real binary, killed at any moment and while files are moved: the bundle is the old one, the new one, or says that
+/// the same command finishes it, which it does.
+#[test]
+fn a_killed_export_never_costs_a_bundle() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = support::write_run(dir.path(), Pooling::Mean, true);
+    let target = dir.path().join("bundle");
+    let export = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_macrl-export"));
+        command.arg("bundle").arg(&target).arg("--run").arg(&run);
+        command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+        command
+    };
+    let start = std::time::Instant::now();
+    assert!(export().status().unwrap().success());
+    let took = start.elapsed();
+    fs::write(target.join("notes.md"), "mine").unwrap();
+    let commit = target.join(macrl_models::bundle::COMMIT);
+    for kill in 0..12 {
+        let mut child = export().spawn().unwrap();
+        let start = std::time::Instant::now();
+        // Half of them anywhere, half of them when the files are being moved.
+        let delay = took.mul_f64(f64::from(kill * 7919 % 97) / 97.0);
+        let reached = |elapsed| if kill % 2 == 0 { elapsed >= delay } else { commit.exists() };
+        while !reached(start.elapsed()) && child.try_wait().unwrap().is_none() {
+            std::thread::sleep(std::time::Duration::from_micros(50));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        match Bundle::open(&target) {
+            Ok(bundle) => assert_eq!(bundle.config.macrl.steps, support::STEPS),
+            Err(why) => assert!(why.to_string().contains("is half replaced"), "{why}"),
+        }
+        assert_eq!(fs::read_to_string(target.join("notes.md")).unwrap(), "mine");
+    }
+    assert!(export().status().unwrap().success());
+    Bundle::open(&target).unwrap();
+    let hidden = support::files(&target).into_iter().filter(|name| name.starts_with('.')).collect::<Vec<_>>();
+    assert_eq!(hidden, [".macrl.json"], "what killed exports left is cleared away");
 }
 
 #[test]

@@ -13,6 +13,50 @@ fn sibling(path: &Path, role: &str) -> PathBuf {
     path.with_file_name(format!(".{name}.{role}-{}-{number}", std::process::id()))
 }
 
+/// A file being written beside its place, under a name that no other writer uses; gone again unless it is [settled].
+///
+/// [settled]: Temporary::settle
+#[derive(Debug)]
+pub struct Temporary {
+    path: PathBuf,
+    place: PathBuf,
+}
+
+impl Temporary {
+    /// For a file at `place`; nothing is made yet.
+    pub fn beside(place: &Path) -> Self {
+        Temporary { path: sibling(place, "tmp"), place: place.to_path_buf() }
+    }
+
+    /// Where to write.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes the file, empty.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn create(&self) -> io::Result<File> {
+        File::create_new(&self.path)
+    }
+
+    /// Puts it in its place, replacing what is there.
+    ///
+    /// # Errors
+    /// What the system says; the place is then as it was.
+    pub fn settle(self) -> io::Result<()> {
+        fs::rename(&self.path, &self.place)?;
+        sync_dir(parent(&self.place))
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path); // once settled there is none
+    }
+}
+
 /// The folder that holds `path`.
 fn parent(path: &Path) -> &Path {
     match path.parent() {
@@ -21,9 +65,16 @@ fn parent(path: &Path) -> &Path {
     }
 }
 
-/// A rename is durable once the folder that holds the name is.
-fn sync_dir(dir: &Path) -> io::Result<()> {
-    File::open(dir)?.sync_all()
+/// Makes a rename in `dir` durable, on file systems that can.
+///
+/// # Errors
+/// What the system says.
+pub fn sync_dir(dir: &Path) -> io::Result<()> {
+    match File::open(dir)?.sync_all() {
+        // Some network and user-space file systems sync no folders.
+        Err(e) if matches!(e.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => Ok(()),
+        done => done,
+    }
 }
 
 /// Writes `bytes` to `path`, replacing what is there; a reader sees the old content or the new one, never a part.
@@ -45,66 +96,60 @@ pub fn write_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
     sync_dir(parent(path))
 }
 
+/// Gives a file that is only ever replaced, never written to, a second name, replacing what has it; a copy where the
+/// disk has no links.
+///
+/// # Errors
+/// What the system says; `to` is then as it was.
+pub fn link_file(from: &Path, to: &Path) -> io::Result<()> {
+    let temporary = sibling(to, "tmp");
+    let linked = fs::hard_link(from, &temporary).or_else(|_| fs::copy(from, &temporary).map(|_| ()));
+    let moved = linked.and_then(|()| fs::rename(&temporary, to));
+    if moved.is_err() {
+        let _ = fs::remove_file(&temporary);
+    }
+    moved
+}
+
 /// Removes what killed writers have left in `dir`; nobody may be writing there.
 ///
 /// # Errors
 /// What the system says.
 pub fn sweep(dir: &Path) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
-        let path = entry?.path();
-        if path.is_file() && is_leftover(&path) {
-            fs::remove_file(&path)?;
+        let entry = entry?;
+        if entry.file_type()?.is_file() && is_leftover(&entry.file_name().to_string_lossy()) {
+            fs::remove_file(entry.path())?;
         }
     }
     Ok(())
 }
 
-/// Whether a file's name is one that [`write_file`] gives before it renames.
-fn is_leftover(path: &Path) -> bool {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    name.starts_with('.') && name.contains(".tmp-")
+/// Whether a file's name is exactly one that [`write_file`] gives before it renames: `.NAME.tmp-PROCESS-NUMBER`.
+fn is_leftover(name: &str) -> bool {
+    let number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    let numbers = name.strip_prefix('.').and_then(|n| n.rsplit_once(".tmp-")).and_then(|(_, n)| n.split_once('-'));
+    numbers.is_some_and(|(process, count)| number(process) && number(count))
 }
 
-/// Lets `fill` write into an empty folder beside `dir` (on the same file system), then puts that folder in `dir`'s
-/// place.  The folder that was there is removed afterwards.
-///
-/// Two renames: between them `dir` does not exist, but at no time does it hold a part of the new content.
+/// Lets `fill` write into an empty folder beside `dir` (on the same file system), then gives it `dir`'s name.
 ///
 /// # Errors
-/// `fill`'s error, or what the system says; in both cases the old folder stays.
-pub fn replace_dir<T, E: From<io::Error>>(dir: &Path, fill: impl FnOnce(&Path) -> Result<T, E>) -> Result<T, E> {
+/// `fill`'s error, or what the system says: `dir` is there already and not empty, for instance.  Nothing is left then.
+pub fn create_dir<T, E: From<io::Error>>(dir: &Path, fill: impl FnOnce(&Path) -> Result<T, E>) -> Result<T, E> {
     fs::create_dir_all(parent(dir))?;
     let temporary = sibling(dir, "tmp");
     fs::create_dir(&temporary)?;
     let result = fill(&temporary).and_then(|value| {
-        swap_in(&temporary, dir)?;
+        sync_dir(&temporary)?;
+        fs::rename(&temporary, dir)?;
+        sync_dir(parent(dir))?;
         Ok(value)
     });
     if result.is_err() {
         let _ = fs::remove_dir_all(&temporary);
     }
     result
-}
-
-fn swap_in(temporary: &Path, dir: &Path) -> io::Result<()> {
-    sync_dir(temporary)?;
-    let old = sibling(dir, "old");
-    let had_one = match fs::rename(dir, &old) {
-        Ok(()) => true,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => false,
-        Err(e) => return Err(e),
-    };
-    if let Err(e) = fs::rename(temporary, dir) {
-        if had_one {
-            let _ = fs::rename(&old, dir);
-        }
-        return Err(e);
-    }
-    sync_dir(parent(dir))?;
-    if had_one {
-        let _ = fs::remove_dir_all(&old);
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -130,29 +175,51 @@ mod tests {
     }
 
     #[test]
-    fn what_killed_writers_left_is_swept_away() {
+    fn what_killed_writers_left_is_swept_away_and_nothing_else() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.json");
         write_file(&path, b"one").unwrap();
         fs::write(sibling(&path, "tmp"), b"tw").unwrap();
-        fs::write(dir.path().join(".hidden"), b"").unwrap();
+        let others = [".a.tmp-1", ".a.tmp-b-1", ".hidden", ".notes.tmp-today", "a.tmp-1-2"];
+        others.iter().for_each(|name| fs::write(dir.path().join(name), b"").unwrap());
         sweep(dir.path()).unwrap();
-        assert_eq!(names(dir.path()), [".hidden", "a.json"]);
+        assert_eq!(
+            names(dir.path()),
+            [&others[..], &["a.json"]]
+                .concat()
+                .into_iter()
+                .collect::<std::collections::BTreeSet<_>>()
+                .into_iter()
+                .collect::<Vec<_>>()
+        );
     }
 
     #[test]
-    fn a_folder_is_replaced_whole_or_kept() {
+    fn a_second_name_keeps_the_content_when_the_first_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, second) = (dir.path().join("a"), dir.path().join("b"));
+        write_file(&path, b"one").unwrap();
+        fs::write(&second, b"old").unwrap();
+        link_file(&path, &second).unwrap();
+        write_file(&path, b"two").unwrap();
+        assert_eq!((fs::read(&second).unwrap(), names(dir.path())), (b"one".to_vec(), vec!["a".into(), "b".into()]));
+        assert!(link_file(&dir.path().join("gone"), &second).is_err());
+        assert_eq!(names(dir.path()), ["a", "b"]);
+    }
+
+    #[test]
+    fn a_folder_appears_whole_or_not_at_all() {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("bundle");
-        replace_dir(&target, |tmp| fs::write(tmp.join("old"), b"1")).unwrap();
-        let failed: io::Result<()> = replace_dir(&target, |tmp| {
+        let failed: io::Result<()> = create_dir(&target, |tmp| {
             fs::write(tmp.join("half"), b"2")?;
             Err(io::Error::other("stop"))
         });
         assert_eq!(failed.unwrap_err().to_string(), "stop");
-        assert_eq!(names(&target), ["old"]);
-        replace_dir(&target, |tmp| fs::write(tmp.join("new"), b"3")).unwrap();
-        assert_eq!(names(&target), ["new"]);
-        assert_eq!(names(dir.path()), ["bundle"]);
+        assert_eq!(names(dir.path()), [""; 0]);
+        create_dir(&target, |tmp| fs::write(tmp.join("new"), b"1")).unwrap();
+        assert_eq!((names(dir.path()), names(&target)), (vec!["bundle".to_string()], vec!["new".to_string()]));
+        assert!(create_dir(&target, |tmp| fs::write(tmp.join("other"), b"2")).is_err());
+        assert_eq!((names(dir.path()), names(&target)), (vec!["bundle".to_string()], vec!["new".to_string()]));
     }
 }

@@ -14,9 +14,9 @@ use serde::{Deserialize, Serialize};
 use crate::atomic;
 use crate::config::{Config, EncoderConfig, Pooling};
 use crate::evaluation::{Evaluation, EvaluationError};
+use crate::owned::MARKER;
 use crate::preprocess::{Preprocess, PreprocessorConfig};
 use crate::probe::{Probe, ProbeError};
-use crate::weights;
 
 /// `config.json`
 pub const CONFIG: &str = "config.json";
@@ -37,6 +37,12 @@ pub const PARITY: &str = "parity.json";
 /// `README.md`
 pub const README: &str = "README.md";
 
+/// Every file that an export may write.
+pub const FILES: [&str; 10] =
+    [CONFIG, PREPROCESSOR, WEIGHTS, ONNX, ONNX_FP16, "onnx/model_quantized.onnx", PROBE, EVALUATION, PARITY, README];
+/// Folder in a bundle that holds the next one while its files are moved to their places.
+pub const COMMIT: &str = ".macrl-commit";
+
 /// Name of the ONNX graph's input, (B, 3, S, S).
 pub const INPUT: &str = "pixel_values";
 /// Name of the ONNX graph's first output, (B, 1 + N, D).
@@ -50,24 +56,27 @@ pub enum BundleError {
     /// The folder itself.
     #[error("there is no bundle at {0}: expected a folder with {CONFIG}, {PREPROCESSOR}, {WEIGHTS} and {ONNX}")]
     NoFolder(PathBuf),
+    /// An export was killed while it replaced the files.
+    #[error("{0} is half replaced by an export that was interrupted; `macrl-export bundle {dir}` finishes it", dir = .0.display())]
+    Unfinished(PathBuf),
     /// A file that every bundle has.
     #[error("{0} is missing from the bundle; `macrl-export bundle` writes it")]
     Missing(PathBuf),
     /// A file that is there and cannot be read.
-    #[error("cannot read {path}: {source}")]
+    #[error("cannot read {path}: {cause}")]
     Read {
         /// The file.
         path: PathBuf,
         /// What the system said.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// A file that cannot be written.
-    #[error("cannot write {path}: {source}")]
+    #[error("cannot write {path}: {cause}")]
     Write {
         /// The file.
         path: PathBuf,
         /// What the system said.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// Not JSON, or not the entries expected.
     #[error("{path} is not valid: {cause}")]
@@ -108,14 +117,6 @@ pub enum BundleError {
     /// The graph file is empty or not a protobuf of a model.
     #[error("{path} is not an ONNX model: {cause}")]
     Onnx {
-        /// The file.
-        path: PathBuf,
-        /// What was expected and found.
-        cause: String,
-    },
-    /// A graph whose weights lie in another file, which is missing or another one by now.
-    #[error("{path}: {cause}; `macrl-export bundle` writes both")]
-    External {
         /// The file.
         path: PathBuf,
         /// What was expected and found.
@@ -330,6 +331,9 @@ impl Bundle {
         if !dir.is_dir() {
             return Err(BundleError::NoFolder(dir.into()));
         }
+        if dir.join(COMMIT).join(MARKER).is_file() {
+            return Err(BundleError::Unfinished(dir.into()));
+        }
         let config = read_config(&dir.join(CONFIG))?;
         let preprocess = read_preprocess(&dir.join(PREPROCESSOR), &config)?;
         check_weights(&dir.join(WEIGHTS), &config.encoder())?;
@@ -337,8 +341,6 @@ impl Bundle {
         let fp16 = dir.join(ONNX_FP16);
         if fp16.exists() {
             check_onnx(&fp16)?;
-            let fault = |cause| BundleError::External { path: fp16.clone(), cause };
-            weights::check_external(&fp16).map_err(fault)?;
         }
         let optional = |name: &str| Some(dir.join(name)).filter(|p| p.exists());
         let probe = optional(PROBE).map(|p| read_probe(&p, &config)).transpose()?;
@@ -365,8 +367,7 @@ impl Bundle {
 pub fn write_json(path: &Path, value: &impl Serialize) -> Result<(), BundleError> {
     let text = serde_json::to_string_pretty(value)
         .map_err(|e| BundleError::Json { path: path.into(), cause: e.to_string() })?;
-    atomic::write_file(path, (text + "\n").as_bytes())
-        .map_err(|source| BundleError::Write { path: path.into(), source })
+    atomic::write_file(path, (text + "\n").as_bytes()).map_err(|cause| BundleError::Write { path: path.into(), cause })
 }
 
 /// Reads any of the JSON files.
@@ -408,9 +409,9 @@ pub fn encoder_shapes(e: &EncoderConfig) -> Vec<(String, Vec<usize>)> {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, BundleError> {
-    std::fs::read(path).map_err(|source| match source.kind() {
+    std::fs::read(path).map_err(|cause| match cause.kind() {
         std::io::ErrorKind::NotFound => BundleError::Missing(path.into()),
-        _ => BundleError::Read { path: path.into(), source },
+        _ => BundleError::Read { path: path.into(), cause },
     })
 }
 

@@ -14,12 +14,12 @@ use crate::config::Pooling;
 #[derive(Debug, thiserror::Error)]
 pub enum EvaluationError {
     /// The file cannot be read.
-    #[error("cannot read {path}: {source}")]
+    #[error("cannot read {path}: {cause}")]
     Read {
         /// The file.
         path: String,
         /// What the system said.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// Not JSON, or not JSON of this shape.
     #[error("{path} is not an evaluation: {message}")]
@@ -131,7 +131,7 @@ impl Evaluation {
     /// Every [`EvaluationError`].
     pub fn read(path: &Path) -> Result<Self, EvaluationError> {
         let name = path.display().to_string();
-        let bytes = std::fs::read(path).map_err(|source| EvaluationError::Read { path: name.clone(), source })?;
+        let bytes = std::fs::read(path).map_err(|cause| EvaluationError::Read { path: name.clone(), cause })?;
         Self::from_json(&bytes, &name)
     }
 

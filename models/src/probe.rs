@@ -11,12 +11,12 @@ use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
     /// The file cannot be read.
-    #[error("cannot read {path}: {source}")]
+    #[error("cannot read {path}: {cause}")]
     Read {
         /// The file.
         path: String,
         /// What the system said.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// Not a safetensors file, or cut short.
     #[error("{path} is not a safetensors file: {message}")]
@@ -129,7 +129,7 @@ impl Probe {
     /// Every [`ProbeError`].
     pub fn read(path: &Path) -> Result<Self, ProbeError> {
         let name = path.display().to_string();
-        let bytes = std::fs::read(path).map_err(|source| ProbeError::Read { path: name.clone(), source })?;
+        let bytes = std::fs::read(path).map_err(|cause| ProbeError::Read { path: name.clone(), cause })?;
         Self::from_bytes(&bytes, &name)
     }
 

@@ -1,0 +1,231 @@
+//! A bundle's folder: whose it is, and how a new bundle takes an old one's place.
+//!
+//! A folder that is not there appears whole, by one rename.  Into a folder that is there (a mounted one, one with notes or
+//! `.git` in it) the files are moved one by one, on its own file system: first everything is written and proven in
+//! [`NEW`], then [`NEW`] is renamed to [`COMMIT`], and what lies there is moved to its place.  A kill before that rename
+//! leaves the old bundle; after it the next export finishes what was begun, and readers are told until then.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use macrl_models::atomic;
+use macrl_models::bundle::{self, COMMIT, FILES, ModelConfig};
+use macrl_models::lock::{Lock, LockError};
+use macrl_models::owned::{BUNDLE, MARKER, Marker, digest, files_below};
+
+use crate::error::Failure;
+
+/// Folder in which a bundle is made.
+const NEW: &str = ".macrl-new";
+/// In [`COMMIT`]: the old bundle's files that the new one does not have.
+const STALE: &str = ".macrl-stale.json";
+/// Files that every bundle of earlier versions has, which had no marker.
+const ALWAYS: [&str; 5] = [bundle::CONFIG, bundle::WEIGHTS, bundle::PREPROCESSOR, bundle::ONNX, bundle::PARITY];
+
+/// Paths in the folder and their digests.
+type Files = BTreeMap<String, String>;
+
+/// Where a bundle is to be written.
+pub struct Place {
+    dir: PathBuf,
+    /// `None`: the folder is not there yet.
+    old: Option<Old>,
+}
+
+struct Old {
+    files: Files,
+    _lock: Lock,
+}
+
+impl Place {
+    /// Looks at a destination before any work is done.
+    ///
+    /// # Errors
+    /// [`Failure::Usage`] where something would be lost that we did not write, or another export is at work there.
+    pub fn claim(dir: &Path) -> Result<Self, Failure> {
+        let dir = dir.to_path_buf();
+        match std::fs::metadata(&dir) {
+            Ok(found) if found.is_dir() => {}
+            Ok(_) => return refuse(&dir, "a file"),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Place { dir, old: None }),
+            Err(e) => return Err(anyhow::Error::from(e).context(format!("cannot read {}", dir.display())).into()),
+        }
+        let lock = Lock::take(&dir, "macrl-export bundle").map_err(|why| match why {
+            LockError::Held { .. } => Failure::Usage(why.to_string()),
+            LockError::Io(..) => Failure::Work(why.into()),
+        })?;
+        finish(&dir).with_context(|| format!("cannot finish the export that was interrupted in {}", dir.display()))?;
+        let files = old_files(&dir)?;
+        Ok(Place { old: Some(Old { files, _lock: lock }), dir })
+    }
+
+    /// Lets `fill` write a bundle into an empty folder, and puts it in its place.
+    ///
+    /// # Errors
+    /// `fill`'s, or what the system says; the old bundle stays as it was.
+    pub fn fill<T>(self, fill: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
+        let Place { dir, old } = self;
+        let made = |at: &Path| -> Result<T> {
+            let done = fill(at)?;
+            marker(at)?.write(at).with_context(|| format!("cannot write {MARKER}"))?;
+            Ok(done)
+        };
+        match old {
+            None => atomic::create_dir(&dir, made),
+            Some(old) => {
+                let new = dir.join(NEW);
+                remove(&new)?; // of an export that was killed
+                std::fs::create_dir(&new).with_context(|| format!("cannot create {}", new.display()))?;
+                let done = made(&new).and_then(|done| {
+                    commit(&dir, &old.files)?;
+                    Ok(done)
+                });
+                if done.is_err() {
+                    let _ = remove(&new);
+                }
+                let done = done?;
+                finish(&dir).with_context(|| {
+                    format!("{} is half replaced: the same command again finishes it", dir.display())
+                })?;
+                Ok(done)
+            }
+        }
+    }
+}
+
+fn refuse<T>(dir: &Path, found: &str) -> Result<T, Failure> {
+    Err(Failure::Usage(format!(
+        "expected a new or empty folder, or a bundle that macrl-export wrote, at {}, found {found}; nothing was \
+         changed: name another folder, or move what is yours",
+        dir.display()
+    )))
+}
+
+/// The files of the bundle in a folder; empty where there is none.
+fn old_files(dir: &Path) -> Result<Files, Failure> {
+    let work =
+        |why: io::Error| Failure::Work(anyhow::Error::from(why).context(format!("cannot read {}", dir.display())));
+    let files = match Marker::read(dir).map_err(work)? {
+        Some(marker) if marker.kind == BUNDLE => marker.files,
+        Some(marker) => return refuse(dir, &format!("the folder of a {}", marker.kind)),
+        None => unmarked(dir)?,
+    };
+    for (name, written) in &files {
+        let now = digest(&dir.join(name)).map_err(work)?;
+        if now.is_some_and(|now| now != *written) {
+            return refuse(dir, &format!("that {name} was changed since macrl-export wrote it"));
+        }
+    }
+    let clash = FILES.iter().find(|name| !files.contains_key(**name) && dir.join(name).symlink_metadata().is_ok());
+    match clash {
+        Some(name) => refuse(dir, &format!("a {name} that macrl-export did not write")),
+        None => Ok(files),
+    }
+}
+
+/// The same where no marker says it: earlier versions wrote none.
+fn unmarked(dir: &Path) -> Result<Files, Failure> {
+    let work =
+        |why: io::Error| Failure::Work(anyhow::Error::from(why).context(format!("cannot read {}", dir.display())));
+    if dir.join(MARKER).symlink_metadata().is_ok() {
+        return refuse(dir, &format!("a {MARKER} that macrl did not write"));
+    }
+    let mut visible = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(work)? {
+        let name = entry.map_err(work)?.file_name();
+        // A file system's own folder, and what stays untouched because no bundle has such a name (`.git`).
+        if name != "lost+found" && !name.as_encoded_bytes().starts_with(b".") {
+            visible.push(name);
+        }
+    }
+    if visible.is_empty() {
+        return Ok(Files::new());
+    }
+    match earlier(dir).map_err(work)? {
+        Some(files) => Ok(files),
+        None => refuse(dir, "a folder with something else in it"),
+    }
+}
+
+/// A bundle of an earlier version: exactly the names that an export wrote, and a configuration that tells of a run.
+fn earlier(dir: &Path) -> io::Result<Option<Files>> {
+    let mut files = Files::new();
+    for path in files_below(dir)? {
+        let Some(name) = path.to_str().filter(|name| FILES.contains(name)) else {
+            if path == Path::new(macrl_models::lock::LOCK) {
+                continue;
+            }
+            return Ok(None);
+        };
+        let Some(sha) = digest(&dir.join(name))? else { return Ok(None) };
+        files.insert(name.to_string(), sha);
+    }
+    let all = ALWAYS.iter().all(|name| files.contains_key(*name));
+    let ours = || bundle::read_json::<ModelConfig>(&dir.join(bundle::CONFIG)).is_ok();
+    Ok((all && ours()).then_some(files))
+}
+
+/// What a folder that was filled holds.
+fn marker(dir: &Path) -> Result<Marker> {
+    let mut marker = Marker::new(BUNDLE, "macrl-export");
+    for path in files_below(dir)? {
+        let name = path.to_str().context("a name of the bundle is not UTF-8")?;
+        marker.files.insert(name.to_string(), digest(&dir.join(name))?.with_context(|| format!("{name} is gone"))?);
+    }
+    Ok(marker)
+}
+
+/// From here on the new bundle counts.
+fn commit(dir: &Path, old: &Files) -> Result<()> {
+    let new = dir.join(NEW);
+    let names = Marker::read(&new)?.context("the new bundle has no marker")?.files;
+    let stale: Files =
+        old.iter().filter(|(name, _)| !names.contains_key(*name)).map(|(n, s)| (n.clone(), s.clone())).collect();
+    atomic::write_file(&new.join(STALE), serde_json::to_string(&stale)?.as_bytes())?;
+    std::fs::rename(&new, dir.join(COMMIT))?;
+    atomic::sync_dir(dir)?;
+    Ok(())
+}
+
+/// Moves what was committed to its place.  Every part of it may be done twice: a kill anywhere leaves it to the next.
+fn finish(dir: &Path) -> Result<()> {
+    let from = dir.join(COMMIT);
+    let Some(marker) = Marker::read(&from)? else { return remove(&from) };
+    for name in marker.files.keys() {
+        let (staged, place) = (from.join(name), dir.join(name));
+        if let Some(folder) = place.parent() {
+            std::fs::create_dir_all(folder)?;
+        }
+        match std::fs::rename(&staged, &place) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {} // moved before the kill
+            moved => moved.with_context(|| format!("cannot write {}", place.display()))?,
+        }
+    }
+    let stale = std::fs::read(from.join(STALE)).ok().and_then(|bytes| serde_json::from_slice::<Files>(&bytes).ok());
+    for (name, sha) in stale.unwrap_or_default() {
+        let path = dir.join(&name);
+        if digest(&path)?.as_deref() == Some(&sha) {
+            std::fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+        }
+    }
+    marker.write(dir).with_context(|| format!("cannot write {}", dir.join(MARKER).display()))?;
+    atomic::sync_dir(dir)?;
+    // The marker there is what makes it a commit: it goes before the rest.
+    std::fs::remove_file(from.join(MARKER))?;
+    remove(&from)
+}
+
+/// Removes a folder of ours, where there is one.
+fn remove(dir: &Path) -> Result<()> {
+    match std::fs::remove_dir_all(dir) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            Err(e).with_context(|| format!("cannot remove {}", dir.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -65,9 +65,7 @@ train_model() {
     scripts/fetch-fashion-mnist.sh "$data"
     build
     step "Pretrain without labels, on this machine"
-    resume=()
-    if [ -e "$run/checkpoints/last.safetensors" ]; then resume=(--resume); fi
-    macrl-train pretrain --config configs/demo.toml --data "$data" --out "$run" "${resume[@]}" || {
+    macrl-train pretrain --config configs/demo.toml --data "$data" --out "$run" --resume || {
         status=$?
         if [ $status = 2 ]; then printf 'demo: `make clean-demo` forgets a run of another configuration\n' >&2; fi
         exit $status

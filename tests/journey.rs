@@ -220,7 +220,7 @@ fn finetune(place: &Place, run_dir: &str) {
     fail("macrl-train", &arguments, 2, "holds a fine-tuning already");
     assert_eq!(succeed("macrl-train", &[&arguments[..], &["--resume"]].concat()), said);
     let other = [&arguments[..], &["--resume", "--set", "finetune.lr=0.01"]].concat();
-    fail("macrl-train", &other, 2, "with the same [finetune]");
+    fail("macrl-train", &other, 2, "finetune.lr is 0.02 and here 0.01: a fine-tuning keeps its configuration");
     fail("macrl-train", &["finetune", "--run", run_dir, "--set", "train.lr=1"], 2, "expected a key of [finetune]");
 }
 

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use macrl_models::output::one_line;
+
 /// Why nothing was exported.
 #[derive(Debug)]
 pub enum Failure {
@@ -24,11 +26,10 @@ impl Failure {
 impl fmt::Display for Failure {
     /// One line, with the chain of causes.
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let text = match self {
-            Failure::Usage(message) => message.clone(),
-            Failure::Work(error) => format!("{error:#}"),
-        };
-        f.write_str(&text.split_whitespace().collect::<Vec<_>>().join(" "))
+        match self {
+            Failure::Usage(message) => f.write_str(&message.split_whitespace().collect::<Vec<_>>().join(" ")),
+            Failure::Work(error) => f.write_str(&one_line(error.as_ref())),
+        }
     }
 }
 

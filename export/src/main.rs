@@ -1,15 +1,21 @@
 //! `macrl-export`: arguments in, exit code out.
 
+#![warn(clippy::print_stdout, clippy::print_stderr)] // everything that is said goes through macrl_models::output
+
 use std::process::ExitCode;
 
 use clap::Parser;
 use macrl_export::cli::{Cli, one_line};
+use macrl_models::output::{answer, say};
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         // --help and --version come as errors too; they go to stdout.
-        Err(e) if !e.use_stderr() => e.exit(),
+        Err(e) if !e.use_stderr() => {
+            let _ = e.print(); // to a pipe that nobody reads, perhaps
+            return ExitCode::SUCCESS;
+        }
         Err(e) => return fail(2, &format!("{}; see macrl-export --help", one_line(&e))),
     };
     let Some(job) = cli.job() else {
@@ -17,7 +23,7 @@ fn main() -> ExitCode {
     };
     match macrl_export::run(&job) {
         Ok(summary) => {
-            println!("{summary}");
+            answer(&summary);
             ExitCode::SUCCESS
         }
         Err(failure) => fail(failure.code(), &format!("error: {failure}")),
@@ -25,6 +31,6 @@ fn main() -> ExitCode {
 }
 
 fn fail(code: u8, line: &str) -> ExitCode {
-    eprintln!("{line}");
+    say(line);
     ExitCode::from(code)
 }

@@ -6,10 +6,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use macrl_models::progress::Progress;
 use serde_json::{Value, json};
 use ureq::Agent;
-
-use crate::progress::Progress;
 
 /// Images of one upload request.
 const BATCH: usize = 32;
@@ -135,7 +134,7 @@ impl Client {
     /// # Errors
     /// A request that failed as a whole.
     pub fn upload(&self, pictures: &[Picture]) -> Result<Vec<(String, String)>> {
-        let progress = Progress::new(pictures.len(), "images");
+        let progress = Progress::new("uploading images", pictures.len());
         let mut failed = Vec::new();
         for batch in pictures.chunks(BATCH) {
             failed.extend(self.upload_batch(batch)?);

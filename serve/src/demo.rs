@@ -1,15 +1,23 @@
 //! `macrl-serve demo`: uploads a gallery, asks about some queries, prints and draws what comes back, and checks that
 //! every answer has the shape that it should have.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
+use macrl_models::answer;
+use macrl_models::output::elapsed;
 use serde_json::Value;
 
+use crate::cli::UsageError;
 use crate::client::{Client, Picture, pictures};
 use crate::sheet::{Frame, Row, draw};
+
+/// Bytes of a PNG before its second chunk: the magic number and IHDR.
+const HEADER: usize = 33;
+/// A tEXt chunk, `Software: macrl-serve`, with its length and its checksum (zlib.crc32 of type and text).
+const SIGNATURE: &[u8; 32] = b"\0\0\0\x14tEXtSoftware\0macrl-serve\x06\x1d\x95\x91";
 
 /// Sends a running server real requests and shows what comes back.
 #[derive(Debug, Args)]
@@ -49,6 +57,7 @@ struct Answer {
 /// # Errors
 /// A server that does not answer, or an answer that is wrong in shape.
 pub fn run(args: &DemoArgs) -> Result<()> {
+    check_place(&args.out)?;
     let (gallery, queries) = (pictures(&args.gallery)?, pictures(&args.queries)?);
     let client = Client::new(&args.url);
     client.wait_until_ready(Duration::from_secs(120))?;
@@ -64,13 +73,14 @@ pub fn run(args: &DemoArgs) -> Result<()> {
         gallery.len(),
         failed[0]
     );
-    let seconds = since.elapsed().as_secs_f64();
-    println!(
-        "model {} on {}: {} images uploaded in {seconds:.1} s ({:.0}/s)",
+    let took = since.elapsed();
+    answer!(
+        "model {} on {}: {} images uploaded in {} ({:.0}/s)",
         info["model"]["name"].as_str().unwrap_or("?"),
         info["device"].as_str().unwrap_or("?"),
         gallery.len(),
-        gallery.len() as f64 / seconds.max(1e-9),
+        elapsed(took),
+        gallery.len() as f64 / took.as_secs_f64().max(1e-9),
     );
     let mut answers = Vec::new();
     for query in &queries {
@@ -79,7 +89,7 @@ pub fn run(args: &DemoArgs) -> Result<()> {
     }
     print_table(&queries, &answers);
     draw_sheet(args, &queries, &answers)?;
-    println!("neighbours drawn in {}", args.out.display());
+    answer!("neighbours drawn in {}", args.out.display());
     Ok(())
 }
 
@@ -146,9 +156,9 @@ fn print_table(queries: &[Picture], answers: &[Answer]) {
     let width = |column: usize| rows.iter().map(|r| r[column].chars().count()).max().unwrap_or(0);
     let (first, second) = (width(0), width(1));
     for [query, class, found] in &rows {
-        println!("{query:first$}  {class:second$}  {found}");
+        answer!("{query:first$}  {class:second$}  {found}");
     }
-    println!("classes right: {right} of {}; neighbours of the query's class: {agreeing} of {total}", queries.len());
+    answer!("classes right: {right} of {}; neighbours of the query's class: {agreeing} of {total}", queries.len());
 }
 
 fn draw_sheet(args: &DemoArgs, queries: &[Picture], answers: &[Answer]) -> Result<()> {
@@ -162,13 +172,49 @@ fn draw_sheet(args: &DemoArgs, queries: &[Picture], answers: &[Answer]) -> Resul
         }
         rows.push(Row { cells });
     }
-    let sheet = draw(&rows);
     let mut png = Vec::new();
-    sheet.write_to(&mut std::io::Cursor::new(&mut png), image::ImageFormat::Png)?;
+    draw(&rows).write_to(&mut std::io::Cursor::new(&mut png), image::ImageFormat::Png)?;
+    png.splice(HEADER..HEADER, *SIGNATURE);
     macrl_models::atomic::write_file(&args.out, &png).with_context(|| format!("cannot write {}", args.out.display()))
 }
 
-fn open(path: &std::path::Path) -> Result<image::RgbImage> {
+/// Only a picture that an earlier call drew is replaced.
+fn check_place(out: &Path) -> Result<()> {
+    let ours = match std::fs::read(out) {
+        Ok(png) => png.get(HEADER..).is_some_and(|rest| rest.starts_with(SIGNATURE)),
+        Err(e) => e.kind() == std::io::ErrorKind::NotFound,
+    };
+    if ours {
+        return Ok(());
+    }
+    let said = "is there and `macrl-serve demo` did not draw it: name another file, or move it away";
+    Err(UsageError(format!("{} {said}", out.display())).into())
+}
+
+fn open(path: &Path) -> Result<image::RgbImage> {
     let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
     macrl_models::decode::decode(&bytes, &Default::default()).with_context(|| path.display().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_sheet_of_ours_is_replaced_and_it_is_a_picture_still() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("a.png");
+        check_place(&file).unwrap();
+        let picture = image::RgbImage::from_pixel(3, 2, image::Rgb([1, 2, 3]));
+        picture.save(&file).unwrap();
+        let said = check_place(&file).unwrap_err();
+        assert!(said.is::<UsageError>() && said.to_string().contains("did not draw it"), "{said}");
+        let mut png = std::fs::read(&file).unwrap();
+        png.splice(HEADER..HEADER, *SIGNATURE);
+        std::fs::write(&file, &png).unwrap();
+        check_place(&file).unwrap();
+        assert_eq!(image::open(&file).unwrap().to_rgb8(), picture);
+        std::fs::write(&file, "x").unwrap();
+        assert!(check_place(&file).is_err());
+    }
 }

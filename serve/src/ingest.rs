@@ -14,7 +14,10 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use macrl_models::bundle::Bundle;
 use macrl_models::decode::{DecodeLimits, decode};
+use macrl_models::output::elapsed;
+use macrl_models::progress::Progress;
 use macrl_models::runtime::Device;
+use macrl_models::{answer, say};
 use sha2::{Digest, Sha256};
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
@@ -25,7 +28,6 @@ use crate::engine::{Engine, EngineOptions, Pixels};
 use crate::error::ApiError;
 use crate::features::encode_thumbnail;
 use crate::index::{self, ContentHash, Encoder, Index, Item, Location, Metadata, OpenOptions, check_id, normalized};
-use crate::progress::Progress;
 
 /// Items of one commit.
 const COMMIT: usize = 512;
@@ -87,14 +89,14 @@ struct Report {
 }
 
 impl Report {
-    fn print(self, elapsed: Duration) -> Result<()> {
+    fn print(self, took: Duration) -> Result<()> {
         for (id, cause) in &self.failed {
-            eprintln!("{id}: {cause}");
+            say!("{id}: {cause}");
         }
-        let (seconds, total) = (elapsed.as_secs_f64(), self.stored + self.there + self.failed.len());
+        let (seconds, total) = (took.as_secs_f64(), self.stored + self.there + self.failed.len());
         let there = if self.there > 0 { format!(", {} were there", self.there) } else { String::new() };
         let pace = self.stored as f64 / seconds.max(1e-9);
-        println!("{} of {total} images stored in {seconds:.1} s ({pace:.0}/s){there}", self.stored);
+        answer!("{} of {total} images stored in {} ({pace:.0}/s){there}", self.stored, elapsed(took));
         match self.failed.len() {
             0 => Ok(()),
             1 => bail!("1 image was refused"),
@@ -120,7 +122,7 @@ fn into_index(args: &IngestArgs, dir: &std::path::Path, location: &Location) -> 
     let engine = Engine::start(&bundle, &options, &Arc::default())?;
     let in_flight = 4 * engine.max_batch() * engine.devices().len();
     let work = Work { found, known, bundle: &bundle, engine: &engine, next: AtomicUsize::new(0) };
-    let progress = Progress::new(work.found.len(), "images");
+    let progress = Progress::new("storing images", work.found.len());
     let (sender, receiver) = sync_channel(in_flight);
     std::thread::scope(|scope| {
         for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {

@@ -5,6 +5,8 @@
 //! them to the [`engine`], whose worker threads batch them for ONNX Runtime; [`index`] keeps items and finds neighbours;
 //! [`error`] is the one place where failures become statuses.  [`ingest`] and [`transfer`] fill and empty an index without a server.
 
+#![warn(clippy::print_stdout, clippy::print_stderr)] // everything that is said goes through macrl_models::output
+
 pub mod cli;
 pub mod client;
 pub mod demo;
@@ -19,7 +21,6 @@ pub mod limits;
 pub mod metrics;
 pub mod openapi;
 pub mod pool;
-pub mod progress;
 pub mod routes;
 pub mod server;
 pub mod sheet;

@@ -1,8 +1,12 @@
 //! `macrl-serve`: parse, run, and say what went wrong in one line.
 
+#![warn(clippy::print_stdout, clippy::print_stderr)] // everything that is said goes through macrl_models::output
+
 use std::process::ExitCode;
 
 use clap::Parser;
+use macrl_models::output::one_line;
+use macrl_models::say;
 use macrl_serve::cli::{Cli, UsageError};
 
 /// Batches come and go at a steady pace; mimalloc gives their memory back where the system's allocator fragments.
@@ -12,18 +16,21 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) if !error.use_stderr() => error.exit(),
+        Err(error) if !error.use_stderr() => {
+            let _ = error.print(); // to a pipe that nobody reads, perhaps
+            return ExitCode::SUCCESS;
+        }
         Err(error) => {
             let text = error.render().to_string();
             let lines: Vec<&str> = text.lines().map(str::trim).take_while(|l| !l.starts_with("Usage:")).collect();
-            eprintln!("{} (see --help)", lines.join(" ").trim());
+            say!("{} (see --help)", lines.join(" ").trim());
             return ExitCode::from(2);
         }
     };
     match cli.run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {}", format!("{error:#}").replace('\n', " "));
+            say!("error: {}", one_line(error.as_ref()));
             ExitCode::from(if error.is::<UsageError>() { 2 } else { 1 })
         }
     }

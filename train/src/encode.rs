@@ -5,6 +5,7 @@ use candle_core::{Device, Tensor};
 use macrl_models::config::{Config, Pooling};
 use macrl_models::ops::graph::with_values;
 use macrl_models::preprocess::Preprocess;
+use macrl_models::progress::Progress;
 use macrl_models::vit::Encoder;
 use rayon::prelude::*;
 
@@ -53,10 +54,13 @@ impl Images {
         let total = data.len();
         let count = count.min(total);
         let chosen: Vec<usize> = (0..count).map(|i| i * total / count.max(1)).collect();
+        let progress = Progress::new("reading images to judge the encoder by", chosen.len());
         let fitted: Vec<(usize, u32, Vec<u8>)> = chosen
             .into_par_iter()
+            .inspect(|_| progress.add(1))
             .filter_map(|i| Some((i, label(i)?, preprocess.fit(&*data.image(i).ok()?).into_raw())))
             .collect();
+        drop(progress);
         let mut images = Images { pixels: Vec::new(), labels: Vec::new(), indices: Vec::new() };
         for (i, label, pixels) in fitted {
             images.pixels.extend(pixels);

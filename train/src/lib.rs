@@ -2,6 +2,8 @@
 //!
 //! The method is in [`method`], its loop in [`trainer`].
 
+#![warn(clippy::print_stdout, clippy::print_stderr)] // everything that is said goes through macrl_models::output
+
 pub mod bank;
 pub mod commands;
 #[cfg(feature = "cuda")]

@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -13,6 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use image::RgbImage;
 use macrl_models::config::Config;
+use macrl_models::progress::Progress;
 use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
@@ -34,6 +36,8 @@ pub struct Batches {
     /// The order of the epoch that was asked for last.
     order: Mutex<Option<(u64, Arc<Vec<u32>>)>>,
     unreadable: Mutex<BTreeMap<u32, String>>,
+    /// Whether a batch has been begun: the first is waited for, which may take long, so it is shown.
+    begun: AtomicBool,
 }
 
 impl Batches {
@@ -44,7 +48,7 @@ impl Batches {
     pub fn new(data: Arc<dyn Dataset>, config: &Config) -> Result<Self> {
         let size = config.train.batch_size;
         if data.len() < size {
-            bail!("the training split has {} images, fewer than train.batch_size = {size}", data.len());
+            bail!("{} training images are too few for a batch of {size}", data.len());
         }
         Ok(Batches {
             data,
@@ -54,6 +58,7 @@ impl Batches {
             size,
             order: Mutex::new(None),
             unreadable: Mutex::new(BTreeMap::new()),
+            begun: AtomicBool::new(false),
         })
     }
 
@@ -103,9 +108,13 @@ impl Batches {
             None => (0..self.size).map(|_| None).collect(),
         };
         let slots: Vec<_> = strong.into_iter().zip(self.weak.slots(&mut batch.weak)).collect();
+        let first = !self.begun.swap(true, Ordering::Relaxed);
+        let progress = first.then(|| Progress::new("making the first batch", self.size));
         let work = batch.indices.par_iter_mut().zip(slots);
         work.try_for_each_init(Scratch::default, |scratch, (index, (mut strong, mut weak))| {
-            self.fill(index, epoch, scratch, strong.as_mut(), &mut weak)
+            self.fill(index, epoch, scratch, strong.as_mut(), &mut weak)?;
+            progress.iter().for_each(|progress| progress.add(1));
+            anyhow::Ok(())
         })?;
         Ok(batch)
     }
@@ -459,6 +468,6 @@ mod tests {
     #[test]
     fn too_few_images_for_a_batch_are_an_error() {
         let message = Loader::new(data(3), &config(), 0).err().unwrap().to_string();
-        assert_eq!(message, "the training split has 3 images, fewer than train.batch_size = 4");
+        assert_eq!(message, "3 training images are too few for a batch of 4");
     }
 }

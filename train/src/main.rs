@@ -1,5 +1,7 @@
 //! `macrl-train`: pretrain, evaluate, report.
 
+#![warn(clippy::print_stdout, clippy::print_stderr)] // everything that is said goes through macrl_models::output
+
 use std::process::ExitCode;
 
 #[global_allocator]

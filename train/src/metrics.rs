@@ -51,7 +51,8 @@ impl Metrics {
         if let Some(board) = &mut self.board {
             board.write(line)?;
         }
-        writeln!(self.file, "{line}").context("cannot write metrics.jsonl")
+        // One write: a reader sees whole lines only, and a kill leaves none of it or all.
+        self.file.write_all(format!("{line}\n").as_bytes()).context("cannot write metrics.jsonl")
     }
 }
 

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use macrl_models::config::Config;
+use macrl_models::output::{duration, say};
 
 /// Without a terminal a line is printed this often.
 const EVERY: Duration = Duration::from_secs(10);
@@ -28,7 +29,7 @@ impl Progress {
         let total = per_epoch * config.train.epochs as u64;
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::new(total).with_position(step);
-            let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg} {eta} left");
+            let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}");
             bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
             bar
         });
@@ -47,8 +48,7 @@ impl Progress {
                 bar.set_message(text);
             }
             None if self.printed.is_none_or(|at| at.elapsed() >= EVERY) || self.step == self.total => {
-                let left = Duration::from_secs((self.seconds * (self.total - self.step) as f64) as u64);
-                eprintln!("step {}/{} {text}, {left:?} left", self.step, self.total);
+                say(&format!("step {}/{} {text}", self.step, self.total));
                 self.printed = Some(Instant::now());
             }
             None => {}
@@ -57,14 +57,20 @@ impl Progress {
 
     fn text(&self, said: &str) -> String {
         let epoch = self.step as f64 / self.per_epoch as f64;
-        format!("epoch {epoch:.2}, {said}, {:.0} images/s", self.batch as f64 / self.seconds.max(1e-9))
+        let pace = self.batch as f64 / self.seconds.max(1e-9);
+        let left = self.seconds * self.total.saturating_sub(self.step) as f64;
+        let left = match Duration::try_from_secs_f64(left) {
+            Ok(left) if self.step < self.total => format!(", {} left", duration(left)),
+            _ => String::new(),
+        };
+        format!("epoch {epoch:.2}, {said}, {pace:.0} images/s{left}")
     }
 
     /// A line that stays.
     pub fn message(&self, text: &str) {
         match &self.bar {
             Some(bar) => bar.println(text),
-            None => eprintln!("{text}"),
+            None => say(text),
         }
     }
 
@@ -73,5 +79,26 @@ impl Progress {
         if let Some(bar) = &self.bar {
             bar.finish();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_is_said_in_words_and_not_at_the_end() {
+        let mut progress = Progress {
+            bar: None,
+            batch: 32,
+            per_epoch: 10,
+            step: 4,
+            total: 100,
+            seconds: 18.9,
+            printed: Some(Instant::now()),
+        };
+        assert_eq!(progress.text("loss 1"), "epoch 0.40, loss 1, 2 images/s, 30 min left");
+        progress.step = 100;
+        assert_eq!(progress.text("loss 1"), "epoch 10.00, loss 1, 2 images/s");
     }
 }

@@ -44,16 +44,32 @@ impl Run {
         self.dir.join(format!("checkpoints/step-{step:08}.safetensors"))
     }
 
-    /// Numbered checkpoints, oldest first.
+    /// Numbered checkpoints, oldest first.  A name that [`Run::numbered`] does not give is somebody's.
     pub fn all_numbered(&self) -> Vec<PathBuf> {
         let entries = std::fs::read_dir(self.dir.join("checkpoints")).into_iter().flatten().flatten();
-        let named = |path: &PathBuf| {
-            path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("step-"))
-                && path.extension().is_some_and(|e| e == "safetensors")
+        let step = |path: PathBuf| {
+            let digits = path.file_name()?.to_str()?.strip_prefix("step-")?.strip_suffix(".safetensors")?;
+            let step: u64 = digits.parse().ok()?;
+            (self.numbered(step) == path).then_some((step, path))
         };
-        let mut found: Vec<PathBuf> = entries.map(|e| e.path()).filter(named).collect();
+        let mut found: Vec<(u64, PathBuf)> = entries.filter_map(|e| step(e.path())).collect();
         found.sort();
-        found
+        found.into_iter().map(|(_, path)| path).collect()
+    }
+
+    /// Files in the folder that pretraining would replace.
+    pub fn in_the_way(&self) -> Vec<PathBuf> {
+        let fixed = [
+            self.config(),
+            self.data(),
+            self.metrics(),
+            self.samples(),
+            self.replay(),
+            self.last(),
+            self.best(),
+            self.replay_state(),
+        ];
+        fixed.into_iter().filter(|path| path.symlink_metadata().is_ok()).chain(self.all_numbered()).collect()
     }
 
     /// What a non-finite step was: `macrl-train replay` reads it.
@@ -99,5 +115,24 @@ impl Run {
     /// Where the data was, so that later commands need not be told again.
     pub fn data(&self) -> PathBuf {
         self.dir.join("data.txt")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_our_own_names_count() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = Run::new(dir.path());
+        std::fs::create_dir(dir.path().join("checkpoints")).unwrap();
+        let own = [run.numbered(9), run.numbered(100), run.numbered(123_456_789)];
+        let others = ["step-keep.safetensors", "step-9.safetensors", "step-00000009-copy.safetensors", "notes.txt"];
+        let others = others.map(|name| dir.path().join("checkpoints").join(name));
+        own.iter().chain(&others).for_each(|path| std::fs::write(path, "").unwrap());
+        assert_eq!(run.all_numbered(), own);
+        std::fs::write(run.metrics(), "").unwrap();
+        assert_eq!(run.in_the_way(), [&[run.metrics()][..], &own].concat());
     }
 }

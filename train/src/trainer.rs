@@ -1,6 +1,5 @@
 //! The pretraining loop: batches -> losses -> gradients -> update -> bank, with logs and checkpoints.
 
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
@@ -10,6 +9,8 @@ use macrl_models::config::Config;
 use macrl_models::ops::graph::with_values;
 use macrl_models::ops::info_nce::Contrast;
 use macrl_models::preprocess::Preprocess;
+use macrl_models::progress::Progress as Counter;
+use macrl_models::say;
 use serde_json::json;
 
 use crate::data::Data;
@@ -225,7 +226,7 @@ pub fn pretrain(
     }
     log.progress.finish();
     for (file, why) in stepper.skipped() {
-        eprintln!("left out {file}: {why}");
+        say!("left out {file}: {why}");
     }
     Ok(Ending::Finished)
 }
@@ -331,7 +332,9 @@ impl Log<'_> {
         state.save(&run.last(), config)?;
         self.saving.saved();
         if config.train.keep_checkpoints > 0 {
-            copy(&run.last(), &run.numbered(state.step))?;
+            let numbered = run.numbered(state.step);
+            atomic::link_file(&run.last(), &numbered)
+                .with_context(|| format!("cannot write {}", numbered.display()))?;
             let all = run.all_numbered();
             for old in &all[..all.len().saturating_sub(config.train.keep_checkpoints)] {
                 std::fs::remove_file(old).with_context(|| format!("cannot remove {}", old.display()))?;
@@ -339,16 +342,6 @@ impl Log<'_> {
         }
         Ok(())
     }
-}
-
-/// A second name for a file that is only ever replaced, never written to; a copy where the disk has no links.
-fn copy(from: &Path, to: &Path) -> Result<()> {
-    let beside = to.with_extension("tmp");
-    let _ = std::fs::remove_file(&beside); // left behind by a crash
-    std::fs::hard_link(from, &beside)
-        .or_else(|_| std::fs::copy(from, &beside).map(|_| ()))
-        .and_then(|()| std::fs::rename(&beside, to))
-        .with_context(|| format!("cannot write {}", to.display()))
 }
 
 /// The losses for the progress bar.
@@ -369,9 +362,11 @@ fn write_samples(run: &Run, config: &Config, data: &Data) -> Result<()> {
     let preprocess = Preprocess::from_config(config);
     let split = data.test.as_ref().unwrap_or(&data.train);
     let n = SAMPLES.min(split.len());
+    let progress = Counter::new("keeping sample images", n);
     let mut pixels = Vec::new();
     let mut labels = Vec::new();
     for i in (0..n).map(|i| i * split.len() / n) {
+        progress.add(1);
         if let Ok(image) = split.image(i) {
             pixels.extend(preprocess.fit(&image).into_raw());
             labels.push(split.label(i).map_or(-1, i64::from));

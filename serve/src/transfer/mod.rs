@@ -12,7 +12,9 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use macrl_models::answer;
 use macrl_models::bundle::Bundle;
+use macrl_models::output::elapsed;
 use tokio::runtime::Runtime;
 
 use crate::cli::UsageError;
@@ -83,12 +85,28 @@ fn kind(file: &Path) -> Result<Kind> {
     }
 }
 
+/// Only what an export wrote is replaced.
+fn check_place(kind: Kind, file: &Path) -> Result<()> {
+    let (there, own) = match kind {
+        Kind::Npy => (npy::there(file), npy::is_own(file)),
+        Kind::Parquet => (file.symlink_metadata().is_ok().then(|| file.to_path_buf()), parquet::is_own(file)),
+    };
+    match there.filter(|_| !own) {
+        None => Ok(()),
+        Some(there) => {
+            let said = "is there and `macrl-serve export` did not write it: name another file, or move it away";
+            Err(UsageError(format!("{} {said}", there.display())).into())
+        }
+    }
+}
+
 /// Runs `macrl-serve export`.
 ///
 /// # Errors
 /// An index that cannot be read, or a file that cannot be written.
 pub fn export(args: &ExportArgs) -> Result<()> {
     let kind = kind(&args.file)?;
+    check_place(kind, &args.file)?;
     let since = Instant::now();
     let runtime = Runtime::new()?;
     let (index, encoder) = open_to_read(&args.index)?;
@@ -98,7 +116,7 @@ pub fn export(args: &ExportArgs) -> Result<()> {
     };
     let written = runtime.block_on(write_all(index.as_ref(), sink.as_mut()))?;
     sink.finish()?;
-    println!("{written} items in {} ({:.1} s)", args.file.display(), since.elapsed().as_secs_f64());
+    answer!("{written} items in {} ({})", args.file.display(), elapsed(since.elapsed()));
     Ok(())
 }
 
@@ -149,7 +167,7 @@ pub fn import(args: &ImportArgs) -> Result<()> {
             outcome?;
         }
     }
-    println!("{stored} items of {} stored in {:.1} s", args.file.display(), since.elapsed().as_secs_f64());
+    answer!("{stored} items of {} stored in {}", args.file.display(), elapsed(since.elapsed()));
     Ok(())
 }
 

@@ -1,10 +1,11 @@
 //! NumPy's format for one array, version 1: magic, a header that is a Python dictionary, the numbers.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter, Lines, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
+use macrl_models::atomic::Temporary;
 use serde::Deserialize;
 use serde_json::json;
 
@@ -19,8 +20,8 @@ const HEADER: usize = 128;
 pub(super) struct Writer {
     vectors: BufWriter<File>,
     lines: BufWriter<File>,
-    /// The two temporary files and their places.
-    moves: [(PathBuf, PathBuf); 2],
+    /// Both files, and where they will be.
+    moves: [(Temporary, PathBuf); 2],
     rows: usize,
     dim: usize,
 }
@@ -36,18 +37,38 @@ fn header(rows: usize, dim: usize) -> Vec<u8> {
     header
 }
 
+/// The array, and its ids and metadata.
+fn places(file: &Path) -> [PathBuf; 2] {
+    [file.to_path_buf(), file.with_extension("jsonl")]
+}
+
+/// Whether an export wrote this file and the one beside it: an array alone could be anybody's.
+pub(super) fn is_own(file: &Path) -> bool {
+    let [array, lines] = places(file);
+    let mut start = [0; HEADER];
+    let array = File::open(array).and_then(|mut array| array.read_exact(&mut start)).is_ok();
+    let dictionary = start.starts_with(&[&MAGIC[..], &[1, 0, (HEADER - 10) as u8, 0], b"{'descr': '<f4'"].concat());
+    let first = File::open(lines).ok().map(|lines| BufReader::new(lines).lines().next());
+    let ours = match first {
+        Some(Some(line)) => line.is_ok_and(|line| serde_json::from_str::<Line>(&line).is_ok()),
+        Some(None) => true, // of an empty index
+        None => false,
+    };
+    array && dictionary && ours
+}
+
+/// What of both is there.
+pub(super) fn there(file: &Path) -> Option<PathBuf> {
+    places(file).into_iter().find(|place| place.symlink_metadata().is_ok())
+}
+
 impl Writer {
     pub(super) fn create(file: &Path, dim: usize) -> Result<Self> {
-        let places = [file.to_path_buf(), file.with_extension("jsonl")];
-        let moves = places.map(|place| {
-            let mut temporary = place.clone().into_os_string();
-            temporary.push(".tmp");
-            (PathBuf::from(temporary), place)
-        });
-        let create = |path: &Path| {
-            File::create(path).map(BufWriter::new).with_context(|| format!("cannot write {}", path.display()))
+        let moves = places(file).map(|place| (Temporary::beside(&place), place));
+        let create = |(temporary, place): &(Temporary, PathBuf)| {
+            temporary.create().map(BufWriter::new).with_context(|| format!("cannot write {}", place.display()))
         };
-        let (mut vectors, lines) = (create(&moves[0].0)?, create(&moves[1].0)?);
+        let (mut vectors, lines) = (create(&moves[0])?, create(&moves[1])?);
         vectors.write_all(&header(0, dim))?;
         Ok(Self { vectors, lines, moves, rows: 0, dim })
     }
@@ -67,10 +88,10 @@ impl Sink for Writer {
     fn finish(mut self: Box<Self>) -> Result<()> {
         self.vectors.seek(SeekFrom::Start(0))?;
         self.vectors.write_all(&header(self.rows, self.dim))?;
-        for (writer, (temporary, place)) in [&mut self.vectors, &mut self.lines].into_iter().zip(&self.moves) {
+        for (writer, (temporary, place)) in [&mut self.vectors, &mut self.lines].into_iter().zip(self.moves) {
             writer.flush()?;
             writer.get_ref().sync_all()?;
-            fs::rename(temporary, place).with_context(|| format!("cannot write {}", place.display()))?;
+            temporary.settle().with_context(|| format!("cannot write {}", place.display()))?;
         }
         Ok(())
     }
@@ -185,6 +206,8 @@ fn parse_header(dictionary: &str) -> Option<(usize, usize, usize)> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     // a = np.array([[1, 2, 3], [4, 5, 6]], "<f8"); np.save("a.npy", a); open("a.npy", "rb").read()[:128]

@@ -1,10 +1,11 @@
 //! Parquet through the column readers and writers of the `parquet` crate, without Arrow.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
+use macrl_models::atomic::Temporary;
 use parquet::basic::{Compression, Type as Physical};
 use parquet::column::reader::{ColumnReader, ColumnReaderImpl};
 use parquet::data_type::{ByteArray, ByteArrayType, DataType, DoubleType, FloatType};
@@ -27,16 +28,21 @@ const ENCODER: &str = "macrl.encoder";
 
 pub(super) struct Writer {
     file: SerializedFileWriter<File>,
-    temporary: PathBuf,
+    temporary: Temporary,
     place: PathBuf,
+}
+
+/// Whether an export wrote this file.
+pub(super) fn is_own(place: &Path) -> bool {
+    let file = File::open(place).ok().and_then(|file| SerializedFileReader::new(file).ok());
+    let notes = file.as_ref().and_then(|file| file.metadata().file_metadata().key_value_metadata());
+    notes.is_some_and(|notes| notes.iter().any(|note| note.key == ENCODER))
 }
 
 impl Writer {
     pub(super) fn create(place: &Path, encoder: &Encoder) -> Result<Self> {
-        let mut temporary = place.to_path_buf().into_os_string();
-        temporary.push(".tmp");
-        let temporary = PathBuf::from(temporary);
-        let file = File::create(&temporary).with_context(|| format!("cannot write {}", temporary.display()))?;
+        let temporary = Temporary::beside(place);
+        let file = temporary.create().with_context(|| format!("cannot write {}", place.display()))?;
         let properties = WriterProperties::builder()
             .set_compression(Compression::SNAPPY)
             // Numbers that are all different: a dictionary would only grow and be given up.
@@ -72,7 +78,7 @@ impl Sink for Writer {
     fn finish(self: Box<Self>) -> Result<()> {
         let file = self.file.into_inner()?;
         file.sync_all()?;
-        fs::rename(&self.temporary, &self.place).with_context(|| format!("cannot write {}", self.place.display()))
+        self.temporary.settle().with_context(|| format!("cannot write {}", self.place.display()))
     }
 }
 
@@ -214,6 +220,8 @@ fn lists<T: DataType>(
 #[cfg(test)]
 mod tests {
     use serde_json::json;
+
+    use std::fs;
 
     use super::*;
 

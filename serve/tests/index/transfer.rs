@@ -73,6 +73,34 @@ async fn what_is_exported_can_be_imported() {
     assert!(refused.contains("the index holds 5000 items of encoder tiny"), "{refused}");
 }
 
+#[tokio::test]
+async fn only_an_exports_own_files_are_replaced() {
+    let place = tempfile::tempdir().unwrap();
+    let dir = place.path();
+    let tiny = macrl_serve::index::Encoder { sha256: "tiny".into(), dim: DIM };
+    let index = EmbeddedIndex::open(&dir.join("one"), &tiny, &options()).unwrap();
+    let items = clouds(3, DIM, 41).iter().enumerate().map(|(i, v)| item(&i.to_string(), v, json!({}))).collect();
+    assert!(index.put(&tiny, items).await.unwrap().iter().all(Result::is_ok));
+    let export = |file: &str| run(&["export", "--index", "@one", file], dir);
+    for _ in 0..2 {
+        assert!(export("@a.npy").status.success() && export("@a.parquet").status.success());
+    }
+    // An array of somebody's has the same header; what tells is the file beside it.
+    fs::copy(dir.join("a.npy"), dir.join("b.npy")).unwrap();
+    fs::write(dir.join("c.jsonl"), "{\"question\": 1}\n").unwrap();
+    fs::write(dir.join("d.parquet"), "PAR1").unwrap();
+    for (file, there) in [("@b.npy", "b.npy"), ("@c.npy", "c.jsonl"), ("@d.parquet", "d.parquet")] {
+        let before = fs::read(dir.join(there)).unwrap();
+        let output = export(file);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), said.lines().count()), (Some(2), 1), "{said}");
+        assert!(said.contains(there) && said.contains("did not write it: name another file"), "{said}");
+        assert_eq!(fs::read(dir.join(there)).unwrap(), before);
+    }
+    let names = fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+    assert!(names.into_iter().all(|name| !name.contains("tmp")), "temporary files are left");
+}
+
 #[test]
 fn mistakes_are_one_line() {
     let place = tempfile::tempdir().unwrap();

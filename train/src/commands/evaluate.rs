@@ -4,17 +4,26 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use macrl_models::atomic;
 use macrl_models::config::Config;
+use macrl_models::evaluation::Evaluation;
+use macrl_models::output::answer;
+use macrl_models::owned::FEATURES;
 use macrl_models::preprocess::Preprocess;
+use macrl_models::probe::Probe;
 use macrl_models::vit::Encoder;
+use macrl_models::{atomic, say};
 
+use super::claim::{Claim, check_file};
 use super::{data_dir, open_data};
 use crate::data::Data;
 use crate::encode::{Images, load_encoder};
 use crate::evaluate::{FeatureSets, Pixels, Settings, Split, evaluate, export, pixel_features, table};
 use crate::finetune::result;
 use crate::run::Run;
+
+const COMMAND: &str = "macrl-train evaluate";
+/// The features that are judged.
+const ROWS: [&str; 3] = ["macrl", "random", "pixels"];
 
 /// What `evaluate` takes.
 #[derive(Debug, Args)]
@@ -37,7 +46,18 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let run = Run::new(&arguments.run);
     let path = if run.best().exists() { run.best() } else { run.last() };
     let (encoder, config, step) = load_encoder(&path)?;
-    eprintln!("encoder: {} (step {step})", path.display());
+    say!("encoder: {} (step {step})", path.display());
+    check_file(&run.probe(), |path| Probe::read(path).is_ok())?;
+    check_file(&run.evaluation(), |path| Evaluation::read(path).is_ok())?;
+    // An array does not tell who wrote it: the folder says which are ours.
+    let mut folder = arguments.features_out.as_deref().map(|dir| Claim::take(dir, FEATURES, COMMAND)).transpose()?;
+    if let (Some(claim), Some(dir)) = (&mut folder, &arguments.features_out) {
+        let in_the_way = export::in_the_way(dir, &ROWS);
+        if !claim.is_ours() && !in_the_way.is_empty() {
+            return Err(claim.foreign(&in_the_way));
+        }
+        claim.mark()?;
+    }
     let data = open_data(&data_dir(&arguments.data, &run)?, &config)?;
     let sets = feature_sets(&encoder, &config, &data)?;
     if let Some(folder) = &arguments.features_out {
@@ -64,7 +84,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let json = evaluation.to_json();
     atomic::write_file(&run.evaluation(), json.as_bytes())
         .with_context(|| format!("cannot write {}", run.evaluation().display()))?;
-    print!("{}", if arguments.json { json } else { table(&evaluation) });
+    answer(&if arguments.json { json } else { table(&evaluation) });
     Ok(())
 }
 
@@ -84,9 +104,9 @@ fn feature_sets(encoder: &Encoder, config: &Config, data: &Data) -> Result<Featu
     };
     let raw = pixel_features(raw_pixels(&train), raw_pixels(&test), config.encoder.image_size);
     Ok(vec![
-        ("macrl".to_string(), encoded(encoder)?),
-        ("random".to_string(), encoded(&random)?),
-        ("pixels".to_string(), raw),
+        (ROWS[0].to_string(), encoded(encoder)?),
+        (ROWS[1].to_string(), encoded(&random)?),
+        (ROWS[2].to_string(), raw),
     ])
 }
 

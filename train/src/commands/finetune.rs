@@ -4,14 +4,17 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::Args;
 use macrl_models::config::Config;
-use macrl_models::device;
+use macrl_models::evaluation::Evaluation;
+use macrl_models::owned::FINETUNING;
 use macrl_models::runtime::Device as Choice;
 use macrl_models::vit::Encoder;
+use macrl_models::{answer, device, say};
 
-use super::{Usage, data_dir, open_data, stop_on_ctrl_c};
+use super::claim::{Claim, check_file};
+use super::{Stopped, Usage, data_dir, enough, open_data, stop_on_ctrl_c};
 use crate::data::identity::identity;
 use crate::encode::load_encoder;
 use crate::finetune::model::Classifier;
@@ -19,6 +22,11 @@ use crate::finetune::state::Tuned;
 use crate::finetune::{Labelled, Place, outcome, result, tune, tuning};
 use crate::run::Run;
 use crate::trainer::Ending;
+
+/// The one key that may change when a fine-tuning is resumed.
+const LENGTH: &str = "finetune.epochs";
+/// What fine-tuning starts from, and its folders' names.
+const KINDS: [&str; 2] = ["macrl", "random"];
 
 /// What `finetune` takes.
 #[derive(Debug, Args)]
@@ -51,39 +59,95 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let path = if run.best().exists() { run.best() } else { run.last() };
     let (encoder, pretrained, step) = load_encoder(&path)?;
     let config = settings(&pretrained, &arguments.set)?;
-    if run.finetune().exists() && !arguments.resume {
-        let dir = run.finetune();
-        let said =
-            format!("{0} holds a fine-tuning already: --resume goes on with it, rm -r {0} forgets it", dir.display());
-        return Err(Usage(said).into());
-    }
-    eprintln!("encoder: {} (step {step})", path.display());
+    let mut claim = claim(&run, arguments.resume)?;
+    say!("encoder: {} (step {step})", path.display());
     let data = open_data(&data_dir(&arguments.data, &run)?, &config)?;
     let labelled = Labelled::of(&data, &config)?;
+    check_enough(&labelled, &config)?;
     let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let origin = format!("{name} after {step} steps, {}", identity(&data));
+    check_file(&run.finetuned(), |_| result::read(&run).is_ok_and(|r| r.is_some_and(|r| r["rows"].is_array())))?;
+    check_file(&run.evaluation(), |path| Evaluation::read(path).is_ok())?;
+    claim.mark()?;
     let stop = stop_on_ctrl_c()?;
 
-    let mut starts = vec![("macrl", encoder, config.clone())];
+    let longer = arguments.set.iter().any(|set| set.trim_start().starts_with(LENGTH));
+    let mut starts = vec![(KINDS[0], encoder, config.clone())];
     if !arguments.no_baseline {
         let mut flat = config.clone();
         flat.finetune.layer_decay = 1.0; // random layers are all equally far from what they should be
-        starts.push(("random", Encoder::init(&config.encoder, config.train.seed)?, flat));
+        starts.push((KINDS[1], Encoder::init(&config.encoder, config.train.seed)?, flat));
     }
     let images = (labelled.train.len(), labelled.test.labels.len());
     let split = format!("{}, its training and test split", data.format);
     let protocol = result::protocol(&config, &name, step, images, &split);
     let mut outcomes = Vec::new();
     for (kind, encoder, config) in starts {
-        let tuned = one(&run, kind, encoder, &config, &origin, &labelled, &stop)?;
+        let tuned = one(&run, kind, encoder, &config, &origin, &labelled, (&stop, longer))?;
         outcomes.push(outcome(kind, &tuned, &labelled, &config)?);
         result::write(&run, &result::to_json(&protocol, &outcomes))?;
     }
     if !run.evaluation().exists() {
-        eprintln!("note: evaluation.json will hold this too once `macrl-train evaluate` has run");
+        say!("note: evaluation.json will hold this too once `macrl-train evaluate` has run");
     }
-    print!("{}", result::table(&outcomes));
+    answer!("{}", result::table(&outcomes));
     Ok(())
+}
+
+/// The folder of both fine-tunings, where it is ours or nothing is in the way.
+fn claim(run: &Run, resume: bool) -> Result<Claim> {
+    let claim = Claim::take(&run.finetune(), FINETUNING, "macrl-train finetune")?;
+    let places = KINDS.map(|kind| Place::new(run, kind));
+    let files = places.iter().flat_map(|place| [place.last(), place.best(), place.metrics()]);
+    let in_the_way: Vec<PathBuf> = files.filter(|path| path.symlink_metadata().is_ok()).collect();
+    // Earlier versions put no marker there; their states load.
+    let earlier = || {
+        let mut states = places.iter().map(Place::last).filter(|last| last.exists()).peekable();
+        states.peek().is_some() && states.all(|last| Tuned::load(&last, tuning).is_ok())
+    };
+    if !claim.is_ours() && !in_the_way.is_empty() && !earlier() {
+        return Err(claim.foreign(&in_the_way));
+    }
+    if !resume && (claim.is_ours() || !in_the_way.is_empty()) {
+        let dir = run.finetune();
+        let said =
+            format!("{0} holds a fine-tuning already: --resume goes on with it, rm -r {0} forgets it", dir.display());
+        return Err(Usage(said).into());
+    }
+    Ok(claim)
+}
+
+fn check_enough(labelled: &Labelled, config: &Config) -> Result<()> {
+    let (images, batch) = (labelled.train.len(), config.finetune.batch_size);
+    if images >= batch {
+        return Ok(());
+    }
+    let said = format!(
+        "{images} labelled training images are too few: at least {batch} are needed, finetune.batch_size; or make it \
+         smaller, --set finetune.batch_size={}",
+        enough::smaller(images)
+    );
+    Err(Usage(said).into())
+}
+
+/// What a fine-tuning began with stays; its length changes where that is asked for (`longer`).
+fn check_same(run: &Run, tuned: &Tuned, saved: &Config, config: &Config, origin: &str, longer: bool) -> Result<()> {
+    let dir = run.finetune();
+    if tuned.origin != origin {
+        let said = format!("--resume: {} began with {}, here is {origin}", dir.display(), tuned.origin);
+        return Err(Usage(said).into());
+    }
+    let changed = saved.all_differences(config);
+    if changed.iter().all(|d| longer && d.key == LENGTH) {
+        return Ok(());
+    }
+    let named: Vec<String> = changed.iter().map(|d| format!("{} is {} and here {}", d.key, d.own, d.other)).collect();
+    let said = format!(
+        "--resume: in {} {}: a fine-tuning keeps its configuration; --set finetune.epochs=N changes its length",
+        dir.display(),
+        named.join(", ")
+    );
+    Err(Usage(said).into())
 }
 
 /// One fine-tuning, from its start or its last state to its end.
@@ -94,28 +158,20 @@ fn one(
     config: &Config,
     origin: &str,
     data: &Labelled,
-    stop: &Arc<AtomicBool>,
+    (stop, longer): (&Arc<AtomicBool>, bool),
 ) -> Result<Tuned> {
     let place = Place::new(run, kind);
     let mut tuned = match place.last().exists() {
         true => {
             let (tuned, saved) = Tuned::load(&place.last(), tuning)?;
-            if saved != *config || tuned.origin != origin {
-                let dir = run.finetune();
-                let said = format!(
-                    "--resume: {} began otherwise: expected {} with the same [finetune], found {origin}",
-                    dir.display(),
-                    tuned.origin
-                );
-                return Err(Usage(said).into());
-            }
+            check_same(run, &tuned, &saved, config, origin, longer)?;
             tuned
         }
         false => Tuned::new(Classifier::new(encoder, config, data.classes)?, &tuning(config), origin.to_string()),
     };
     std::fs::create_dir_all(place.dir()).with_context(|| format!("cannot create {}", place.dir().display()))?;
     let from = if kind == "random" { "random weights" } else { "the pretrained encoder" };
-    eprintln!(
+    say!(
         "fine-tuning from {from}: {} classes, batch {}, peak learning rate {:.2e}, step {}",
         data.classes,
         config.finetune.batch_size,
@@ -124,7 +180,7 @@ fn one(
     );
     match tune(&place, config, data, &mut tuned, stop)? {
         Ending::Finished => Ok(tuned),
-        Ending::Interrupted(step) => bail!("stopped at step {step}; the state is saved, go on with --resume"),
+        Ending::Interrupted(step) => Err(Stopped::at(step, &format!(" of fine-tuning from {from}")).into()),
     }
 }
 

@@ -1,5 +1,7 @@
 //! The command line: arguments -> one function per command -> exit code.
 
+mod claim;
+mod enough;
 mod evaluate;
 mod finetune;
 mod pretrain;
@@ -15,6 +17,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use macrl_models::config::ConfigError;
+use macrl_models::output::{one_line, say};
+use macrl_models::say;
 
 use crate::data::identity::identity;
 use crate::data::{self, Data};
@@ -50,6 +54,18 @@ enum Command {
 #[error("{0}")]
 struct Usage(String);
 
+/// Stopped on request: not done, and no error either.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Stopped(String);
+
+impl Stopped {
+    /// `what` names the work where it is only a part of the command's.
+    fn at(step: u64, what: &str) -> Self {
+        Stopped(format!("stopped after step {step}{what}; the state is saved, --resume goes on from there"))
+    }
+}
+
 /// Runs the command that the arguments name; errors are printed here, once, in one line.
 pub fn run() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -67,7 +83,11 @@ pub fn run() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {}", format!("{error:#}").replace('\n', " "));
+            if let Some(stopped) = error.downcast_ref::<Stopped>() {
+                say(&stopped.0);
+                return ExitCode::FAILURE;
+            }
+            say!("error: {}", one_line(error.as_ref()));
             let mistake = error.chain().any(|e| e.is::<ConfigError>() || e.is::<Usage>());
             ExitCode::from(if mistake { 2 } else { 1 })
         }
@@ -77,12 +97,12 @@ pub fn run() -> ExitCode {
 /// --help and --version as clap prints them; a mistake as one line.
 fn refuse(said: &clap::Error) -> ExitCode {
     if !said.use_stderr() {
-        print!("{said}");
+        let _ = said.print(); // to a pipe that nobody reads, perhaps
         return ExitCode::SUCCESS;
     }
     let text = said.to_string();
     let lines: Vec<&str> = text.lines().map(str::trim).take_while(|l| !l.starts_with("Usage:")).collect();
-    eprintln!("{} (see --help)", lines.join(" ").trim());
+    say!("{} (see --help)", lines.join(" ").trim());
     ExitCode::from(2)
 }
 
@@ -90,7 +110,11 @@ fn refuse(said: &clap::Error) -> ExitCode {
 fn stop_on_ctrl_c() -> Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     let seen = stop.clone();
-    ctrlc::set_handler(move || seen.store(true, Ordering::SeqCst)).context("cannot catch Ctrl-C")?;
+    let handler = move || match seen.swap(true, Ordering::SeqCst) {
+        false => say("stopping after this step; once more ends at once"),
+        true => std::process::exit(130), // what is on the disk is whole at any time
+    };
+    ctrlc::set_handler(handler).context("cannot catch Ctrl-C")?;
     Ok(stop)
 }
 
@@ -98,18 +122,18 @@ fn stop_on_ctrl_c() -> Result<Arc<AtomicBool>> {
 fn open_data(dir: &std::path::Path, config: &macrl_models::config::Config) -> Result<Data> {
     let data = data::open(dir, config)?;
     let test = data.test.as_ref().map_or(0, |t| t.len());
-    eprintln!(
+    say!(
         "data: {} ({}), {} training and {test} test images, {} classes",
         dir.display(),
         data.format,
         data.train.len(),
         data.classes.len()
     );
-    data.notes.iter().for_each(|note| eprintln!("note: {note}"));
+    data.notes.iter().for_each(|note| say!("note: {note}"));
     if !data.skipped.is_empty() {
-        eprintln!("left out {} unreadable files:", data.skipped.len());
+        say!("left out {} unreadable files:", data.skipped.len());
         const SHOWN: usize = 10;
-        data.skipped.iter().take(SHOWN).for_each(|(file, why)| eprintln!("  {file}: {why}"));
+        data.skipped.iter().take(SHOWN).for_each(|(file, why)| say!("  {file}: {why}"));
     }
     Ok(data)
 }

@@ -2,18 +2,23 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result};
 use clap::Args;
-use macrl_models::atomic;
-use macrl_models::config::{Config, Optimizer, Precision};
-use macrl_models::device;
+use macrl_models::config::{Config, Difference, Optimizer, Precision};
+use macrl_models::owned::RUN;
 use macrl_models::runtime::Device as Choice;
+use macrl_models::{atomic, checkpoint, device, say};
 
-use super::{Usage, check_data, open_data, stop_on_ctrl_c};
+use super::claim::Claim;
+use super::{Stopped, Usage, check_data, enough, open_data, stop_on_ctrl_c};
+use crate::data::Data;
 use crate::data::identity::identity;
 use crate::run::Run;
 use crate::state::State;
 use crate::trainer::{Ending, pretrain};
+
+/// The one key that may change when a run is resumed.
+const LENGTH: &str = "train.epochs";
 
 /// What `pretrain` takes.
 #[derive(Debug, Args)]
@@ -30,7 +35,7 @@ pub(super) struct Arguments {
     /// Overrides one key, for example --set train.epochs=5; may be repeated.
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
     set: Vec<String>,
-    /// Go on where the run stopped.
+    /// Go on where the run stopped; with --set train.epochs=N to another length (docs/runs.md).
     #[arg(long)]
     resume: bool,
     /// Where to compute: auto (a GPU where one works), cpu or cuda.
@@ -50,63 +55,152 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
             .clone()
             .unwrap_or_else(|| PathBuf::from("runs").join(arguments.config.file_stem().unwrap_or_default())),
     );
-    let (mut state, config) = start(arguments, &run, config)?;
+    let mut claim = Claim::take(run.dir(), RUN, "macrl-train pretrain")?;
+    let (mut state, saved) = begin(arguments, &run, &claim, &config)?;
     let dir = match &arguments.data {
         Some(dir) => dir.clone(),
         None => super::data_dir(&None, &run)?,
     };
     let data = open_data(&dir, &config)?;
     check_data("--resume", &state, &data)?;
+    enough::check(&data, &config)?;
+    check_length(&state, &config, &data)?;
     state.data = Some(identity(&data));
 
+    claim.mark()?;
+    prepare(&run, &config, &state, saved.as_ref())?;
+    let absolute = dir.canonicalize().unwrap_or(dir);
+    atomic::write_file(&run.data(), absolute.display().to_string().as_bytes()).context("cannot write data.txt")?;
+    announce(&run, &config, &named);
+    let stop = stop_on_ctrl_c()?;
+    match pretrain(&run, &config, &data, state, &device, &stop)? {
+        Ending::Finished => {
+            say!("done: {}", run.last().display());
+            Ok(())
+        }
+        Ending::Interrupted(step) => Err(Stopped::at(step, "").into()),
+    }
+}
+
+/// The run's folder, with the configuration in it and in the checkpoint.
+fn prepare(run: &Run, config: &Config, state: &State, saved: Option<&Config>) -> Result<()> {
     let checkpoints = run.dir().join("checkpoints");
     std::fs::create_dir_all(&checkpoints)
         .and_then(|()| atomic::sweep(&checkpoints))
         .with_context(|| format!("cannot create {}", run.dir().display()))?;
-    atomic::write_file(&run.config(), config.to_toml().as_bytes()).context("cannot write config.toml")?;
-    let absolute = dir.canonicalize().unwrap_or(dir);
-    atomic::write_file(&run.data(), absolute.display().to_string().as_bytes()).context("cannot write data.txt")?;
+    if let Some(saved) = saved.filter(|saved| saved.train.epochs != config.train.epochs) {
+        say!(
+            "train.epochs is {0} now, {1} before: from step {2} on the learning rate follows the cosine of {0} epochs",
+            config.train.epochs,
+            saved.train.epochs,
+            state.step
+        );
+        // First, so that a kill leaves the new length or the old one.
+        state.save(&run.last(), config)?;
+    }
+    // One that says the same is left alone, comments and all.
+    if Config::load(&run.config(), &[]).is_ok_and(|written| written == *config) {
+        return Ok(());
+    }
+    atomic::write_file(&run.config(), config.to_toml().as_bytes()).context("cannot write config.toml")
+}
+
+fn announce(run: &Run, config: &Config, device: &str) {
     let muon = match config.train.optimizer {
         Optimizer::Muon => format!(", of Muon {:.2e}", config.train.muon_lr),
         Optimizer::Adamw => String::new(),
     };
-    eprintln!(
-        "run: {}; {named}, {} threads; batch {}, peak learning rate {:.2e} (train.lr x batch / 256){muon}",
+    say!(
+        "run: {}; {device}, {} threads; batch {}, peak learning rate {:.2e} (train.lr x batch / 256){muon}",
         run.dir().display(),
         rayon::current_num_threads(),
         config.train.batch_size,
         config.train.absolute_lr()
     );
-
-    let stop = stop_on_ctrl_c()?;
-    match pretrain(&run, &config, &data, state, &device, &stop)? {
-        Ending::Finished => {
-            eprintln!("done: {}", run.last().display());
-            Ok(())
-        }
-        Ending::Interrupted(step) => bail!("stopped at step {step}; the state is saved, go on with --resume"),
-    }
 }
 
-/// A fresh state, or the run's last one.
-fn start(arguments: &Arguments, run: &Run, config: Config) -> Result<(State, Config)> {
-    if !arguments.resume {
-        if run.last().exists() {
-            let message =
-                format!("{} holds a run already: --resume goes on with it, --out names another", run.dir().display());
-            return Err(Usage(message).into());
+/// A fresh state, or the run's last one with the configuration that it was saved with.
+fn begin(arguments: &Arguments, run: &Run, claim: &Claim, config: &Config) -> Result<(State, Option<Config>)> {
+    let (dir, last) = (run.dir().display(), run.last().exists());
+    if !claim.is_ours() {
+        let (in_the_way, earlier) = (run.in_the_way(), || last && is_earlier(run));
+        if !in_the_way.is_empty() && !earlier() {
+            return Err(claim.foreign(&in_the_way));
         }
-        return Ok((State::init(&config)?, config));
     }
-    if !run.last().exists() {
-        eprintln!("nothing to resume in {}: starting from the beginning", run.dir().display());
-        return Ok((State::init(&config)?, config));
+    if !arguments.resume {
+        if claim.is_ours() || last {
+            let said = format!("{dir} holds a run already: --resume goes on with it, --out names another folder");
+            return Err(Usage(said).into());
+        }
+        return Ok((State::init(config)?, None));
+    }
+    if !last {
+        if let Some(other) = [run.best()].into_iter().chain(run.all_numbered()).find(|path| path.exists()) {
+            let (last, other) = (run.last(), other.display());
+            let said =
+                format!("{} is missing, and starting anew would replace {other}: copy one there", last.display());
+            return Err(Usage(said).into());
+        }
+        say!("nothing to resume in {dir}: starting from the beginning");
+        return Ok((State::init(config)?, None));
     }
     let (state, saved) = State::load(&run.last())?;
-    ensure!(
-        saved.same_run(&config),
-        Usage(format!("--resume: the configuration is not the run's own, which is in {}", run.config().display()))
+    let explicit = arguments.set.iter().any(|set| set.trim_start().starts_with("train.epochs"));
+    check_same(&saved, config, explicit, &format!("--resume: in {dir}"))?;
+    check_edited(run, &saved)?;
+    say!("resuming after step {}", state.step);
+    Ok((state, Some(saved)))
+}
+
+/// A run of an earlier version, which put no marker into its folder: its checkpoint says what its config.toml says.
+fn is_earlier(run: &Run) -> bool {
+    let saved = checkpoint::load(&run.last()).map(|last| last.config);
+    let written = Config::load(&run.config(), &[]);
+    matches!((saved, written), (Ok(saved), Ok(written)) if length_aside(saved.differences(&written)).is_empty())
+}
+
+/// What differs beside the run's length, which may change.
+fn length_aside(found: Vec<Difference>) -> Vec<Difference> {
+    found.into_iter().filter(|difference| difference.key != LENGTH).collect()
+}
+
+/// A run keeps its configuration; only its length changes, where that is asked for.
+fn check_same(saved: &Config, config: &Config, explicit: bool, place: &str) -> Result<()> {
+    let all = saved.differences(config);
+    if all.is_empty() || (explicit && length_aside(all.clone()).is_empty()) {
+        return Ok(());
+    }
+    let named: Vec<String> = all.iter().map(|d| format!("{} is {} and here {}", d.key, d.own, d.other)).collect();
+    let said =
+        format!("{place} {}: a run keeps its configuration; --set train.epochs=N changes its length", named.join(", "));
+    Err(Usage(said).into())
+}
+
+/// config.toml says how the run was made; an edited one has no effect, and is not overwritten either.
+fn check_edited(run: &Run, saved: &Config) -> Result<()> {
+    if !run.config().exists() {
+        return Ok(());
+    }
+    let written = Config::load(&run.config(), &[])?;
+    let Some(edited) = length_aside(saved.differences(&written)).into_iter().next() else { return Ok(()) };
+    let said = format!(
+        "{} was edited: {} is {} there and {} in the run; it only tells how the run was made: set it back, or remove it",
+        run.config().display(),
+        edited.key,
+        edited.other,
+        edited.own
     );
-    eprintln!("resuming after step {}", state.step);
-    Ok((state, config))
+    Err(Usage(said).into())
+}
+
+/// A run cannot end before where it stands.
+fn check_length(state: &State, config: &Config, data: &Data) -> Result<()> {
+    let per_epoch = (data.train.len() / config.train.batch_size) as u64;
+    let total = per_epoch * config.train.epochs as u64;
+    if state.step <= total {
+        return Ok(());
+    }
+    let done = state.step as f64 / per_epoch.max(1) as f64;
+    Err(Usage(format!("train.epochs = {}: the run has done {done:.1} epochs already", config.train.epochs)).into())
 }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use clap::Args;
+use macrl_models::answer;
 
 use super::{check_data, data_dir, open_data};
 use crate::replay::{Finding, replay, start};
@@ -32,8 +33,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let data = open_data(&data_dir(&arguments.data, &run)?, &config)?;
     check_data("replay", &state, &data)?;
     let finding = replay(&run, &data, state, &config)?;
-    println!("step {} of {}: {}", finding.step, run.dir().display(), finding.cause);
-    print!("{}", tell(&finding));
+    answer!("step {} of {}: {}", finding.step, run.dir().display(), finding.cause);
+    answer!("{}", tell(&finding));
     if !finding.reproduced() {
         bail!("step {} is finite this time: was it computed on another device or by another version?", finding.step);
     }

@@ -4,9 +4,12 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
+use macrl_models::output::one_line;
+use macrl_models::{answer, say};
 
+use super::claim::check_file;
 use super::{data_dir, open_data};
-use crate::report::{gather, write};
+use crate::report::{gather, is_own, write};
 use crate::run::Run;
 
 /// What `report` takes.
@@ -23,16 +26,17 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let run = Run::new(&arguments.run);
     let path = if run.best().exists() { run.best() } else { run.last() };
+    check_file(&run.report(), |path| std::fs::read(path).is_ok_and(|page| is_own(&page)))?;
     let config = macrl_models::checkpoint::load(&path)?.config;
     let data = match data_dir(&arguments.data, &run).and_then(|dir| open_data(&dir, &config)) {
         Ok(data) => Some(data),
         Err(error) if arguments.data.is_some() => return Err(error),
         Err(error) => {
-            eprintln!("note: the report does without the data: {error:#}");
+            say!("note: the report does without the data: {}", one_line(error.as_ref()));
             None
         }
     };
     let written = write(run.dir(), &gather(&run, data.as_ref())?)?;
-    println!("{}", written.display());
+    answer!("{}", written.display());
     Ok(())
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use macrl_models::config::Config;
+use macrl_models::say;
 
 use super::open_data;
 use crate::data::unpack::unpack;
@@ -39,7 +40,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
         Split::Test => data.test.as_ref().context("the data has no test split")?,
     };
     let (written, unreadable) = unpack(split.as_ref(), &data.classes, arguments.per_class, &arguments.out)?;
-    unreadable.iter().for_each(|why| eprintln!("left out {why}"));
-    eprintln!("{written} images in {}", arguments.out.display());
+    unreadable.iter().for_each(|why| say!("left out {why}"));
+    say!("{written} images in {}", arguments.out.display());
     Ok(())
 }

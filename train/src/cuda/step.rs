@@ -202,7 +202,9 @@ impl Trainer {
                 Ok(graph) => self.captured = Some(graph),
                 Err(why) => {
                     self.capture = false;
-                    eprintln!("note: the step could not be captured as a CUDA graph and is queued in parts: {why:#}");
+                    macrl_models::say!(
+                        "note: the step could not be captured as a CUDA graph and is queued in parts: {why:#}"
+                    );
                 }
             }
         }

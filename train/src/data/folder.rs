@@ -10,6 +10,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, anyhow, bail};
 use image::{ImageReader, RgbImage};
 use macrl_models::decode::{DecodeLimits, decode};
+use macrl_models::progress::Progress;
 use rayon::prelude::*;
 
 use super::memory::{Memory, pad};
@@ -165,7 +166,7 @@ fn load(
     reading: &Reading,
     skipped: &mut Vec<(String, String)>,
 ) -> Result<Arc<dyn Dataset>> {
-    let sizes: Vec<Result<u64>> = entries.par_iter().map(|e| decoded_bytes(&e.path)).collect();
+    let sizes: Vec<Result<u64>> = counted("looking at", split, &entries, |e| decoded_bytes(&e.path));
     let total: u64 = sizes.iter().flatten().sum();
     let relative = |e: &Entry| e.path.strip_prefix(dir).unwrap_or(&e.path).display().to_string();
     let mut kept = Vec::new();
@@ -178,9 +179,21 @@ fn load(
     if total > reading.budget {
         return Ok(Arc::new(Files { entries: kept, root: dir.to_path_buf(), pad_to: reading.pad_to }));
     }
-    let decoded = kept.par_iter().map(|e| (relative(e), e.label, decode_file(&e.path, reading.pad_to))).collect();
+    let decode = |e: &Entry| (relative(e), e.label, decode_file(&e.path, reading.pad_to));
+    let decoded = counted("reading", split, &kept, decode);
     let memory = Memory::decoded(split, decoded, skipped);
     Ok(if memory.is_unreadable() { Arc::new(Memory::new(split, Vec::new(), Vec::new())) } else { Arc::new(memory) })
+}
+
+/// Does something with every file on all threads, and shows how far it is.
+fn counted<T: Send>(doing: &str, split: &str, entries: &[Entry], each: impl Fn(&Entry) -> T + Sync) -> Vec<T> {
+    let progress = Progress::new(format!("{doing} {split} images"), entries.len());
+    let one = |entry: &Entry| {
+        let done = each(entry);
+        progress.add(1);
+        done
+    };
+    entries.par_iter().map(one).collect()
 }
 
 /// Bytes that an image takes as RGB8, from its header.

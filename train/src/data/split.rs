@@ -50,17 +50,41 @@ impl Dataset for Subset {
     }
 }
 
+/// How many of so many images are held out.
+pub fn held_out(images: usize) -> usize {
+    if images < 2 { 0 } else { (images / HELD_OUT).max(1) }
+}
+
+/// The fewest images that leave `batch` to train on.
+pub fn needed(batch: usize) -> usize {
+    (batch..).find(|n| n - held_out(*n) >= batch).unwrap_or(usize::MAX)
+}
+
 /// Splits off a tenth, at least one image, by a fixed draw; a single image cannot be split.
 pub fn hold_out(all: &Arc<dyn Dataset>) -> (Arc<dyn Dataset>, Option<Arc<dyn Dataset>>) {
     if all.len() < 2 {
         return (all.clone(), None);
     }
     let order = Philox::new(SPLIT_SEED, 0, 0, Stream::Order).permutation(all.len() as u32);
-    let (held, kept) = order.split_at((all.len() / HELD_OUT).max(1));
+    let (held, kept) = order.split_at(held_out(all.len()));
     let part = |indices: &[u32]| -> Arc<dyn Dataset> {
         let mut indices = indices.to_vec();
         indices.sort_unstable();
         Arc::new(Subset::new(all.clone(), indices))
     };
     (part(kept), Some(part(held)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_needed_is_just_enough() {
+        assert_eq!((needed(32), needed(1), needed(9)), (35, 1, 10));
+        for batch in 1..300 {
+            let n = needed(batch);
+            assert!(n - held_out(n) >= batch && (n - 1) - held_out(n - 1) < batch, "{batch}: {n}");
+        }
+    }
 }

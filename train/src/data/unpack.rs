@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use super::Dataset;
 
@@ -14,7 +14,7 @@ const UNLABELLED: &str = "unlabelled";
 /// could not be read and why.
 ///
 /// # Errors
-/// When a file cannot be written.
+/// When a file cannot be written, or there is another one in its place.
 pub fn unpack(
     split: &dyn Dataset,
     classes: &[String],
@@ -40,12 +40,27 @@ pub fn unpack(
         if *count == 0 {
             std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
         }
+        let mut png = Vec::new();
+        image.write_to(&mut std::io::Cursor::new(&mut png), image::ImageFormat::Png)?;
         let file = folder.join(format!("{index:06}.png"));
-        image.save(&file).with_context(|| format!("cannot write {}", file.display()))?;
+        put(&file, &png)?;
         *count += 1;
         written += 1;
     }
     Ok((written, unreadable))
+}
+
+/// Writes a file that is not there yet, or says the same already: whose an existing one is cannot be told otherwise.
+fn put(path: &Path, bytes: &[u8]) -> Result<()> {
+    let cannot = || format!("cannot write {}", path.display());
+    match std::fs::read(path) {
+        Ok(there) if there == bytes => return Ok(()),
+        Ok(_) => bail!("{} is there already and shows something else: name a new folder, or move it", path.display()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+        Err(e) => return Err(e).with_context(cannot),
+    }
+    let temporary = path.with_extension("png.tmp");
+    std::fs::write(&temporary, bytes).and_then(|()| std::fs::rename(&temporary, path)).with_context(cannot)
 }
 
 /// A class name as the name of one folder.

@@ -1,11 +1,25 @@
 //! Features as NumPy files, so that other tools can judge them too.
 
 use std::io::{BufWriter, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use macrl_models::atomic::Temporary;
 
 use super::features::{Features, Split};
+
+const PARTS: [&str; 2] = ["train", "test"];
+const KINDS: [&str; 2] = ["features", "labels"];
+
+/// Files in `folder` that [`write_features`] would replace.
+pub fn in_the_way(folder: &Path, names: &[&str]) -> Vec<PathBuf> {
+    let names = names.iter().flat_map(|name| PARTS.map(|part| KINDS.map(|kind| file_name(name, part, kind))));
+    names.flatten().map(|name| folder.join(name)).filter(|path| path.symlink_metadata().is_ok()).collect()
+}
+
+fn file_name(name: &str, part: &str, kind: &str) -> String {
+    format!("{name}-{part}-{kind}.npy")
+}
 
 /// Writes `NAME-{train,test}-{features,labels}.npy` into `folder`: features (n, D) f32, labels (n) u32.
 ///
@@ -13,12 +27,12 @@ use super::features::{Features, Split};
 /// The folder or a file cannot be written.
 pub fn write_features(folder: &Path, name: &str, split: &Split) -> Result<()> {
     std::fs::create_dir_all(folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
-    for (part, features) in [("train", &split.train), ("test", &split.test)] {
-        let file = |kind: &str| folder.join(format!("{name}-{part}-{kind}.npy"));
+    for (part, features) in PARTS.into_iter().zip([&split.train, &split.test]) {
+        let file = |kind: &str| folder.join(file_name(name, part, kind));
         let Features { values, labels, dim } = features;
         let shape = format!("({}, {dim})", features.len());
-        write_npy(&file("features"), "<f4", &shape, values.iter().map(|x| x.to_le_bytes()))?;
-        write_npy(&file("labels"), "<u4", &format!("({},)", features.len()), labels.iter().map(|x| x.to_le_bytes()))?;
+        write_npy(&file(KINDS[0]), "<f4", &shape, values.iter().map(|x| x.to_le_bytes()))?;
+        write_npy(&file(KINDS[1]), "<u4", &format!("({},)", features.len()), labels.iter().map(|x| x.to_le_bytes()))?;
     }
     Ok(())
 }
@@ -26,7 +40,8 @@ pub fn write_features(folder: &Path, name: &str, split: &Split) -> Result<()> {
 /// NumPy's format 1.0: magic, version, length of the header, header padded to 64 bytes, values.
 fn write_npy(path: &Path, kind: &str, shape: &str, values: impl Iterator<Item = [u8; 4]>) -> Result<()> {
     let write = || -> std::io::Result<()> {
-        let mut file = BufWriter::new(std::fs::File::create(path)?);
+        let temporary = Temporary::beside(path);
+        let mut file = BufWriter::new(temporary.create()?);
         let mut header = format!("{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}, }}");
         while (10 + header.len() + 1) % 64 != 0 {
             header.push(' ');
@@ -38,7 +53,8 @@ fn write_npy(path: &Path, kind: &str, shape: &str, values: impl Iterator<Item = 
         for value in values {
             file.write_all(&value)?;
         }
-        file.flush()
+        file.flush()?;
+        temporary.settle()
     };
     write().with_context(|| format!("cannot write {}", path.display()))
 }

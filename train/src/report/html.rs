@@ -2,6 +2,9 @@
 
 const STYLE: &str = include_str!("style.css");
 
+/// End of every report's title.
+pub(super) const TITLE: &str = " · macrl</title>";
+
 /// A page being put together.
 pub(super) struct Page {
     title: String,
@@ -22,7 +25,7 @@ impl Page {
         format!(
             "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
              <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-             <title>{} · macrl</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n{}</main>\n</body>\n</html>\n",
+             <title>{}{TITLE}\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n{}</main>\n</body>\n</html>\n",
             self.title, self.body
         )
     }

@@ -62,6 +62,9 @@ pub struct Material {
     pub provenance: Vec<(String, String)>,
 }
 
+/// Bytes of a page that hold its title, a run's name included.
+const HEAD: usize = 4096;
+
 /// Writes `report.html` into the run's folder and returns its path.
 ///
 /// # Errors
@@ -72,6 +75,12 @@ pub fn write(run: &Path, material: &Material) -> Result<PathBuf> {
     macrl_models::atomic::write_file(&path, page.as_bytes())
         .with_context(|| format!("cannot write {}", path.display()))?;
     Ok(path)
+}
+
+/// Whether a page is a report: its head says so, in every version.
+pub fn is_own(page: &[u8]) -> bool {
+    let head = String::from_utf8_lossy(&page[..page.len().min(HEAD)]);
+    head.starts_with("<!doctype html>") && head.contains(html::TITLE)
 }
 
 /// The page's text.

@@ -1,0 +1,132 @@
+//! A folder that training writes into: locked while it does, and only where the folder is ours.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use macrl_models::lock::{Lock, LockError};
+use macrl_models::owned::{MARKER, Marker};
+
+use super::Usage;
+
+/// Names that a message lists.
+const NAMED: usize = 3;
+
+/// Held for as long as the folder is written.
+pub(super) struct Claim {
+    dir: PathBuf,
+    kind: &'static str,
+    marked: bool,
+    lock: Option<Lock>,
+    /// The outermost folder that was made for it: gone again if it never comes to be ours.
+    made: Option<PathBuf>,
+}
+
+impl Claim {
+    /// Makes the folder where it is not there, and locks it.
+    ///
+    /// # Errors
+    /// [`Usage`] where another process writes there, or the folder is of another kind.
+    pub(super) fn take(dir: &Path, kind: &'static str, command: &str) -> Result<Self> {
+        let missing = dir.ancestors().take_while(|d| !d.as_os_str().is_empty() && !d.exists()).last();
+        let made = missing.map(Path::to_path_buf);
+        let cannot = || format!("cannot write into {}", dir.display());
+        std::fs::create_dir_all(dir).with_context(cannot)?;
+        let mut claim = Claim { dir: dir.to_path_buf(), kind, marked: false, lock: None, made };
+        claim.lock = Some(Lock::take(dir, command).map_err(|why| match why {
+            LockError::Held { .. } => Usage(format!("{why}: wait until it has ended, or name another folder")).into(),
+            LockError::Io(..) => anyhow::Error::from(why),
+        })?);
+        claim.marked = match Marker::read(dir).with_context(cannot)? {
+            Some(marker) if marker.kind == kind => true,
+            Some(marker) => {
+                let said = format!("{} is the folder of a {}: name another one", dir.display(), marker.kind);
+                return Err(Usage(said).into());
+            }
+            None if dir.join(MARKER).symlink_metadata().is_ok() => return Err(claim.foreign(&[dir.join(MARKER)])),
+            None => false,
+        };
+        Ok(claim)
+    }
+
+    /// Whether we have begun to write there before.
+    pub(super) fn is_ours(&self) -> bool {
+        self.marked
+    }
+
+    /// From here on the folder is ours.
+    ///
+    /// # Errors
+    /// The marker cannot be written.
+    pub(super) fn mark(&mut self) -> Result<()> {
+        if !self.marked {
+            let marker = Marker::new(self.kind, "macrl-train");
+            marker.write(&self.dir).with_context(|| format!("cannot write {}", self.dir.join(MARKER).display()))?;
+            self.marked = true;
+        }
+        Ok(())
+    }
+
+    /// The refusal where files of somebody's would be overwritten.
+    pub(super) fn foreign(&self, files: &[PathBuf]) -> anyhow::Error {
+        let name = |path: &PathBuf| path.strip_prefix(&self.dir).unwrap_or(path).display().to_string();
+        let mut named = files.iter().take(NAMED).map(name).collect::<Vec<_>>().join(", ");
+        if files.len() > NAMED {
+            named += &format!(" and {} more", files.len() - NAMED);
+        }
+        let dir = self.dir.display();
+        let said = format!(
+            "{dir} holds files that macrl-train did not write and would overwrite ({named}): move them away, or name \
+             another folder"
+        );
+        Usage(said).into()
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.lock = None;
+        let Some(made) = self.made.take().filter(|_| !self.marked) else { return };
+        for dir in self.dir.ancestors().take_while(|dir| dir.starts_with(&made)) {
+            // Only an empty one goes.
+            let _ = std::fs::remove_dir(dir);
+        }
+    }
+}
+
+/// Whether a file that a command is about to replace is one that it wrote; `recognised` looks into it.
+///
+/// # Errors
+/// [`Usage`] where it is somebody's.
+pub(super) fn check_file(path: &Path, recognised: impl FnOnce(&Path) -> bool) -> Result<()> {
+    if path.symlink_metadata().is_err() || recognised(path) {
+        return Ok(());
+    }
+    let said = format!("{} is there and macrl-train did not write it: move it away", path.display());
+    Err(Usage(said).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use macrl_models::owned::{BUNDLE, RUN};
+
+    use super::*;
+
+    #[test]
+    fn a_folder_that_never_became_ours_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let (outer, inner) = (dir.path().join("a"), dir.path().join("a/b"));
+        drop(Claim::take(&inner, RUN, "test").unwrap());
+        assert!(!outer.exists());
+        let mut claim = Claim::take(&inner, RUN, "test").unwrap();
+        assert!(!claim.is_ours());
+        let said = Claim::take(&inner, RUN, "test").err().unwrap();
+        assert!(said.is::<Usage>() && said.to_string().contains("is being written by process"), "{said}");
+        claim.mark().unwrap();
+        drop(claim);
+        assert!(Claim::take(&inner, RUN, "test").unwrap().is_ours());
+        assert!(Claim::take(&inner, BUNDLE, "test").err().unwrap().to_string().contains("the folder of a run"));
+        std::fs::write(outer.join(MARKER), "my notes").unwrap();
+        assert!(Claim::take(&outer, RUN, "test").err().unwrap().to_string().contains("(.macrl.json)"));
+        assert_eq!(std::fs::read_to_string(outer.join(MARKER)).unwrap(), "my notes");
+    }
+}

@@ -3,7 +3,7 @@
 # candle-onnx's build needs protoc: the user's, the system's, or the one that setup fetched.
 export PROTOC ?= $(shell command -v protoc || echo "$(CURDIR)/.deps/bin/protoc")
 
-.PHONY: build setup demo test bench check-cuda clean clean-demo distclean
+.PHONY: build setup demo test bench check-cuda rehearse-gpu clean clean-demo distclean
 
 build: setup
 	cargo build --release
@@ -32,6 +32,13 @@ check-cuda: setup
 	python3 scripts/emulate/build.py .deps/emulate
 	LD_LIBRARY_PATH=$(CURDIR)/.deps/emulate target/release/examples/check_cuda
 	LD_LIBRARY_PATH=$(CURDIR)/.deps/emulate EMULATE_ORDER=reverse target/release/examples/check_cuda
+
+# The calls to a machine with one GPU that is lent for fifteen minutes, from end to end on the stand-in (docs/gpu.md).  PYTHON:
+# one with torch, numpy, Pillow and safetensors.
+PYTHON ?= python3
+rehearse-gpu: setup
+	cargo build --release --workspace --features cuda --bins --examples
+	$(PYTHON) bench/lease/rehearse.py --bin target/release
 
 clean:
 	cargo clean

@@ -1,8 +1,12 @@
 """MACRL's training step in PyTorch, on the weights and batches that `bench_step` or `bench_cuda` wrote: the peer in
-bench/step.py and bench/gpu.py.
+bench/step.py and bench/lease.
 
 Run as a worker it prints `ready LOSS ...` and answers `run N` with seconds, as bench_step does; `peak` with the most
-bytes reserved on the GPU, `encode BATCH N` with the seconds of N passes of the encoder over BATCH whole images.
+bytes reserved on the GPU, `encode BATCH N` with the seconds of N passes of the encoder over BATCH whole images, `matmul N`
+with `DEVICE|VERSION|FLOP/S|BYTES/S` of a bf16 product of N x N x N and of a copy.
+
+Precisions: f32; --bf16, PyTorch's autocast, which keeps residuals and norms in f32; --activations bf16, bf16 throughout
+as ours are, from f32 master weights.
 """
 import argparse
 import math
@@ -162,8 +166,8 @@ class Muon:
 class Step:
     """Everything of one optimiser step; the numbers of `macrl-train pretrain` with momentum keys."""
 
-    def __init__(self, dump, compiled, device="cpu", bf16=False, mode=None):
-        self.device, self.bf16 = device, bf16
+    def __init__(self, dump, compiled, device="cpu", bf16=False, mode=None, throughout=False, backend="inductor"):
+        self.device, self.bf16, self.throughout = device, bf16, throughout
         with safe_open(f"{dump}/state.safetensors", "pt") as f:
             self.c = c = tomllib.loads(f.metadata()["config"])
             weights = {k: f.get_tensor(k) for k in f.keys()}
@@ -189,7 +193,7 @@ class Step:
         head = dict(self.query.head.named_parameters())
         self.keys = list(self.key_encoder.parameters()) + list(self.key_head.parameters())
         self.followed = [ema[n] for n, _ in self.key_encoder.named_parameters()] + [head[n] for n, _ in self.key_head.named_parameters()]
-        self.forward = torch.compile(self.losses, mode=mode) if compiled else self.losses
+        self.forward = torch.compile(self.losses, mode=mode, backend=backend) if compiled else self.losses
         flat = load_file(f"{dump}/batches.safetensors", device=device)
         self.all = torch.arange((c["encoder"]["image_size"] // c["encoder"]["patch_size"]) ** 2, device=device)
         self.whole = c["contrast"]["key_mask"] == "none"
@@ -207,10 +211,21 @@ class Step:
         with torch.autocast(self.device, torch.bfloat16, enabled=self.bf16):
             return self.both(strong, weak, images, bank, bank_images)
 
+    def call(self, module, *given):
+        """The module, in bf16 from its f32 weights where bf16 is meant throughout."""
+        if not self.throughout:
+            return module(*given)
+        half = {name: p.bfloat16() for name, p in [*module.named_parameters(), *module.named_buffers()]}
+        return torch.func.functional_call(module, half, given)
+
     def both(self, strong, weak, images, bank, bank_images):
-        queries, reconstruction = self.query(strong, weak)
+        if self.throughout:
+            narrow = lambda v: v | {name: v[name].bfloat16() for name in ("patches", "whole") if name in v}
+            strong, weak, bank = narrow(strong), narrow(weak), bank.bfloat16()
+        queries, reconstruction = self.call(self.query, strong, weak)
         with torch.no_grad():
-            keys = [self.key_head(self.query.pool(self.key_encoder(*self.seen_by_keys(v)))) for v in (weak, strong)[: len(queries)]]
+            key = lambda v: self.call(self.key_head, self.query.pool(self.call(self.key_encoder, *self.seen_by_keys(v))))
+            keys = [key(v) for v in (weak, strong)[: len(queries)]]
         each = [self.contrast(q, k, images, bank, bank_images) for q, k in zip(queries, keys)]
         contrast = sum(each) / len(each)
         return self.c["contrast"]["weight"] * contrast + self.c["reconstruction"]["weight"] * reconstruction, keys[0]
@@ -269,7 +284,7 @@ class Step:
             for _ in range(times):
                 with torch.autocast(self.device, torch.bfloat16, enabled=self.bf16):
                     self.query.pool(encoder(patches, kept))
-            torch.cuda.synchronize()
+            synchronize(self.device)
 
         run(3)
         start = time.perf_counter()
@@ -284,17 +299,48 @@ class Step:
         self.filled = min(size, self.filled + len(k))
 
 
+def synchronize(device):
+    if device != "cpu":
+        torch.cuda.synchronize()
+
+
+def middle(device, work):
+    """Seconds of one of ten."""
+    times = []
+    for _ in range(13):
+        synchronize(device)
+        start = time.perf_counter()
+        work()
+        synchronize(device)
+        times.append(time.perf_counter() - start)
+    return sorted(times[3:])[5]
+
+
+@torch.no_grad()
+def matmul(device, n):
+    """What the machine does at best: a product of random matrices, and a copy of 1 GiB (read and written)."""
+    x, y = (torch.randn(n, n, device=device, dtype=torch.bfloat16) for _ in range(2))
+    flops = 2 * n**3 / middle(device, lambda: x @ y)
+    a = torch.zeros(2**30 if device != "cpu" else 2**22, dtype=torch.uint8, device=device)
+    b = torch.empty_like(a)
+    copied = 2 * len(a) / middle(device, lambda: b.copy_(a))
+    name = torch.cuda.get_device_name() if device != "cpu" else "this processor"
+    return f"{name}|{torch.__version__}|{flops}|{copied}"
+
+
 def main():
     a = argparse.ArgumentParser()
     a.add_argument("dump")
     a.add_argument("--threads", type=int, default=2)
     a.add_argument("--compile", action="store_true")
     a.add_argument("--mode", default=None, help="of torch.compile, for example reduce-overhead (CUDA graphs)")
+    a.add_argument("--backend", default="inductor", help="of torch.compile")
     a.add_argument("--device", default="cpu")
     a.add_argument("--bf16", action="store_true")
+    a.add_argument("--activations", choices=["bf16"], help="bf16 throughout")
     a = a.parse_args()
     torch.set_num_threads(a.threads)
-    step = Step(a.dump, a.compile, a.device, a.bf16, a.mode)
+    step = Step(a.dump, a.compile, a.device, a.bf16, a.mode, a.activations == "bf16", a.backend)
     with torch.no_grad():
         for p in step.keys:
             p.requires_grad_(False)
@@ -305,7 +351,10 @@ def main():
     for line in sys.stdin:
         word, *numbers = line.split()
         if word == "peak":
-            print(torch.cuda.max_memory_reserved(), flush=True)
+            print(torch.cuda.max_memory_reserved() if a.device != "cpu" else 0, flush=True)
+            continue
+        if word == "matmul":
+            print(matmul(a.device, int(numbers[0])), flush=True)
             continue
         start = time.perf_counter()
         if word == "encode":

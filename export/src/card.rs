@@ -20,7 +20,7 @@ pub fn pooling_name(pooling: Pooling) -> &'static str {
 pub fn render(source: &Source, proof: &Parity, notes: Option<&str>) -> String {
     let sections = [
         head(source),
-        files(source),
+        files(source, proof.weights_fp16.is_some()),
         numbers(source),
         parity(proof),
         usage(source),
@@ -57,7 +57,7 @@ fn pooled(source: &Source) -> &'static str {
     }
 }
 
-fn files(source: &Source) -> String {
+fn files(source: &Source, halves: bool) -> String {
     let mut text = String::from(
         "## Files\n\n\
          | file | content |\n| --- | --- |\n\
@@ -73,6 +73,10 @@ fn files(source: &Source) -> String {
     }
     if source.evaluation.is_some() {
         text += "| `evaluation.json` | protocol and numbers |\n";
+    }
+    if halves {
+        text += "\nWeights are stored as halves. `model.onnx` widens them and computes in 32 bits; `model_fp16.onnx` takes its \
+                 weights from `model.onnx`: keep the two together.\n";
     }
     text
 }

@@ -53,7 +53,7 @@ pub enum Command {
 /// What a bundle's writer may choose.
 #[derive(Debug, Clone, Args)]
 pub struct Extras {
-    /// Precision of model.safetensors: f32, or f16 for half the size
+    /// Precision of the weights in model.safetensors and model.onnx: f32, or f16 for half the size
     #[arg(long, value_name = "PRECISION", default_value = "f32", value_parser = precision)]
     pub weights: Element,
 

@@ -20,13 +20,32 @@ pub const OPSET: i64 = 20;
 /// Version of the file format that belongs to [`OPSET`].
 const IR_VERSION: i64 = 9;
 
-/// Precision of stored weights, and of the arithmetic inside a graph; inputs and outputs are always 32-bit.
+/// Matrices of fewer values are not worth a `Cast` of their own.
+const WORTH_HALVING: usize = 1024;
+
+/// Precision of stored weights, or of the arithmetic inside a graph; inputs and outputs are always 32-bit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Element {
     /// 32-bit.
     F32,
-    /// 16-bit (IEEE half): weights and activations.
+    /// 16-bit (IEEE half).
     F16,
+}
+
+/// Precision of a graph's arithmetic and of the weights in its file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Precision {
+    /// Of activations and products.
+    pub arithmetic: Element,
+    /// Of weights in the file.  Where it is narrower than the arithmetic, a weight that halves hold exactly is stored as
+    /// halves with a `Cast` behind it: the graph computes the same bits as with the wide weight.
+    pub weights: Element,
+}
+
+impl From<Element> for Precision {
+    fn from(element: Element) -> Self {
+        Self { arithmetic: element, weights: element }
+    }
 }
 
 impl Element {
@@ -50,20 +69,20 @@ impl Element {
 /// Nodes and constants so far.
 #[derive(Debug)]
 pub struct Graph {
-    element: Element,
+    precision: Precision,
     nodes: Vec<NodeProto>,
     initializers: Vec<TensorProto>,
 }
 
 impl Graph {
-    /// An empty graph that computes in `element`.
-    pub fn new(element: Element) -> Self {
-        Self { element, nodes: Vec::new(), initializers: Vec::new() }
+    /// An empty graph.
+    pub fn new(precision: impl Into<Precision>) -> Self {
+        Self { precision: precision.into(), nodes: Vec::new(), initializers: Vec::new() }
     }
 
     /// Arithmetic inside the graph.
     pub fn element(&self) -> Element {
-        self.element
+        self.precision.arithmetic
     }
 
     /// Adds an operator and returns its output's name, which is `name`.
@@ -72,17 +91,43 @@ impl Graph {
         name.to_string()
     }
 
-    /// Adds a constant in the graph's arithmetic and returns its name.
+    /// Adds a constant in the graph's arithmetic, `factor` times `tensor`, and returns its name.
     ///
     /// # Errors
     /// A tensor that cannot be read (candle's error).
-    pub fn weight(&mut self, name: &str, tensor: &Tensor) -> Result<String> {
-        let tensor = tensor.to_dtype(self.element.dtype())?.contiguous()?;
-        let mut raw_data = Vec::with_capacity(tensor.elem_count() * tensor.dtype().size_in_bytes());
-        tensor.write_bytes(&mut raw_data)?;
-        let dims = tensor.dims().iter().map(|&d| d as i64).collect();
-        self.initializers.push(constant(name, dims, self.element.onnx() as i32, raw_data));
+    pub fn weight(&mut self, name: &str, tensor: &Tensor, factor: f64) -> Result<String> {
+        if self.halves_hold(tensor)? {
+            return self.halves(name, tensor, factor);
+        }
+        let element = self.element();
+        let tensor = if factor == 1.0 { tensor.clone() } else { (tensor * factor)? };
+        self.initializers.push(stored(name, &tensor, element)?);
         Ok(name.to_string())
+    }
+
+    /// Whether the file holds halves where the graph computes in 32 bits, and they are worth it and exact.
+    fn halves_hold(&self, tensor: &Tensor) -> Result<bool> {
+        let Precision { arithmetic: Element::F32, weights: Element::F16 } = self.precision else { return Ok(false) };
+        if tensor.rank() < 2 || tensor.elem_count() < WORTH_HALVING {
+            return Ok(false);
+        }
+        let wide = tensor.flatten_all()?.to_dtype(DType::F32)?;
+        let through = wide.to_dtype(DType::F16)?.to_dtype(DType::F32)?;
+        Ok(wide.to_vec1::<f32>()? == through.to_vec1::<f32>()?)
+    }
+
+    /// Halves, their `Cast`, and the factor behind it: times a factor they would not be exact.
+    fn halves(&mut self, name: &str, tensor: &Tensor, factor: f64) -> Result<String> {
+        let half = format!("{name}.half");
+        self.initializers.push(stored(&half, tensor, Element::F16)?);
+        let to = vec![int("to", Element::F32.onnx())];
+        if factor == 1.0 {
+            return Ok(self.node(name, "Cast", &[&half], to));
+        }
+        let (wide, scale) = (format!("{name}.unscaled"), format!("{name}.scale"));
+        self.node(&wide, "Cast", &[&half], to);
+        self.number(&scale, factor as f32);
+        Ok(self.node(name, "Mul", &[&wide, &scale], vec![]))
     }
 
     /// Adds a list of integers (a shape, axes) and returns its name; one that is there already is used again.
@@ -149,6 +194,14 @@ pub fn node(name: &str, op: &str, inputs: &[&str], attribute: Vec<AttributeProto
 /// A constant from its little-endian bytes.
 pub fn constant(name: &str, dims: Vec<i64>, data_type: i32, raw_data: Vec<u8>) -> TensorProto {
     TensorProto { name: name.into(), dims, data_type, raw_data, ..Default::default() }
+}
+
+fn stored(name: &str, tensor: &Tensor, element: Element) -> Result<TensorProto> {
+    let tensor = tensor.to_dtype(element.dtype())?.contiguous()?;
+    let mut raw_data = Vec::with_capacity(tensor.elem_count() * tensor.dtype().size_in_bytes());
+    tensor.write_bytes(&mut raw_data)?;
+    let dims = tensor.dims().iter().map(|&d| d as i64).collect();
+    Ok(constant(name, dims, element.onnx() as i32, raw_data))
 }
 
 /// A constant list of integers.

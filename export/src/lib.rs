@@ -12,6 +12,7 @@ pub mod graph;
 pub mod onnx;
 pub mod parity;
 pub mod place;
+pub mod share;
 pub mod source;
 pub mod write;
 
@@ -44,7 +45,7 @@ pub fn run(job: &Job) -> Result<String, Failure> {
         Job::Bundle(dir, run, extras) => {
             let extras = Extras { weights: extras.weights, notes: read_notes(extras.notes.as_deref())? };
             let source = read(run)?;
-            let proof = write::bundle(dir, &source, &Graphs::build(&source)?, &extras)?;
+            let proof = write::bundle(dir, &source, &Graphs::build(&source, extras.weights)?, &extras)?;
             (dir, source, proof)
         }
     };

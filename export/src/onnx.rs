@@ -12,7 +12,7 @@ use candle_onnx::onnx::ModelProto;
 use macrl_models::bundle::{HIDDEN, INPUT, POOLED};
 use macrl_models::config::{EncoderConfig, Pooling};
 
-use crate::graph::{Element, Graph, batched, float, int, ints};
+use crate::graph::{Element, Graph, Precision, batched, float, int, ints};
 
 /// Added to the variance in every LayerNorm.
 pub const LAYER_NORM_EPS: f32 = 1e-6;
@@ -20,8 +20,8 @@ pub const LAYER_NORM_EPS: f32 = 1e-6;
 /// Writes the encoder as a graph: `pixel_values` (B, 3, S, S) -> `last_hidden_state` (B, 1 + N, D) after the final
 /// norm, and `pooler_output` (B, D).
 ///
-/// `weights` holds timm's names without a prefix, `pos_embed` (1, 1 + N, D) among them.  With [`Element::F16`] weights
-/// and activations are halves, inputs and outputs stay 32-bit (a `Cast` at either end), and pooling is 32-bit.
+/// `weights` holds timm's names without a prefix, `pos_embed` (1, 1 + N, D) among them.  With arithmetic in halves, inputs
+/// and outputs stay 32-bit (a `Cast` at either end), and pooling is 32-bit.
 ///
 /// # Errors
 /// A tensor that is missing or has another shape than `shape` says.
@@ -29,10 +29,10 @@ pub fn build(
     shape: &EncoderConfig,
     pooling: Pooling,
     weights: &HashMap<String, Tensor>,
-    element: Element,
+    precision: impl Into<Precision>,
     metadata: &[(&str, String)],
 ) -> Result<ModelProto> {
-    let mut vit = Vit { graph: Graph::new(element), shape, weights };
+    let mut vit = Vit { graph: Graph::new(precision), shape, weights };
     let mut x = vit.tokens()?;
     for index in 0..shape.depth {
         x = vit.block(&x, &format!("blocks.{index}"))?;
@@ -128,7 +128,7 @@ impl Vit<'_> {
         let weight = self.tensor(&format!("{name}.qkv.weight"), &[3 * d, d])?.narrow(0, part * d, d)?;
         let bias = self.tensor(&format!("{name}.qkv.bias"), &[3 * d])?.narrow(0, part * d, d)?;
         let name = format!("{name}.{}", ["q", "k", "v"][part]);
-        let y = self.project(x, &name, &(weight * scale)?, &(bias * scale)?)?;
+        let y = self.project(x, &name, &weight, &bias, scale)?;
         let split = self.graph.ints("heads.split", &[0, 0, h as i64, head as i64]);
         let y = self.graph.node(&format!("{name}.split"), "Reshape", &[&y, &split], vec![]);
         Ok(self.graph.node(&format!("{name}.heads"), "Transpose", &[&y], vec![ints("perm", perm)]))
@@ -174,13 +174,14 @@ impl Vit<'_> {
     fn linear(&mut self, x: &str, name: &str, inputs: usize, outputs: usize) -> Result<String> {
         let weight = self.tensor(&format!("{name}.weight"), &[outputs, inputs])?;
         let bias = self.tensor(&format!("{name}.bias"), &[outputs])?;
-        self.project(x, name, &weight, &bias)
+        self.project(x, name, &weight, &bias, 1.0)
     }
 
-    fn project(&mut self, x: &str, name: &str, weight: &Tensor, bias: &Tensor) -> Result<String> {
+    /// `factor` (x W^T + b)
+    fn project(&mut self, x: &str, name: &str, weight: &Tensor, bias: &Tensor, factor: f64) -> Result<String> {
         let g = &mut self.graph;
-        let weight = g.weight(&format!("{name}.weight"), &weight.t()?)?;
-        let bias = g.weight(&format!("{name}.bias"), bias)?;
+        let weight = g.weight(&format!("{name}.weight"), &weight.t()?, factor)?;
+        let bias = g.weight(&format!("{name}.bias"), bias, factor)?;
         let y = g.node(&format!("{name}.product"), "MatMul", &[x, &weight], vec![]);
         Ok(g.node(name, "Add", &[&y, &bias], vec![]))
     }
@@ -196,7 +197,7 @@ impl Vit<'_> {
     /// A weight that enters the graph as it is.
     fn constant(&mut self, name: &str, shape: &[usize]) -> Result<String> {
         let tensor = self.tensor(name, shape)?;
-        Ok(self.graph.weight(name, &tensor)?)
+        Ok(self.graph.weight(name, &tensor, 1.0)?)
     }
 
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use candle_onnx::onnx::ModelProto;
 use macrl_models::atomic::Temporary;
 use macrl_models::bundle::{self, Bundle, ModelConfig, Parity, Provenance};
@@ -16,11 +16,11 @@ use sha2::{Digest, Sha256};
 
 use crate::card;
 use crate::error::Failure;
-use crate::graph::{Element, PRODUCER};
-use crate::onnx;
+use crate::graph::{Element, PRODUCER, Precision};
 use crate::parity::{self, Exported};
 use crate::place::Place;
 use crate::source::{POSITIONS, Source};
+use crate::{onnx, share};
 
 /// The encoder as ONNX.
 #[derive(Debug, Clone)]
@@ -32,12 +32,14 @@ pub struct Graphs {
 }
 
 impl Graphs {
-    /// Builds both from a run's weights.
+    /// Builds both from a run's weights.  With `weights` in halves those are rounded first, and both graphs hold the
+    /// rounded ones: the 32-bit graph as halves that it widens.
     ///
     /// # Errors
     /// A tensor that is missing or misshapen.
-    pub fn build(source: &Source) -> Result<Self> {
-        Ok(Self { full: graph(source, Element::F32)?, half: graph(source, Element::F16)? })
+    pub fn build(source: &Source, weights: Element) -> Result<Self> {
+        let full = graph(source, Precision { arithmetic: Element::F32, weights })?;
+        Ok(Self { full, half: graph(source, Element::F16)? })
     }
 }
 
@@ -45,8 +47,8 @@ impl Graphs {
 ///
 /// # Errors
 /// A tensor that is missing or misshapen.
-pub fn graph(source: &Source, element: Element) -> Result<ModelProto> {
-    let config = &source.config;
+pub fn graph(source: &Source, precision: impl Into<Precision>) -> Result<ModelProto> {
+    let (config, precision) = (&source.config, precision.into());
     let list = |values: &[f32; 3]| format!("[{}, {}, {}]", values[0], values[1], values[2]);
     let metadata = [
         ("name", source.name.clone()),
@@ -57,7 +59,25 @@ pub fn graph(source: &Source, element: Element) -> Result<ModelProto> {
         ("image_std", list(&config.data.std)),
         ("config", config.to_toml()),
     ];
-    onnx::build(&config.encoder, config.evaluate.pooling, &source.weights, element, &metadata)
+    let rounded;
+    let weights = match precision {
+        Precision { arithmetic: Element::F32, weights: Element::F16 } => {
+            rounded = through_halves(&source.weights)?;
+            &rounded
+        }
+        _ => &source.weights,
+    };
+    onnx::build(&config.encoder, config.evaluate.pooling, weights, precision, &metadata)
+}
+
+/// The weights rounded to halves, 32-bit again; the positions are no weights, every reader computes them.
+fn through_halves(weights: &HashMap<String, Tensor>) -> Result<HashMap<String, Tensor>> {
+    let round = |(name, tensor): (&String, &Tensor)| {
+        let rounded =
+            if name == POSITIONS { tensor.clone() } else { tensor.to_dtype(DType::F16)?.to_dtype(DType::F32)? };
+        Ok((name.clone(), rounded))
+    };
+    weights.iter().map(round).collect()
 }
 
 /// Writes the encoder alone, once it is proven.
@@ -100,7 +120,7 @@ fn check_file(destination: &Path) -> Result<(), Failure> {
 /// What a bundle's writer may choose.
 #[derive(Debug, Clone)]
 pub struct Extras {
-    /// Precision of `model.safetensors`.
+    /// Precision of the weights in `model.safetensors`, and what [`Graphs::build`] was told.
     pub weights: Element,
     /// Markdown for the model card.
     pub notes: Option<String>,
@@ -128,8 +148,10 @@ fn fill(dir: &Path, source: &Source, graphs: &Graphs, extras: &Extras) -> Result
         atomic::write_file(&dir.join(name), bytes).with_context(|| format!("cannot write {name}"))
     };
     std::fs::create_dir(dir.join("onnx")).context("cannot create onnx/")?;
-    put(bundle::ONNX, &graphs.full.encode_to_vec())?;
-    put(bundle::ONNX_FP16, &graphs.half.encode_to_vec())?;
+    let full = graphs.full.encode_to_vec();
+    put(bundle::ONNX, &full)?;
+    let owner = Path::new(bundle::ONNX).file_name().unwrap_or_default().to_string_lossy();
+    put(bundle::ONNX_FP16, &share::halves(&graphs.half, &owner, &full).encode_to_vec())?;
     let tensors = stored_weights(source, extras.weights)?;
     let (graph, half) = (dir.join(bundle::ONNX), dir.join(bundle::ONNX_FP16));
     let rounded = (extras.weights == Element::F16).then(|| rounded(source, &tensors)).transpose()?;

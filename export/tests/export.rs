@@ -38,7 +38,8 @@ fn a_bundle_holds_what_serving_needs() {
     let dir = tempfile::tempdir().unwrap();
     let source = support::source(&support::write_run(dir.path(), Pooling::Mean, true));
     let target = dir.path().join("out/bundle");
-    let proof = write::bundle(&target, &source, &Graphs::build(&source).unwrap(), &Extras::default()).unwrap();
+    let proof =
+        write::bundle(&target, &source, &Graphs::build(&source, Element::F32).unwrap(), &Extras::default()).unwrap();
     assert_eq!(
         support::files(&dir.path().join("out")),
         [
@@ -75,7 +76,7 @@ fn weights_travel_under_timms_names() {
     let dir = tempfile::tempdir().unwrap();
     let source = support::source(&support::write_run(dir.path(), Pooling::Cls, false));
     let target = dir.path().join("bundle");
-    write::bundle(&target, &source, &Graphs::build(&source).unwrap(), &Extras::default()).unwrap();
+    write::bundle(&target, &source, &Graphs::build(&source, Element::F32).unwrap(), &Extras::default()).unwrap();
     let file = target.join("model.safetensors");
     let weights = candle_core::safetensors::load(&file, &Device::Cpu).unwrap();
     // 4 tensors before the blocks, 12 in each, 2 after them.
@@ -100,7 +101,7 @@ fn weights_can_be_stored_as_halves_and_the_card_takes_notes() {
     let source = support::source(&support::write_run(dir.path(), Pooling::Mean, true));
     let target = dir.path().join("bundle");
     let extras = Extras { weights: Element::F16, notes: Some("## Licence\n\nAsk.\n".into()) };
-    let proof = write::bundle(&target, &source, &Graphs::build(&source).unwrap(), &extras).unwrap();
+    let proof = write::bundle(&target, &source, &Graphs::build(&source, Element::F16).unwrap(), &extras).unwrap();
     let weights = candle_core::safetensors::load(target.join("model.safetensors"), &Device::Cpu).unwrap();
     assert!(weights.values().all(|t| t.dtype() == DType::F16));
     let rounded = Encoder::from_tensors(&source.config.encoder, &weights, "").unwrap();
@@ -112,7 +113,11 @@ fn weights_can_be_stored_as_halves_and_the_card_takes_notes() {
     assert!(trained.pooled != stored.pooled && proof.weights_fp16.unwrap().min_cosine > 0.9999);
     assert!(Bundle::open(&target).unwrap().parity.unwrap().weights_fp16.is_some());
     let card = fs::read_to_string(target.join("README.md")).unwrap();
-    assert!(card.contains("`model.safetensors` (halves)") && card.contains("\n\n## Licence\n\nAsk.\n\n## Provenance"));
+    assert!(
+        card.contains("keep the two together")
+            && card.contains("`model.safetensors` (halves)")
+            && card.contains("\n\n## Licence\n\nAsk.\n\n## Provenance")
+    );
 }
 
 #[test]
@@ -121,7 +126,7 @@ fn a_perturbed_weight_fails_and_leaves_nothing() {
     let source = support::source(&support::write_run(dir.path(), Pooling::Mean, true));
     let out = dir.path().join("out");
     fs::create_dir(&out).unwrap();
-    let good = Graphs::build(&source).unwrap();
+    let good = Graphs::build(&source, Element::F32).unwrap();
     for weight in ["blocks.1.attn.k.weight", "blocks.2.mlp.fc2.bias", "pos_embed"] {
         let mut bad = good.clone();
         perturb(&mut bad.full, weight);
@@ -140,7 +145,7 @@ fn a_bad_half_precision_graph_fails_too_and_keeps_the_old_bundle() {
     let dir = tempfile::tempdir().unwrap();
     let source = support::source(&support::write_run(dir.path(), Pooling::Mean, true));
     let target = dir.path().join("bundle");
-    let good = Graphs::build(&source).unwrap();
+    let good = Graphs::build(&source, Element::F32).unwrap();
     write::bundle(&target, &source, &good, &Extras::default()).unwrap();
     let before = fs::read(target.join("onnx/model.onnx")).unwrap();
     let mut bad = good;
@@ -159,7 +164,7 @@ fn a_folder_with_something_else_in_it_is_not_replaced() {
     let dir = tempfile::tempdir().unwrap();
     let run = support::write_run(dir.path(), Pooling::Mean, false);
     let source = support::source(&run);
-    let graphs = Graphs::build(&source).unwrap();
+    let graphs = Graphs::build(&source, Element::F32).unwrap();
     let before = support::files(&run);
     let (code, line) = failure(write::bundle(&run, &source, &graphs, &Extras::default()));
     assert_eq!(code, 2);

@@ -17,6 +17,7 @@ use crate::evaluation::{Evaluation, EvaluationError};
 use crate::owned::MARKER;
 use crate::preprocess::{Preprocess, PreprocessorConfig};
 use crate::probe::{Probe, ProbeError};
+use crate::weights;
 
 /// `config.json`
 pub const CONFIG: &str = "config.json";
@@ -117,6 +118,14 @@ pub enum BundleError {
     /// The graph file is empty or not a protobuf of a model.
     #[error("{path} is not an ONNX model: {cause}")]
     Onnx {
+        /// The file.
+        path: PathBuf,
+        /// What was expected and found.
+        cause: String,
+    },
+    /// A graph whose weights lie in another file, which is missing or another one by now.
+    #[error("{path}: {cause}; `macrl-export bundle` writes both")]
+    External {
         /// The file.
         path: PathBuf,
         /// What was expected and found.
@@ -341,6 +350,8 @@ impl Bundle {
         let fp16 = dir.join(ONNX_FP16);
         if fp16.exists() {
             check_onnx(&fp16)?;
+            let fault = |cause| BundleError::External { path: fp16.clone(), cause };
+            weights::check_external(&fp16).map_err(fault)?;
         }
         let optional = |name: &str| Some(dir.join(name)).filter(|p| p.exists());
         let probe = optional(PROBE).map(|p| read_probe(&p, &config)).transpose()?;

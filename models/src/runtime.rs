@@ -157,11 +157,10 @@ pub fn session(model: &Path, options: &SessionOptions) -> Result<Loaded, Runtime
     }
     let session = builder(&environment, options)
         .and_then(|b| Ok(b.with_disabled_optimizers(SLOWER_ON_CPU)?))
-        .and_then(|b| match options.weights {
-            Some(weights) => weights.hand_to(b),
-            None => Ok(b),
+        .and_then(|mut b| match options.weights {
+            Some(weights) => weights.session(b, model),
+            None => b.commit_from_file(model),
         })
-        .and_then(|mut b| b.commit_from_file(model))
         .map_err(|e| RuntimeError::Model { path: model.display().to_string(), cause: one_line(&e) })?;
     Ok(Loaded { session, device: "cpu", fallback })
 }

@@ -16,6 +16,8 @@ import sys
 HERE = os.path.dirname(os.path.abspath(__file__))
 KERNELS = os.path.normpath(f"{HERE}/../../models/src/cuda/kernels/kernels.cu")
 LIBRARIES = ["libcuda.so.1", "libcublas.so.13", "libcublasLt.so.13", "libcurand.so.10", "libnvrtc.so.13"]
+# A GPU faults where a 16-byte access is not aligned; so does the stand-in, for a tenth of its time.
+ALIGNMENT = ["-fsanitize=alignment", "-fno-sanitize-recover=alignment"]
 
 
 def declared():
@@ -30,7 +32,7 @@ def declared():
 def main():
     out = os.path.abspath(sys.argv[1])
     os.makedirs(out, exist_ok=True)
-    compile_ = ["g++", "-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fPIC", "-w", f"-I{HERE}",
+    compile_ = ["g++", "-std=c++17", "-O3", *ALIGNMENT, "-march=native", "-ffp-contract=off", "-fPIC", "-w", f"-I{HERE}",
                 f"-I{os.path.dirname(KERNELS)}", f'-DKERNELS="{KERNELS}"', f'-DREGISTRY="{out}/registry.h"']
     open(f"{out}/registry.h", "w").close()
     text = subprocess.run(compile_ + ["-E", f"{HERE}/device.cpp"], check=True, capture_output=True, text=True).stdout
@@ -46,7 +48,7 @@ def main():
     subprocess.run(compile_ + ["-c", "-o", f"{out}/device.o", f"{HERE}/device.cpp"], check=True)
     subprocess.run(["gcc", "-O1", "-fPIC", "-w", "-c", "-o", f"{out}/others.o", f"{out}/others.c"], check=True)
     whole = f"{out}/{LIBRARIES[0]}"
-    subprocess.run(["g++", "-shared", "-Wl,-Bsymbolic", "-o", whole, f"{out}/device.o", f"{out}/others.o"], check=True)
+    subprocess.run(["g++", "-shared", *ALIGNMENT, "-Wl,-Bsymbolic", "-o", whole, f"{out}/device.o", f"{out}/others.o"], check=True)
     for name in LIBRARIES[1:]:
         if os.path.lexists(f"{out}/{name}"):
             os.remove(f"{out}/{name}")

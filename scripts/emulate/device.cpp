@@ -199,6 +199,8 @@ Status cuGraphLaunch(void* g, void*) {
 }
 Status cuGraphExecDestroy(void*) { OK; }
 Status cuGraphDestroy(void*) { OK; }
+Status cuProfilerStart() { OK; }
+Status cuProfilerStop() { OK; }
 Status cuGetErrorName(int e, const char** s) { *s = e == 900 ? "CAPTURE_UNSUPPORTED" : "EMULATED_ERROR"; OK; }
 Status cuGetErrorString(int, const char** s) { *s = "the emulated driver refused this"; OK; }
 

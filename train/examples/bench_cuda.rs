@@ -1,10 +1,10 @@
-//! Times training steps, and the encoder alone, on a GPU; `bench/gpu.py` drives it beside PyTorch.
+//! Times training steps, and the encoder alone, on a GPU; `bench/lease/contenders.py` drives it beside PyTorch.
 //!
-//! `bench_cuda CONFIG DUMP_DIR [KEY=VALUE...]` writes the initial state and a few batches into DUMP_DIR, prints
-//! `ready LOSS LOSS ...` (the losses of the first steps) and answers on stdin: `run N` with the seconds that N steps took
-//! and the share of them spent waiting for batches; `peak` with the most bytes reserved; `manner` with whether the step
+//! `bench_cuda CONFIG DUMP_DIR [KEY=VALUE...]` writes the initial state and a few batches into DUMP_DIR, prints `written`,
+//! then `ready LOSS LOSS ...` (the losses of the first steps) and answers on stdin: `run N` with the seconds that N steps
+//! took and the share of them spent waiting for batches; `peak` with the most bytes reserved; `manner` with whether the step
 //! is one captured graph and the views are made on the GPU; `encode BATCH N` with the seconds that N passes of the encoder
-//! over BATCH whole images took.
+//! over BATCH whole images took; `profile` after one step between the driver's profiler calls.
 
 #[path = "support/dump.rs"]
 mod dump;
@@ -14,6 +14,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
+use candle_core::cuda_backend::cudarc::driver::{profiler_start, profiler_stop};
 use candle_core::{Device, Tensor};
 use macrl_models::config::{Config, Precision};
 use macrl_models::cuda::{Engine, Real, memory};
@@ -44,6 +45,7 @@ fn main() -> Result<()> {
     let mut state = State::init(&config)?;
     dump::write(Path::new(dump), &config, &state, &batches)?;
     drop(batches);
+    println!("written");
 
     let device = Engine::open(0)?;
     let engine = Engine::at(&device)?;
@@ -73,7 +75,13 @@ fn main() -> Result<()> {
             ["peak"] => println!("{}", engine.peak_bytes()),
             ["manner"] => println!("{:?}", trainer.manner()),
             ["encode", batch, count] => println!("{}", encode(&device, &config, batch.parse()?, count.parse()?)?),
-            _ => bail!("expected `run N`, `peak`, `manner` or `encode BATCH N`, got `{line}`"),
+            ["profile"] => {
+                profiler_start()?;
+                run(&mut trainer, 1)?;
+                profiler_stop()?;
+                println!("profiled");
+            }
+            _ => bail!("expected `run N`, `peak`, `manner`, `profile` or `encode BATCH N`, got `{line}`"),
         }
     }
     Ok(())

@@ -1,7 +1,8 @@
 //! Every GPU operator against the CPU's, forward and backward, in f32 and bf16; then views and whole training steps.
 //!
-//! `check_cuda [NAME_PART]` prints a line a check with the largest relative error and its tolerance (norm of the
-//! difference over norm of the CPU's result); status 0 only if all pass.  `LD_LIBRARY_PATH` with
+//! `check_cuda [--after NAME | --only NAME] [NAME_PART]` prints `begin NAME`, then a line a result with the largest relative
+//! error and its tolerance (norm of the difference over norm of the CPU's result); status 0 only if all pass.  `--after`
+//! leaves out all checks up to NAME, which hung or crashed; `--only` runs that one alone.  `LD_LIBRARY_PATH` with
 //! scripts/emulate's libraries runs it where no GPU is.
 
 mod operators;
@@ -14,11 +15,47 @@ use candle_core::{Device, Tensor};
 use macrl_models::cuda::{Engine, Real, memory};
 use macrl_models::rng::Rng;
 
+/// Which checks run.
+#[derive(Default)]
+struct Chosen {
+    /// All up to this one are left out; cleared when it has come by.
+    after: Option<String>,
+    only: Option<String>,
+    part: Option<String>,
+}
+
+impl Chosen {
+    fn parse(arguments: impl Iterator<Item = String>) -> Result<Self> {
+        let mut chosen = Chosen::default();
+        let mut arguments = arguments;
+        while let Some(word) = arguments.next() {
+            let mut name = || arguments.next().with_context(|| format!("{word} wants a check's name"));
+            match word.as_str() {
+                "--after" => chosen.after = Some(name()?),
+                "--only" => chosen.only = Some(name()?),
+                _ => chosen.part = Some(word),
+            }
+        }
+        Ok(chosen)
+    }
+
+    fn takes(&mut self, name: &str) -> bool {
+        if let Some(after) = &self.after {
+            if after == name {
+                self.after = None;
+            }
+            return false;
+        }
+        self.only.as_ref().is_none_or(|only| only == name)
+            && self.part.as_ref().is_none_or(|part| name.contains(part.as_str()))
+    }
+}
+
 /// Collects what the checks find.
 pub struct Checks {
     /// The GPU.
     pub device: Device,
-    only: Option<String>,
+    chosen: Chosen,
     failed: Vec<String>,
     passed: usize,
 }
@@ -26,9 +63,10 @@ pub struct Checks {
 impl Checks {
     /// Runs a check whose name fits; it gives (what, error, tolerance) triples.
     pub fn run(&mut self, name: &str, check: impl FnOnce(&Device) -> Result<Vec<(String, f64, f64)>>) {
-        if self.only.as_ref().is_some_and(|part| !name.contains(part.as_str())) {
+        if !self.chosen.takes(name) {
             return;
         }
+        println!("begin {name}");
         match check(&self.device) {
             Ok(found) => {
                 for (what, error, tolerance) in found {
@@ -97,8 +135,8 @@ fn main() -> ExitCode {
     let run = || -> Result<ExitCode> {
         let device = Engine::open(0).context("no GPU works here")?;
         println!("on {}", Engine::at(&device)?.name());
-        let only = std::env::args().nth(1);
-        let mut checks = Checks { device, only, failed: Vec::new(), passed: 0 };
+        let chosen = Chosen::parse(std::env::args().skip(1))?;
+        let mut checks = Checks { device, chosen, failed: Vec::new(), passed: 0 };
         for real in [Real::F32, Real::Bf16] {
             operators::all(&mut checks, real);
         }

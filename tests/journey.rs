@@ -221,6 +221,12 @@ fn finetune(place: &Place, run_dir: &str) {
     assert_eq!(succeed("macrl-train", &[&arguments[..], &["--resume"]].concat()), said);
     let other = [&arguments[..], &["--resume", "--set", "finetune.lr=0.01"]].concat();
     fail("macrl-train", &other, 2, "finetune.lr is 0.02 and here 0.01: a fine-tuning keeps its configuration");
+    // A longer one goes on from where it stands.
+    succeed("macrl-train", &[&arguments[..], &["--resume", "--set", "finetune.epochs=4"]].concat());
+    let steps = |result: &Value, row: usize| result["rows"][row]["steps"].as_u64().unwrap();
+    let longer = read("finetune.json");
+    assert_eq!([0, 1].map(|row| 3 * steps(&longer, row)), [0, 1].map(|row| 4 * steps(&own, row)));
+    fail("macrl-train", &[&arguments[..], &["--resume", "--no-baseline"]].concat(), 2, "has done 4.0 epochs already");
     fail("macrl-train", &["finetune", "--run", run_dir, "--set", "train.lr=1"], 2, "expected a key of [finetune]");
 }
 

@@ -2,7 +2,7 @@
 
 use std::io::IsTerminal;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -13,6 +13,9 @@ use crate::output::{duration, say};
 const SHORT: [Duration; 2] = [Duration::from_millis(300), Duration::from_secs(2)];
 /// Between two looks at a bar, or two lines.
 const PAUSE: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(10)];
+
+/// Whether one is shown: work that goes on beside it is not, two bars would overwrite each other.
+static SHOWN: AtomicBool = AtomicBool::new(false);
 
 /// Counts things that are done, from any number of threads; shown on stderr, a bar is gone when this is dropped.
 pub struct Progress {
@@ -27,6 +30,8 @@ struct Shown {
     /// On a terminal; made when the work turns out to be long.
     bar: Option<ProgressBar>,
     terminal: bool,
+    /// Whether this is the one that is shown.
+    chosen: bool,
     /// When to show something again, from the start.
     next: Duration,
 }
@@ -35,7 +40,7 @@ impl Progress {
     /// Of `total` things; `what` says what is being done with them, for instance `reading images`.
     pub fn new(what: impl Into<String>, total: usize) -> Self {
         let terminal = std::io::stderr().is_terminal();
-        let shown = Shown { bar: None, terminal, next: SHORT[usize::from(!terminal)] };
+        let shown = Shown { bar: None, terminal, chosen: false, next: SHORT[usize::from(!terminal)] };
         Progress { what: what.into(), total, done: AtomicUsize::new(0), since: Instant::now(), shown: shown.into() }
     }
 
@@ -46,6 +51,10 @@ impl Progress {
         // Whoever finds another thread at it has nothing to add.
         let Ok(mut shown) = self.shown.try_lock() else { return };
         if elapsed < shown.next {
+            return;
+        }
+        shown.chosen = shown.chosen || !SHOWN.swap(true, Ordering::Relaxed);
+        if !shown.chosen {
             return;
         }
         shown.next = elapsed + PAUSE[usize::from(!shown.terminal)];
@@ -83,12 +92,29 @@ impl Drop for Progress {
         if let Some(bar) = &shown.bar {
             bar.finish_and_clear();
         }
+        if shown.chosen {
+            SHOWN.store(false, Ordering::Relaxed);
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_is_shown_at_a_time() {
+        let shown = |progress: &Progress| progress.shown.lock().unwrap().chosen;
+        let (first, second) = (Progress::new("a", 2), Progress::new("b", 2));
+        for progress in [&first, &second] {
+            progress.shown.lock().unwrap().next = Duration::ZERO;
+            progress.add(1);
+        }
+        assert_eq!((shown(&first), shown(&second)), (true, false));
+        drop(first);
+        second.add(1);
+        assert!(shown(&second));
+    }
 
     #[test]
     fn pace_and_what_is_left_are_said_in_words() {

@@ -150,6 +150,17 @@ fn check_same(run: &Run, tuned: &Tuned, saved: &Config, config: &Config, origin:
     Err(Usage(said).into())
 }
 
+/// A fine-tuning cannot end before where it stands.
+fn check_length(tuned: &Tuned, config: &Config, data: &Labelled) -> Result<()> {
+    let per_epoch = (data.train.len() / config.finetune.batch_size) as u64;
+    if tuned.step <= per_epoch * config.finetune.epochs as u64 {
+        return Ok(());
+    }
+    let done = tuned.step as f64 / per_epoch.max(1) as f64;
+    let said = format!("{LENGTH} = {}: the fine-tuning has done {done:.1} epochs already", config.finetune.epochs);
+    Err(Usage(said).into())
+}
+
 /// One fine-tuning, from its start or its last state to its end.
 fn one(
     run: &Run,
@@ -165,6 +176,7 @@ fn one(
         true => {
             let (tuned, saved) = Tuned::load(&place.last(), tuning)?;
             check_same(run, &tuned, &saved, config, origin, longer)?;
+            check_length(&tuned, config, data)?;
             tuned
         }
         false => Tuned::new(Classifier::new(encoder, config, data.classes)?, &tuning(config), origin.to_string()),

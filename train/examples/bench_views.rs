@@ -44,7 +44,7 @@ fn config(size: usize, whole: bool) -> Result<Config> {
 }
 
 fn read(folder: &Path) -> Result<Vec<RgbImage>> {
-    let data = open_with(folder, &Reading { pad_to: None, budget: u64::MAX }, 0)?;
+    let data = open_with(folder, &Reading::plain(None, u64::MAX), 0)?;
     let splits: Vec<Arc<dyn Dataset>> = [Some(data.train), data.test].into_iter().flatten().collect();
     let all = splits.iter().flat_map(|s| (0..s.len()).map(move |i| Ok(s.image(i)?.into_owned())));
     all.take(2000).collect()

@@ -29,6 +29,10 @@ pub struct DataConfig {
     pub mean: [f32; 3],
     /// Per-channel standard deviation of pixels in [0, 1].
     pub std: [f32; 3],
+    /// Parquet: the column of images; empty: found by itself.
+    pub image_column: String,
+    /// Parquet: the column of labels; empty: found by itself.
+    pub label_column: String,
 }
 
 /// `[encoder]`: the ViT that is kept after training.
@@ -266,7 +270,14 @@ impl Default for Config {
             ..weak.clone()
         };
         Config {
-            data: DataConfig { limit: 0, fit: Fit::Resize, mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225] },
+            data: DataConfig {
+                limit: 0,
+                fit: Fit::Resize,
+                mean: [0.485, 0.456, 0.406],
+                std: [0.229, 0.224, 0.225],
+                image_column: String::new(),
+                label_column: String::new(),
+            },
             encoder: EncoderConfig { image_size: 32, patch_size: 4, width: 192, depth: 12, heads: 3, mlp_ratio: 4 },
             decoder: DecoderConfig { width: 96, depth: 2, heads: 3 },
             projector: ProjectorConfig { hidden: 512, dim: 128 },

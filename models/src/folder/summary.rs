@@ -49,6 +49,11 @@ impl Summary {
         }
     }
 
+    /// Leaves a reason out of the account, where its files were of use after all.
+    pub fn forget(&mut self, reason: Reason) {
+        self.left_out.remove(&reason);
+    }
+
     /// How many were left out for this reason.
     pub fn count(&self, reason: Reason) -> usize {
         self.left_out.get(&reason).map_or(0, |(count, _)| *count)

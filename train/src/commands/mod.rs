@@ -9,6 +9,8 @@ mod replay;
 mod report;
 mod unpack;
 
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -17,6 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use macrl_models::config::ConfigError;
+use macrl_models::folder::text;
 use macrl_models::output::{one_line, say};
 use macrl_models::say;
 
@@ -88,7 +91,7 @@ pub fn run() -> ExitCode {
                 return ExitCode::FAILURE;
             }
             say!("error: {}", one_line(error.as_ref()));
-            let mistake = error.chain().any(|e| e.is::<ConfigError>() || e.is::<Usage>());
+            let mistake = error.chain().any(|e| e.is::<ConfigError>() || e.is::<Usage>() || e.is::<data::Unclear>());
             ExitCode::from(if mistake { 2 } else { 1 })
         }
     }
@@ -122,9 +125,13 @@ fn stop_on_ctrl_c() -> Result<Arc<AtomicBool>> {
 fn open_data(dir: &std::path::Path, config: &macrl_models::config::Config) -> Result<Data> {
     let data = data::open(dir, config)?;
     let test = data.test.as_ref().map_or(0, |t| t.len());
+    let left_out = match data.left_out.is_empty() {
+        true => String::new(),
+        false => format!("; left out: {}", data.left_out.join(", ")),
+    };
     say!(
-        "data: {} ({}), {} training and {test} test images, {} classes",
-        dir.display(),
+        "data: {} ({}), {} training and {test} test images, {} classes{left_out}",
+        text(dir),
         data.format,
         data.train.len(),
         data.classes.len()
@@ -152,8 +159,37 @@ fn check_data(command: &str, state: &State, data: &Data) -> Result<()> {
 fn data_dir(given: &Option<PathBuf>, run: &Run) -> Result<PathBuf> {
     match given {
         Some(dir) => Ok(dir.clone()),
-        None => std::fs::read_to_string(run.data()).map(|text| PathBuf::from(text.trim())).map_err(|_| {
+        None => std::fs::read(run.data()).map(written_path).map_err(|_| {
             Usage(format!("{} does not say where its data is: give --data DIR", run.dir().display())).into()
         }),
+    }
+}
+
+/// A path as data.txt holds it: its bytes, one line feed.
+fn path_line(path: &std::path::Path) -> Vec<u8> {
+    [path.as_os_str().as_bytes(), b"\n"].concat()
+}
+
+/// What [`path_line`] wrote; earlier versions wrote no line feed.
+fn written_path(mut line: Vec<u8>) -> PathBuf {
+    if line.last() == Some(&b'\n') {
+        line.pop();
+    }
+    OsString::from_vec(line).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsStr;
+
+    use super::*;
+
+    #[test]
+    fn every_path_is_found_again() {
+        for name in [&b"/a/trail "[..], b"/a/new\n", b" /caf\xe9", b"/a"] {
+            let path = PathBuf::from(OsStr::from_bytes(name));
+            assert_eq!(written_path(path_line(&path)), path);
+        }
+        assert_eq!(written_path(b"/as before".to_vec()), PathBuf::from("/as before"));
     }
 }

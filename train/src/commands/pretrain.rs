@@ -10,7 +10,7 @@ use macrl_models::runtime::Device as Choice;
 use macrl_models::{atomic, checkpoint, device, say};
 
 use super::claim::Claim;
-use super::{Stopped, Usage, check_data, enough, open_data, stop_on_ctrl_c};
+use super::{Stopped, Usage, check_data, enough, open_data, path_line, stop_on_ctrl_c};
 use crate::data::Data;
 use crate::data::identity::identity;
 use crate::run::Run;
@@ -26,7 +26,8 @@ pub(super) struct Arguments {
     /// The run's configuration (see configs/).
     #[arg(long)]
     config: PathBuf,
-    /// Images: a folder, CIFAR binaries, a Tiny-ImageNet tree, IDX files or Parquet.
+    /// Images: a folder (classes and train/val/test from the names of sub-folders), CIFAR binaries, a Tiny-ImageNet tree,
+    /// IDX files or Parquet; docs/data.md has the rules.
     #[arg(long)]
     data: Option<PathBuf>,
     /// The run's folder; runs/NAME of the configuration file where not given.
@@ -70,7 +71,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     claim.mark()?;
     prepare(&run, &config, &state, saved.as_ref())?;
     let absolute = dir.canonicalize().unwrap_or(dir);
-    atomic::write_file(&run.data(), absolute.display().to_string().as_bytes()).context("cannot write data.txt")?;
+    atomic::write_file(&run.data(), &path_line(&absolute)).context("cannot write data.txt")?;
     announce(&run, &config, &named);
     let stop = stop_on_ctrl_c()?;
     match pretrain(&run, &config, &data, state, &device, &stop)? {

@@ -68,7 +68,7 @@ impl Layout {
             true => Some(Arc::new(self.read("test", &[test.to_path_buf()], reading)?) as _),
             false => None,
         };
-        Ok(Splits { train: Arc::new(self.read("train", train, reading)?), test, classes, skipped: Vec::new() })
+        Ok(Splits::new(Arc::new(self.read("train", train, reading)?), test, classes))
     }
 
     fn read(&self, split: &'static str, files: &[PathBuf], reading: &Reading) -> Result<Memory> {
@@ -106,7 +106,7 @@ fn interleave(planes: &[u8]) -> RgbImage {
 mod tests {
     use super::*;
 
-    const READING: Reading = Reading { pad_to: None, budget: u64::MAX };
+    const READING: Reading = Reading::plain(None, u64::MAX);
 
     /// One record: label bytes, then planes with value `base + plane` but for the first red pixel.
     fn record(labels: &[u8], base: u8) -> Vec<u8> {

@@ -18,27 +18,41 @@ const LABELS: u32 = 0x0801;
 
 /// `train-images-idx3-ubyte[.gz]`, its labels, and the same for `t10k`; grey becomes R = G = B.
 ///
-/// Class names: `classes.txt` beside the files (one per line), else Fashion-MNIST's where the folder's path says
-/// "fashion", else the digits.
+/// Class names: `classes.txt` beside the files (one per line), else Fashion-MNIST's where the folder has that name,
+/// else the digits.
 ///
 /// # Errors
 /// When a file is unreadable, truncated, or its label count differs from its image count.
 pub fn read(dir: &Path, reading: &Reading) -> Result<Option<Splits>> {
-    let Some(dir) = PLACES.iter().map(|p| dir.join(p)).find(|d| locate(d, "train-images", "idx3").is_some()) else {
-        return Ok(None);
-    };
+    let holds = |place: &&&str| locate(&dir.join(place), "train-images", "idx3").is_some();
+    let Some(place) = PLACES.iter().find(holds) else { return Ok(None) };
+    let names = known(dir, place);
+    let dir = dir.join(place);
     let train = split(&dir, "train", "train", reading)?.context("train-images: no such file")?;
     let test = split(&dir, "test", "t10k", reading)?;
     let highest = train.1.max(test.as_ref().map_or(0, |t| t.1));
-    let classes = class_names(&dir, &["classes.txt"], known(&dir), highest);
+    let classes = class_names(&dir, &["classes.txt"], names, highest);
     let test = test.map(|t| Arc::new(t.0) as _);
-    Ok(Some(Splits { train: Arc::new(train.0), test, classes, skipped: Vec::new() }))
+    Ok(Some(Splits::new(Arc::new(train.0), test, classes)))
 }
 
-fn known(dir: &Path) -> Vec<String> {
+/// Fashion-MNIST's names, where the folder that was named (or the data's own, or what a link leads to) says so.
+fn known(dir: &Path, place: &str) -> Vec<String> {
     let full = dir.canonicalize().unwrap_or_else(|_| dir.to_path_buf());
-    let fashion = full.to_string_lossy().to_lowercase().contains("fashion");
+    // torchvision's `raw` is a part of the data.
+    let own = |dir: &Path| {
+        if dir.ends_with("raw") { dir.parent()?.file_name()?.to_str() } else { dir.file_name()?.to_str() }
+            .map(String::from)
+    };
+    let names = [own(dir), own(&full)].into_iter().flatten();
+    let fashion = names.chain([place.to_string()]).any(|name| is_fashion(&name));
     if fashion { names::owned(&names::FASHION_MNIST) } else { Vec::new() }
+}
+
+/// `fashion-mnist`, `FashionMNIST/raw`, `fashion_mnist_28x28`, `fmnist`, `fashion`; not `old-fashioned`.
+fn is_fashion(name: &str) -> bool {
+    let letters: String = name.chars().filter(|c| c.is_ascii_alphabetic()).map(|c| c.to_ascii_lowercase()).collect();
+    letters == "fashion" || letters == "fmnist" || letters.contains("fashionmnist")
 }
 
 /// `train-images-idx3-ubyte`, with a dot for the second dash as some mirrors have it, plain or gzipped.
@@ -114,7 +128,7 @@ mod tests {
 
     use super::*;
 
-    const READING: Reading = Reading { pad_to: Some(4), budget: u64::MAX };
+    const READING: Reading = Reading::plain(Some(4), u64::MAX);
 
     fn idx(magic: u32, sizes: &[u32], body: &[u8]) -> Vec<u8> {
         let mut bytes = magic.to_be_bytes().to_vec();
@@ -149,6 +163,22 @@ mod tests {
         assert_eq!(splits.classes.len(), 8);
         write("classes.txt", b"zero\none\n");
         assert_eq!(read(dir.path(), &READING).unwrap().unwrap().classes[..3], ["zero", "one", "2"]);
+    }
+
+    #[test]
+    fn fashion_is_a_name_of_the_data_and_not_of_a_folder_around_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let first_class = |folder: &str, below: &str| {
+            let at = dir.path().join(folder).join(below);
+            std::fs::create_dir_all(&at).unwrap();
+            std::fs::write(at.join("train-images-idx3-ubyte"), idx(IMAGES, &[1, 2, 2], &[9; 4])).unwrap();
+            std::fs::write(at.join("train-labels-idx1-ubyte"), idx(LABELS, &[1], &[0])).unwrap();
+            read(&dir.path().join(folder), &READING).unwrap().unwrap().classes[0].clone()
+        };
+        let fashion = [("fashion-mnist", ""), ("data1", "FashionMNIST/raw"), ("Fashion_MNIST", "raw"), ("fmnist", "")];
+        fashion.iter().for_each(|(folder, below)| assert_eq!(first_class(folder, below), "T-shirt/top", "{folder}"));
+        let digits = [("old-fashioned/mnist", ""), ("fashion-week", ""), ("data2", "MNIST/raw"), ("fashion/raw2", "")];
+        digits.iter().for_each(|(folder, below)| assert_eq!(first_class(folder, below), "0", "{folder}"));
     }
 
     #[test]

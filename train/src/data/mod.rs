@@ -15,12 +15,14 @@ pub mod tiny;
 pub mod unpack;
 
 use std::borrow::Cow;
-use std::path::Path;
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use image::RgbImage;
 use macrl_models::config::{Config, Fit};
+use macrl_models::folder::{READ, Reason, is_system, text};
 
 /// One split of a data set.
 pub trait Dataset: Send + Sync {
@@ -59,6 +61,8 @@ pub struct Data {
     pub skipped: Vec<(String, String)>,
     /// What a user should know about how the splits came about; one sentence each.
     pub notes: Vec<String>,
+    /// What lies in the folder and is not used, with counts and reasons.
+    pub left_out: Vec<String>,
 }
 
 /// What a reader gives back, before the splits are completed.
@@ -71,22 +75,55 @@ pub struct Splits {
     pub classes: Vec<String>,
     /// Files left out and why.
     pub skipped: Vec<(String, String)>,
+    /// See [`Data::notes`].
+    pub notes: Vec<String>,
+    /// See [`Data::left_out`].
+    pub left_out: Vec<String>,
+}
+
+impl Splits {
+    /// Nothing left out.
+    pub fn new(train: Arc<dyn Dataset>, test: Option<Arc<dyn Dataset>>, classes: Vec<String>) -> Self {
+        Splits { train, test, classes, skipped: Vec::new(), notes: Vec::new(), left_out: Vec::new() }
+    }
 }
 
 /// How readers bring images into memory.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Reading {
     /// Images with both edges at most this are centred on black squares of this edge (`data.fit = "pad"`).
     pub pad_to: Option<u32>,
     /// Bytes of decoded pixels that a split may hold.
     pub budget: u64,
+    /// Parquet's columns.
+    pub columns: Columns,
 }
 
+/// Columns of Parquet files that the configuration names; an empty name is for the reader to find.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Columns {
+    /// `data.image_column`
+    pub image: String,
+    /// `data.label_column`
+    pub label: String,
+}
+
+/// The configuration does not fit the data, or must say which of its parts is meant.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Unclear(pub String);
+
 impl Reading {
+    /// Nothing but what is needed to read images.
+    pub const fn plain(pad_to: Option<u32>, budget: u64) -> Self {
+        Reading { pad_to, budget, columns: Columns { image: String::new(), label: String::new() } }
+    }
+
     /// As the configuration says, with a share of this machine's memory.
     pub fn from_config(config: &Config) -> Self {
         let pad = config.data.fit == Fit::Pad;
-        Reading { pad_to: pad.then_some(config.encoder.image_size as u32), budget: memory::budget() }
+        let columns = Columns { image: config.data.image_column.clone(), label: config.data.label_column.clone() };
+        Reading { columns, ..Reading::plain(pad.then_some(config.encoder.image_size as u32), memory::budget()) }
     }
 }
 
@@ -103,7 +140,7 @@ const FORMATS: &[Format] = &[
     Format { name: "CIFAR-100 binary", looks_for: "train.bin (CIFAR-100)", read: cifar::read_100 },
     Format { name: "IDX", looks_for: "train-images-idx3-ubyte[.gz] (MNIST style)", read: idx::read },
     Format { name: "Tiny-ImageNet", looks_for: "wnids.txt (Tiny-ImageNet)", read: tiny::read },
-    Format { name: "Parquet", looks_for: "train*.parquet", read: parquet::read },
+    Format { name: "Parquet", looks_for: "*.parquet", read: parquet::read },
     Format { name: "image folder", looks_for: "image files", read: folder::read },
 ];
 
@@ -121,38 +158,100 @@ pub fn open(dir: &Path, config: &Config) -> Result<Data> {
 /// As [`open`].
 pub fn open_with(dir: &Path, reading: &Reading, limit: usize) -> Result<Data> {
     if !dir.exists() {
-        bail!("the data folder {} does not exist", dir.display());
+        bail!("the data folder {} does not exist", text(dir));
     }
     if !dir.is_dir() {
-        bail!("--data takes a folder, and {} is a file", dir.display());
+        bail!("--data takes a folder, and {} is a file", text(dir));
     }
+    let around = around(dir);
     for format in FORMATS {
-        let read = (format.read)(dir, reading).with_context(|| format!("{} in {}", format.name, dir.display()))?;
-        if let Some(splits) = read {
-            return complete(splits, format.name, limit);
+        for dir in &around {
+            let read = (format.read)(dir, reading).with_context(|| format!("{} in {}", format.name, text(dir)))?;
+            if let Some(splits) = read {
+                return complete(splits, format.name, limit);
+            }
         }
     }
     bail!("{}", nothing_found(dir))
 }
 
-/// Holds out a test split where there is none and applies the limit.
+/// Folders that are tried: the one that was named, and while a folder holds one folder alone, that one.
+fn around(dir: &Path) -> Vec<PathBuf> {
+    const DEPTH: usize = 4;
+    let mut tried = vec![dir.to_path_buf()];
+    while let Some(last) = tried.last().filter(|_| tried.len() <= DEPTH) {
+        let entries = std::fs::read_dir(last).into_iter().flatten().flatten();
+        let own = entries.filter(|e| !is_system(&e.file_name()) && e.file_type().is_ok_and(|t| t.is_dir()));
+        let mut folders = own.map(|e| e.path());
+        let (Some(only), None) = (folders.next(), folders.next()) else { break };
+        tried.push(only);
+    }
+    tried
+}
+
+/// Holds out a test split where there is none that can be used, and applies the limit.
 fn complete(splits: Splits, format: &'static str, limit: usize) -> Result<Data> {
-    let Splits { mut train, mut test, classes, skipped } = splits;
-    let mut notes = Vec::new();
+    let Splits { mut train, mut test, classes, skipped, mut notes, mut left_out } = splits;
     if train.is_empty() {
         bail!("{format}: the training split has no image");
+    }
+    if let Some(unusable) = test.take_if(|test| !test.is_empty() && !is_usable(train.as_ref(), test.as_ref())) {
+        notes.push(without_labels("test", unusable.len()));
+        left_out.push(format!("{} of the test split (no labels)", count(unusable.len(), "image")));
     }
     if test.as_ref().is_none_or(|t| t.is_empty()) {
         let (kept, held) = split::hold_out(&train);
         if let Some(held) = &held {
-            notes.push(format!("no test split: {} of {} images are held out for evaluation", held.len(), train.len()));
+            let why = if notes.is_empty() { "no test split: " } else { "" };
+            notes.push(format!("{why}{} of {} images are held out for evaluation", held.len(), train.len()));
         }
         (train, test) = (kept, held);
     }
+    notes.extend(label_notes(train.as_ref(), test.as_deref(), &classes));
     if limit > 0 && limit < train.len() {
         train = Arc::new(split::Subset::new(train, (0..limit as u32).collect()));
     }
-    Ok(Data { train, test, classes, format, skipped, notes })
+    Ok(Data { train, test, classes, format, skipped, notes, left_out })
+}
+
+/// Whether a test split has an image of a class that was trained on; without training labels every image will do.
+fn is_usable(train: &dyn Dataset, test: &dyn Dataset) -> bool {
+    let trained: HashSet<u32> = (0..train.len()).filter_map(|i| train.label(i)).collect();
+    trained.is_empty() || (0..test.len()).filter_map(|i| test.label(i)).any(|label| trained.contains(&label))
+}
+
+/// What is odd about the labels: training images without one, test images that none can be found for.
+fn label_notes(train: &dyn Dataset, test: Option<&dyn Dataset>, classes: &[String]) -> Vec<String> {
+    let trained: HashSet<u32> = (0..train.len()).filter_map(|i| train.label(i)).collect();
+    if trained.is_empty() {
+        return Vec::new();
+    }
+    let mut notes = Vec::new();
+    let unlabelled = (0..train.len()).filter(|i| train.label(*i).is_none()).count();
+    if unlabelled > 0 {
+        notes.push(format!("{unlabelled} of {} training images have no label", train.len()));
+    }
+    let tested = test.into_iter().flat_map(|test| (0..test.len()).filter_map(|i| test.label(i)));
+    let strange: Vec<u32> = tested.filter(|label| !trained.contains(label)).collect();
+    if let Some(first) = strange.first() {
+        let name = classes.get(*first as usize).map_or("", String::as_str);
+        let of = test.map_or(0, |test| test.len());
+        let dots = if strange.iter().any(|label| label != first) { ", ..." } else { "" };
+        notes.push(format!(
+            "{} of {of} test images are of classes that no training image has ({name}{dots})",
+            strange.len()
+        ));
+    }
+    notes
+}
+
+/// `1 image`, `2 images`.
+fn count(number: usize, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}
+
+fn without_labels(split: &str, images: usize) -> String {
+    format!("the {split} split ({}) has no label that occurs in training, and is not used", count(images, "image"))
 }
 
 /// One sentence: what was looked for, what was found.
@@ -168,7 +267,19 @@ fn nothing_found(dir: &Path) -> String {
         1..=4 => found.join(", "),
         _ => format!("{} and {} more", found[..3].join(", "), count - 3),
     };
-    format!("no data set in {}: looked for {looked}; found {found}", dir.display())
+    let images = macrl_models::folder::walk(dir).map(|walk| walk.summary).unwrap_or_default();
+    let unread: Vec<String> = images.iter().filter_map(unread).collect();
+    if !unread.is_empty() {
+        let (unread, dir) = (unread.join(", "), text(dir));
+        return format!("no images that are read in {dir}: found {unread}; the formats that are read are {READ}");
+    }
+    format!("no data set in {}: looked for {looked}; found {found}", text(dir))
+}
+
+/// Images in formats that are not read, where there are some.
+fn unread((reason, count, _): (Reason, usize, &[String])) -> Option<String> {
+    let Reason::NotRead(format) = reason else { return None };
+    Some(self::count(count, &format!("{} file", format.name())))
 }
 
 /// Lines of a small text file beside the data (class names), empty lines left out; `None` where it is missing.

@@ -43,6 +43,7 @@ fn labelled(config: &Config) -> Labelled {
         classes: vec!["flat".into(), "upright".into()],
         format: "test",
         skipped: Vec::new(),
+        left_out: Vec::new(),
         notes: Vec::new(),
     };
     Labelled::of(&data, config).unwrap()

@@ -52,6 +52,7 @@ fn data() -> Data {
         classes: Vec::new(),
         format: "test",
         skipped: Vec::new(),
+        left_out: Vec::new(),
         notes: Vec::new(),
     }
 }

@@ -8,7 +8,6 @@ use anyhow::{Context, Result, anyhow};
 use image::{ImageReader, RgbImage};
 use macrl_models::decode::{DecodeLimits, decode};
 use parquet::data_type::ByteArray;
-use parquet::file::reader::FileReader;
 use rayon::prelude::*;
 
 use super::Table;
@@ -108,9 +107,9 @@ impl Groups {
     pub(super) fn new(split: &'static str, table: Table, labels: Vec<Option<u32>>, pad_to: Option<u32>) -> Self {
         let (mut starts, mut row) = (Vec::new(), 0);
         for (f, file) in table.files.iter().enumerate() {
-            for (g, group) in file.reader.metadata().row_groups().iter().enumerate() {
-                starts.push((row, f, g));
-                row += group.num_rows().max(0) as usize;
+            for group in 0..file.file.groups() {
+                starts.push((row, f, group));
+                row += file.file.rows(group);
             }
         }
         Groups { split, table, labels, starts, held: Mutex::new(VecDeque::new()), pad_to }

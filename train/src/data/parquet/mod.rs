@@ -1,164 +1,225 @@
-//! Parquet as the Hugging Face hub serves image data sets: a column `image` of structs {bytes, path}, a label column,
-//! class names in the file's metadata.
+//! Parquet as the Hugging Face hub serves it, and as others write it: a column of encoded images (bytes, or structs
+//! {bytes, path}), a label column, perhaps class names in the file's metadata.
 //!
 //! What fits the memory budget is held, decoded or else encoded; larger sets are read a row group at a time (`held.rs`).
 
+mod columns;
 mod held;
+mod labels;
+mod source;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod written;
 
-use std::fs::File;
-use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use bytes::Bytes;
-use parquet::data_type::ByteArray;
-use parquet::errors::Result as ParquetResult;
-use parquet::file::reader::{ChunkReader, FileReader, Length, SerializedFileReader};
-use parquet::record::{Field, Row};
-use parquet::schema::types::{Type, TypePtr};
+use macrl_models::folder::{Split, is_system, text, walk};
 
-use super::{Dataset, Reading, Splits};
+use super::{Dataset, Reading, Splits, count};
+use columns::{Chosen, choose, listed};
 use held::{Encoded, Groups, hold};
+use labels::{Classes, Label};
+use source::{Opened, Source};
 
-/// Folders below the one named that are searched (`data/`, `plain_text/`, `default/train/`).
-const DEPTH: usize = 2;
-/// Names of label columns, the first that exists counts.
-const LABELS: [&str; 7] = ["label", "fine_label", "labels", "class", "target", "coarse_label", "category"];
-/// Names of image columns that are plain bytes; a struct with a field `bytes` needs no name.
-const IMAGES: [&str; 5] = ["image", "img", "image_bytes", "jpg", "png"];
+/// Folders below the one named that are searched (`data/`, `default/train/`, a folder around them).
+const DEPTH: usize = 6;
 
-/// Reads `*.parquet`, `train-*` as the training split, `validation-*` or else `test-*` as the other.
+/// Reads `*.parquet`; the split of a file is in its name, else in the nearest folder's.
 ///
 /// # Errors
-/// When a file is damaged, has no image column, or no training image is readable.
+/// When a file is damaged, columns are unclear, there is no training split, or none of its images is readable.
 pub fn read(dir: &Path, reading: &Reading) -> Result<Option<Splits>> {
     let mut files = Vec::new();
-    collect(dir, DEPTH, &mut files)?;
+    collect(dir, DEPTH, &mut HashSet::new(), &mut files)?;
     files.sort();
-    let of = |part: Part| files.iter().filter(|f| Part::of(f, dir) == part).cloned().collect::<Vec<_>>();
-    let (train, validation, test) = (of(Part::Train), of(Part::Validation), of(Part::Test));
-    if train.is_empty() {
-        return Ok(None);
-    }
-    let held = if validation.is_empty() { test } else { validation };
-    let (train, held) = (Table::open(&train)?, Table::open(&held)?);
-    let classes = class_names(&train, &held);
+    let Some(Opening { sources, without_images }) = Opening::of(&files, dir, reading)? else { return Ok(None) };
+    let mut parts = Parts::of(sources, dir)?;
+    let held = parts.held();
+    let train = parts.tables.remove(&Split::Train).context("no training split")?;
+    let held = held.and_then(|split| parts.tables.remove(&split));
+    let classes = {
+        let labels = train.labels.iter().chain(held.iter().flat_map(|t| &t.labels)).flatten();
+        Classes::of(train.names(), labels)
+    };
     let mut skipped = Vec::new();
     let train = train.load("train", &classes, reading, &mut skipped)?;
     if train.is_empty() {
         let why = skipped.first().map(|s| s.1.as_str()).unwrap_or("no rows");
         bail!("none of {} images is readable; the first: {why}", skipped.len());
     }
-    let test = if held.rows() == 0 { None } else { Some(held.load("test", &classes, reading, &mut skipped)?) };
-    Ok(Some(Splits { train, test, classes, skipped }))
-}
-
-#[derive(PartialEq)]
-enum Part {
-    Train,
-    Validation,
-    Test,
-}
-
-impl Part {
-    /// From the file's name, else the nearest folder that says so, else training.
-    fn of(file: &Path, root: &Path) -> Part {
-        let below = file.strip_prefix(root).unwrap_or(file);
-        let names: Vec<String> = below.iter().map(|c| c.to_string_lossy().to_lowercase()).collect();
-        let known = |name: &String| match name {
-            n if n.starts_with("train") => Some(Part::Train),
-            n if n.starts_with("val") || n.starts_with("dev") => Some(Part::Validation),
-            n if n.starts_with("test") => Some(Part::Test),
-            _ => None,
-        };
-        names.iter().rev().find_map(known).unwrap_or(Part::Train)
+    let test = held.map(|table| table.load("test", &classes, reading, &mut skipped)).transpose()?;
+    let mut left_out = parts.left_out;
+    if let Some(first) = without_images.first() {
+        left_out.push(format!("{} without images ({first})", count(without_images.len(), "Parquet file")));
     }
+    Ok(Some(Splits { skipped, notes: parts.notes, left_out, ..Splits::new(train, test, classes.names) }))
 }
 
-fn collect(dir: &Path, depth: usize, files: &mut Vec<PathBuf>) -> Result<()> {
-    let entries = std::fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))?;
-    for path in entries.flatten().map(|e| e.path()) {
-        if path.is_dir() && depth > 0 && !path.is_symlink() {
-            collect(&path, depth - 1, files)?;
-        } else if path.is_file() && path.extension().is_some_and(|e| e == "parquet") {
+/// All Parquet files, each once.
+fn collect(dir: &Path, depth: usize, seen: &mut HashSet<(u64, u64)>, files: &mut Vec<PathBuf>) -> Result<()> {
+    let entries = std::fs::read_dir(dir).with_context(|| format!("cannot list {}", text(dir)))?;
+    for entry in entries.flatten().filter(|e| !is_system(&e.file_name())) {
+        let path = entry.path();
+        let kind = entry.file_type().ok();
+        if kind.is_some_and(|kind| kind.is_dir()) {
+            // A sub-folder that cannot be listed is named by the walk over images.
+            let _ = depth > 0 && collect(&path, depth - 1, seen, files).is_ok();
+        } else if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("parquet"))
+            && let Ok(metadata) = std::fs::metadata(&path)
+            && metadata.is_file()
+            && seen.insert((metadata.dev(), metadata.ino()))
+        {
             files.push(path);
         }
     }
     Ok(())
 }
 
-/// The files of one split with the columns that matter.
+/// The files with images, and the names of those without.
+struct Opening {
+    sources: Vec<Source>,
+    without_images: Vec<String>,
+}
+
+impl Opening {
+    /// `None` where the files have no images, and there may be image files beside them.
+    fn of(files: &[PathBuf], dir: &Path, reading: &Reading) -> Result<Option<Self>> {
+        let mut opening = Opening { sources: Vec::new(), without_images: Vec::new() };
+        let mut found = None;
+        for path in files {
+            match choose(Opened::open(path)?, &reading.columns)? {
+                Chosen::Source(source) => opening.sources.push(source),
+                Chosen::NoImages(file) => {
+                    found = found.or_else(|| Some(listed(&file)));
+                    opening.without_images.push(text(path.strip_prefix(dir).unwrap_or(path)));
+                }
+            }
+        }
+        if !opening.sources.is_empty() {
+            return Ok(Some(opening));
+        }
+        match (opening.without_images.first(), found) {
+            (Some(file), Some(found)) if walk(dir).is_ok_and(|walk| walk.images.is_empty()) => {
+                bail!("{file} has no image column: looked for encoded images or structs of them, found {found}")
+            }
+            _ => Ok(None),
+        }
+    }
+}
+
+/// The tables of each split.
+struct Parts {
+    tables: BTreeMap<Split, Table>,
+    notes: Vec<String>,
+    left_out: Vec<String>,
+}
+
+impl Parts {
+    /// Files that name no split are for training where no other is.
+    fn of(sources: Vec<Source>, dir: &Path) -> Result<Self> {
+        let mut by_split: BTreeMap<Option<Split>, Vec<Source>> = BTreeMap::new();
+        for source in sources {
+            by_split.entry(split_of(&source.file.path, dir)).or_default().push(source);
+        }
+        let mut parts = Parts { tables: BTreeMap::new(), notes: Vec::new(), left_out: Vec::new() };
+        if let Some(unnamed) = by_split.remove(&None) {
+            match by_split.contains_key(&Some(Split::Train)) {
+                false => drop(by_split.insert(Some(Split::Train), unnamed)),
+                true => {
+                    let rows =
+                        unnamed.iter().map(|s| (0..s.file.groups()).map(|g| s.file.rows(g)).sum::<usize>()).sum();
+                    let first = text(unnamed[0].file.path.strip_prefix(dir).unwrap_or(&unnamed[0].file.path));
+                    parts.left_out.push(format!("{} in files that name no split ({first})", count(rows, "image")));
+                }
+            }
+        }
+        for (split, sources) in by_split {
+            let Some(split) = split else { continue };
+            parts.tables.insert(split, Table::open(sources, &mut parts.notes)?);
+        }
+        parts.note_unlabelled();
+        if !parts.tables.get(&Split::Train).is_some_and(|t| !t.labels.is_empty()) {
+            let found =
+                parts.tables.iter().map(|(s, t)| format!("{} of a {} split", count(t.labels.len(), "image"), s.name()));
+            bail!("no training images: found {}", found.collect::<Vec<_>>().join(", "));
+        }
+        Ok(parts)
+    }
+
+    /// A label column with an unusual name is not taken for none in silence.
+    fn note_unlabelled(&mut self) {
+        let Some(first) = self.tables.get(&Split::Train).and_then(|t| t.files.first()) else { return };
+        let others = first.file.columns().iter().map(|c| c.name()).filter(|name| *name != first.image.name());
+        let others = others.collect::<Vec<_>>().join(", ");
+        if first.label.is_none() && !others.is_empty() {
+            self.notes.push(format!("no label column among {others}; `data.label_column` names one"));
+        }
+    }
+
+    /// The validation split, or else the test split, if it has a training class.
+    fn held(&mut self) -> Option<Split> {
+        let classes = |split| -> BTreeSet<&Label> {
+            let table: Option<&Table> = self.tables.get(&split);
+            // A lone -1 marks hidden labels.
+            let labels = table.into_iter().flat_map(|t| &t.labels).flatten();
+            labels.filter(|label| **label != Label::Number(-1)).collect()
+        };
+        let training = classes(Split::Train);
+        let mut held = None;
+        for split in [Split::Validation, Split::Test] {
+            let rows = self.tables.get(&split).map_or(0, |t| t.labels.len());
+            let (name, images) = (split.name(), count(rows, "image"));
+            if rows == 0 {
+                continue;
+            } else if let Some(used) = held {
+                self.left_out.push(format!("{images} of the {name} split ({} is used)", Split::name(used)));
+            } else if training.is_empty() || !training.is_disjoint(&classes(split)) {
+                held = Some(split);
+            } else {
+                self.notes.push(super::without_labels(name, rows));
+                self.left_out.push(format!("{images} of the {name} split (no labels)"));
+            }
+        }
+        held
+    }
+}
+
+/// From the file's name, else the nearest folder that says so.
+fn split_of(file: &Path, root: &Path) -> Option<Split> {
+    let below = file.strip_prefix(root).unwrap_or(file).with_extension("");
+    below.iter().rev().find_map(|name| Split::mentioned(&name.to_string_lossy()))
+}
+
+/// The files of one split.
 struct Table {
     files: Vec<Source>,
-    labels: Vec<Label>,
-}
-
-struct Source {
-    path: PathBuf,
-    reader: SerializedFileReader<Reopened>,
-    /// Column of the image, and of the label.
-    image: TypePtr,
-    label: Option<TypePtr>,
-}
-
-/// A file that is opened anew for every read.  The crate's own reader of a [`File`] shares one position between all its
-/// clones, so that threads reading at once would get each other's bytes.
-struct Reopened {
-    path: PathBuf,
-    length: u64,
-}
-
-impl Reopened {
-    fn at(&self, start: u64) -> ParquetResult<File> {
-        let mut file = File::open(&self.path)?;
-        file.seek(SeekFrom::Start(start))?;
-        Ok(file)
-    }
-}
-
-impl Length for Reopened {
-    fn len(&self) -> u64 {
-        self.length
-    }
-}
-
-impl ChunkReader for Reopened {
-    type T = BufReader<File>;
-
-    fn get_read(&self, start: u64) -> ParquetResult<Self::T> {
-        Ok(BufReader::new(self.at(start)?))
-    }
-
-    fn get_bytes(&self, start: u64, length: usize) -> ParquetResult<Bytes> {
-        let mut bytes = vec![0; length];
-        self.at(start)?.read_exact(&mut bytes)?;
-        Ok(bytes.into())
-    }
-}
-
-/// What a label column holds.
-#[derive(Debug, Clone, PartialEq)]
-enum Label {
-    Number(u32),
-    Text(String),
-    None,
+    labels: Vec<Option<Label>>,
 }
 
 impl Table {
-    fn open(paths: &[PathBuf]) -> Result<Self> {
-        let files: Vec<Source> = paths.iter().map(|p| Source::open(p)).collect::<Result<_>>()?;
-        let mut labels = Vec::new();
+    fn open(files: Vec<Source>, notes: &mut Vec<String>) -> Result<Self> {
+        let (mut labels, mut several) = (Vec::new(), None);
         for file in &files {
-            file.labels(&mut labels)?;
+            if file.labels(&mut labels)? {
+                several = file.label.as_ref().map(|column| column.name());
+            }
+        }
+        if let Some(column) = several {
+            labels.fill(None);
+            notes.push(format!(
+                "the column {column} holds several labels an image, and counts as none; `data.label_column` names another"
+            ));
         }
         Ok(Table { files, labels })
     }
 
-    fn rows(&self) -> usize {
-        self.labels.len()
+    fn names(&self) -> Option<&[String]> {
+        self.files.iter().find_map(|file| file.names.as_deref())
     }
 
     /// Bytes that the encoded images take in memory.
@@ -169,17 +230,17 @@ impl Table {
     fn load(
         self,
         split: &'static str,
-        classes: &[String],
+        classes: &Classes,
         reading: &Reading,
         skipped: &mut Vec<(String, String)>,
     ) -> Result<Arc<dyn Dataset>> {
-        let labels: Vec<Option<u32>> = self.labels.iter().map(|l| l.index(classes)).collect();
+        let labels: Vec<Option<u32>> = self.labels.iter().map(|label| classes.number(label)).collect();
         if self.encoded() > reading.budget / 2 {
             return Ok(Arc::new(Groups::new(split, self, labels, reading.pad_to)));
         }
         let mut images = Vec::new();
         for file in &self.files {
-            for group in 0..file.reader.num_row_groups() {
+            for group in 0..file.file.groups() {
                 file.images(group, &mut images)?;
             }
         }
@@ -187,129 +248,4 @@ impl Table {
             labels.into_iter().zip(images).enumerate().map(|(row, (label, bytes))| Encoded { row, label, bytes });
         hold(split, rows.collect(), reading, skipped)
     }
-}
-
-impl Source {
-    fn open(path: &Path) -> Result<Self> {
-        let name = path.display();
-        let length = std::fs::metadata(path).with_context(|| format!("cannot read {name}"))?.len();
-        let file = Reopened { path: path.to_path_buf(), length };
-        let reader = SerializedFileReader::new(file).with_context(|| format!("{name} is not a whole Parquet file"))?;
-        let columns = reader.metadata().file_metadata().schema().get_fields().to_vec();
-        let Some(image) = columns.iter().find(|c| is_image(c)).cloned() else {
-            let found: Vec<&str> = columns.iter().map(|c| c.name()).collect();
-            bail!("{name} has no image column: looked for a struct with `bytes`, found {}", found.join(", "));
-        };
-        let label = LABELS.iter().find_map(|l| columns.iter().find(|c| c.name() == *l)).cloned();
-        Ok(Source { path: path.to_path_buf(), reader, image, label })
-    }
-
-    fn encoded(&self) -> u64 {
-        let groups = self.reader.metadata().row_groups();
-        let columns = groups.iter().flat_map(|g| g.columns());
-        let wanted = columns.filter(|c| c.column_path().parts().first().is_some_and(|n| n == self.image.name()));
-        wanted.map(|c| c.uncompressed_size().max(0) as u64).sum()
-    }
-
-    /// One column of one row group.
-    fn column(&self, group: usize, column: &TypePtr, mut take: impl FnMut(Field)) -> Result<()> {
-        let unreadable = || format!("cannot read the rows of {}", self.path.display());
-        let reader = self.reader.get_row_group(group).with_context(unreadable)?;
-        let only = Type::group_type_builder("schema").with_fields(vec![column.clone()]).build()?;
-        for row in reader.get_row_iter(Some(only)).with_context(unreadable)? {
-            let field = row.with_context(unreadable)?.into_columns().into_iter().next();
-            take(field.map_or(Field::Null, |(_, field)| field));
-        }
-        Ok(())
-    }
-
-    fn labels(&self, labels: &mut Vec<Label>) -> Result<()> {
-        for group in 0..self.reader.num_row_groups() {
-            match &self.label {
-                Some(column) => self.column(group, column, |field| labels.push(Label::of(field)))?,
-                None => {
-                    let rows = self.reader.metadata().row_group(group).num_rows().max(0) as usize;
-                    labels.resize(labels.len() + rows, Label::None);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn images(&self, group: usize, images: &mut Vec<Option<ByteArray>>) -> Result<()> {
-        self.column(group, &self.image, |field| images.push(bytes_of(field)))
-    }
-}
-
-fn is_image(column: &TypePtr) -> bool {
-    if column.is_group() {
-        return column.get_fields().iter().any(|f| f.name() == "bytes" && f.is_primitive());
-    }
-    IMAGES.contains(&column.name()) && column.get_physical_type() == parquet::basic::Type::BYTE_ARRAY
-}
-
-fn bytes_of(field: Field) -> Option<ByteArray> {
-    match field {
-        Field::Bytes(bytes) => Some(bytes),
-        Field::Group(row) => inner(row),
-        _ => None,
-    }
-}
-
-fn inner(row: Row) -> Option<ByteArray> {
-    let field = row.into_columns().into_iter().find(|(name, _)| name == "bytes")?;
-    bytes_of(field.1)
-}
-
-impl Label {
-    fn of(field: Field) -> Label {
-        let number = match field {
-            Field::Byte(v) => v.into(),
-            Field::Short(v) => v.into(),
-            Field::Int(v) => v.into(),
-            Field::Long(v) => v,
-            Field::UByte(v) => v.into(),
-            Field::UShort(v) => v.into(),
-            Field::UInt(v) => v.into(),
-            Field::Str(text) => return Label::Text(text),
-            _ => return Label::None,
-        };
-        // The hub marks hidden test labels with -1.
-        u32::try_from(number).map_or(Label::None, Label::Number)
-    }
-
-    fn index(&self, classes: &[String]) -> Option<u32> {
-        match self {
-            Label::Number(n) => Some(*n),
-            Label::Text(text) => classes.iter().position(|c| c == text).map(|i| i as u32),
-            Label::None => None,
-        }
-    }
-}
-
-/// The metadata's names, else the texts that occur, else numbers.
-fn class_names(train: &Table, test: &Table) -> Vec<String> {
-    let labels = train.labels.iter().chain(&test.labels);
-    let mut texts: Vec<String> =
-        labels.clone().filter_map(|l| if let Label::Text(t) = l { Some(t.clone()) } else { None }).collect();
-    texts.sort();
-    texts.dedup();
-    if !texts.is_empty() {
-        return texts;
-    }
-    let count = labels.filter_map(|l| if let Label::Number(n) = l { Some(*n as usize + 1) } else { None }).max();
-    let mut names = train.files.first().and_then(described).unwrap_or_default();
-    for label in names.len()..count.unwrap_or(0) {
-        names.push(label.to_string());
-    }
-    names
-}
-
-/// `info.features.LABEL.names` in the metadata entry `huggingface`.
-fn described(file: &Source) -> Option<Vec<String>> {
-    let entries = file.reader.metadata().file_metadata().key_value_metadata()?;
-    let text = entries.iter().find(|e| e.key == "huggingface")?.value.as_ref()?;
-    let json: serde_json::Value = serde_json::from_str(text).ok()?;
-    let names = json.pointer(&format!("/info/features/{}/names", file.label.as_ref()?.name()))?;
-    names.as_array()?.iter().map(|n| n.as_str().map(String::from)).collect()
 }

@@ -62,10 +62,11 @@ impl Split {
         Some((of_word(first)?, rest.join(" ")))
     }
 
-    /// From any word of a file's or a folder's name, where one is meant for sure: `cifar10-test`,
+    /// From any part of a file's or a folder's name between dashes, dots and the like: `cifar10-test`,
     /// `partial-train-00000-of-00002`.  Of two different splits in one name the one that is not for training counts.
     pub fn mentioned(name: &str) -> Option<Split> {
-        Split::of_name(name).or_else(|| words(name).iter().filter_map(|w| of_word(w)).max())
+        let parts = name.split(|c: char| !c.is_alphanumeric());
+        Split::of_name(name).or_else(|| parts.filter_map(Split::of_name).max())
     }
 
     /// For messages.

@@ -15,7 +15,7 @@ const LENGTH: usize = 100;
 pub enum Reason {
     /// An image or video in a format that is not read.
     NotRead(Format),
-    /// An image file of no bytes.
+    /// An image file of no bytes, or a folder of no files.
     Empty,
     /// An image file or folder that cannot be looked at; the cause is in the example.
     Unreadable,
@@ -89,7 +89,7 @@ impl fmt::Display for Summary {
             let s = if count == 1 { "" } else { "s" };
             match reason {
                 Reason::NotRead(format) => write!(f, "{count} {} file{s} (not read: {names})", format.name())?,
-                Reason::Empty => write!(f, "{count} empty file{s} ({names})")?,
+                Reason::Empty => write!(f, "{count} empty file{s} or folder{s} ({names})")?,
                 Reason::Unreadable => write!(f, "{count} folder{s} or file{s} that cannot be read ({names})")?,
                 Reason::Twice => write!(f, "{count} link{s} to what is read already ({names})")?,
                 Reason::Upwards => write!(f, "{count} link{s} to a folder around this one ({names})")?,

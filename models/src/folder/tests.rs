@@ -115,6 +115,7 @@ fn what_is_no_image_is_counted_and_named() {
     ];
     let tree = Tree::of(&files);
     fs::write(tree.at("a/zero.png"), b"").unwrap();
+    fs::create_dir(tree.at("fox")).unwrap();
     let _listener = UnixListener::bind(tree.at("a/socket.png")).unwrap();
     assert!(Command::new("mkfifo").arg(tree.at("a/pipe.png")).status().unwrap().success());
     let found = tree.walk();
@@ -122,7 +123,7 @@ fn what_is_no_image_is_counted_and_named() {
     let said = found.summary.to_string();
     let expected = "4 HEIC files (not read: a/1.heic, a/2.HEIC, a/3.heif, ...), 1 AVIF file (not read: a/1.avif), \
                     1 JPEG XL file (not read: a/1.jxl), 1 RAW file (not read: a/1.NEF), 1 SVG file (not read: a/1.svg), \
-                    1 video file (not read: a/1.mp4), 1 empty file (a/zero.png), 2 sockets, pipes or devices \
+                    1 video file (not read: a/1.mp4), 2 empty files or folders (a/zero.png, fox), 2 sockets, pipes or devices \
                     (a/pipe.png, a/socket.png), 7 hidden (.git, .thumbnails, @eaDir, ...), 2 other files (a/noending, \
                     a/notes.txt)";
     assert_eq!(said, expected);
@@ -208,6 +209,21 @@ fn splits_in_every_usual_spelling() {
         let paths = [path(train, "cat"), path(train, "dog"), path(val, "cat"), path(test, "dog")];
         let paths: Vec<&str> = paths.iter().map(String::as_str).collect();
         assert_eq!(places(&paths), ["train:cat", "train:dog", "val:cat", "test:dog"], "{train}");
+    }
+}
+
+#[test]
+fn a_file_may_mention_its_split() {
+    let of = |name: &str| Split::mentioned(name);
+    for name in ["cifar10-train", "partial-train-00000-of-00002", "x.Train.y", "trainset_0", "a_val2017"] {
+        assert!(of(name).is_some(), "{name}");
+    }
+    assert_eq!(
+        [of("mnist_test"), of("test-train"), of("x-dev-1")],
+        [Some(Split::Test), Some(Split::Test), Some(Split::Validation)]
+    );
+    for name in ["0000", "latest", "a3dev4f", "contest-2", "trainer", "data-00000-of-00001"] {
+        assert_eq!(of(name), None, "{name}");
     }
 }
 

@@ -110,19 +110,22 @@ impl Walker {
 
     /// Takes what a folder holds; sub-folders are put on the list, the first in the alphabet to be taken next.
     fn list(&mut self, folder: &Path) -> io::Result<()> {
-        let mut entries: Vec<(OsString, PathBuf)> = Vec::new();
+        let mut entries: Vec<(OsString, PathBuf, io::Result<Metadata>)> = Vec::new();
         let mut broken = None;
         for entry in fs::read_dir(folder)? {
             match entry {
-                Ok(entry) => entries.push((entry.file_name(), entry.path())),
+                Ok(entry) => entries.push((entry.file_name(), entry.path(), entry.metadata())),
                 // What was listed until here is taken.
                 Err(why) => broken = Some(why),
             }
         }
-        entries.sort();
+        if entries.is_empty() && broken.is_none() {
+            self.leave(Reason::Empty, folder);
+        }
+        entries.sort_by(|a, b| a.0.cmp(&b.0));
         let at = self.folders.len();
-        for (name, path) in entries {
-            match fs::symlink_metadata(&path) {
+        for (name, path, metadata) in entries {
+            match metadata {
                 Ok(metadata) => self.take(&name, path, &metadata),
                 Err(why) => self.unreadable(&path, &why),
             }

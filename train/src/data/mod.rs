@@ -168,6 +168,10 @@ pub fn open_with(dir: &Path, reading: &Reading, limit: usize) -> Result<Data> {
         for dir in &around {
             let read = (format.read)(dir, reading).with_context(|| format!("{} in {}", format.name, text(dir)))?;
             if let Some(splits) = read {
+                if format.name != "Parquet" && reading.columns != Reading::plain(None, 0).columns {
+                    let keys = "`data.image_column` and `data.label_column` are for Parquet";
+                    bail!(Unclear(format!("{keys}, and {} holds: {}", text(dir), format.name)));
+                }
                 return complete(splits, format.name, limit);
             }
         }

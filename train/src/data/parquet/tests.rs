@@ -294,6 +294,9 @@ fn class_folders_with_metadata_in_parquet_are_folders() {
     let data = opened(dir.path(), ("", "")).unwrap();
     assert_eq!((data.train.len() + data.test.unwrap().len(), data.classes), (6, vec!["cat".into(), "dog".into()]));
     assert_eq!(data.left_out, ["1 other file (metadata.parquet)"]);
+    let message = format!("{:#}", opened(dir.path(), ("", "caption")).err().unwrap());
+    let expected = "`data.image_column` and `data.label_column` are for Parquet, and ";
+    assert!(message.starts_with(expected) && message.ends_with(" holds: image folder"), "{message}");
     // Without images beside it, what it lacks is said.
     for class in ["cat", "dog"] {
         std::fs::remove_dir_all(dir.path().join(class)).unwrap();

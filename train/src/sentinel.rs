@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Result, bail};
-use macrl_models::config::Config;
+use macrl_models::config::{Config, Optimizer};
 
 use crate::online::Seen;
 use crate::replay;
@@ -141,8 +141,12 @@ fn stop(run: &Run, config: &Config, step: u64, before: Option<&State>, cause: &s
         Some(step) => format!("the last good checkpoint is {} (step {step})", run.last().display()),
         None => "there is no checkpoint from before".to_string(),
     };
+    let rates = match config.train.optimizer {
+        Optimizer::Muon => "train.lr or train.muon_lr",
+        Optimizer::Adamw => "train.lr",
+    };
     bail!(
-        "{cause} at step {}: {last}; `macrl-train replay --run {}` says where it comes from; try a lower train.lr, a longer \
+        "{cause} at step {}: {last}; `macrl-train replay --run {}` says where it comes from; try a lower {rates}, a longer \
          train.warmup_epochs or train.clip_norm = 1",
         step,
         run.dir().display()

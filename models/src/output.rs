@@ -30,12 +30,11 @@ pub fn say(line: &str) {
 /// would miss them.
 pub fn answer(text: &str) {
     static SAID: AtomicBool = AtomicBool::new(false);
-    let written = write_line(&mut io::stdout().lock(), text);
-    if let Err(why) = written.as_ref().map_err(|why| (why.kind() != io::ErrorKind::BrokenPipe).then_some(why))
-        && let Some(why) = why
-        && !SAID.swap(true, Ordering::Relaxed)
-    {
-        say(&format!("note: the result could not be written to stdout: {why}"));
+    match write_line(&mut io::stdout().lock(), text) {
+        Err(why) if why.kind() != io::ErrorKind::BrokenPipe && !SAID.swap(true, Ordering::Relaxed) => {
+            say(&format!("note: the result could not be written to stdout: {why}"));
+        }
+        _ => {}
     }
 }
 

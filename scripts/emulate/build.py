@@ -4,7 +4,7 @@
     LD_LIBRARY_PATH=OUT_DIR target/release/examples/check_cuda
 
 The kernels' own sources are compiled for the host (cuda_on_host.h), and every function that cudarc declares exists:
-those of device.cpp work, all others say their name and fail.  Needs g++ on x86-64 and cudarc's sources in Cargo's registry
+those of device.cpp and blas.h work, all others say their name and fail.  Needs g++ on x86-64 and cudarc's sources in Cargo's registry
 (after `cargo fetch`).  Never put OUT_DIR on a GPU machine's library path.
 """
 import glob
@@ -40,7 +40,7 @@ def main():
     kernels = sorted(set(k for k in kernels if k != "fibre_switch"))
     with open(f"{out}/registry.h", "w") as f:
         f.writelines(f"K({k})\n" for k in kernels)
-    works = set(re.findall(r"\bStatus (cu\w+)\(", open(f"{HERE}/device.cpp").read()))
+    works = set(re.findall(r"\bStatus (cu\w+)\(", text))
     with open(f"{out}/others.c", "w") as f:
         f.write("#include <stdio.h>\n")
         for name in sorted(set(declared()) - works):

@@ -1,8 +1,9 @@
 // Runs CUDA kernels on the host, a block at a time, its threads as fibres: enough of CUDA C++ for models/src/cuda/kernels.
 //
 // It finds what a wrong index, a missing barrier, a shared-memory overrun or an unwritten result would do: shared memory
-// starts as NaNs and is checked beyond its end, barriers that not all threads reach are errors, and threads run in either
-// order (EMULATE_ORDER=reverse), between which a race would differ.  It says nothing about speed.  x86-64 only.
+// starts as NaNs and is checked beyond its end, barriers that not all threads reach are errors, copies into shared memory
+// happen only when they are waited for, and threads and blocks run in the order that EMULATE_ORDER names (forward,
+// reverse, random:SEED), between which a race would differ.  It says nothing about speed.  x86-64 only.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -80,12 +81,18 @@ fibre_switch:
 )");
 
 enum State { READY, AT_BLOCK, AT_WARP, DONE };
+struct Copy {
+    void* to;
+    const void* from;
+    size_t bytes, zeros;
+};
 struct Fibre {
     void* stack_pointer;
     char* stack;
     State state;
     const char* waits_for;
     unsigned exchanges;
+    std::vector<std::vector<Copy>> copies; // groups that were committed, and the open one
 };
 const size_t STACK = 128 * 1024;
 const int THREADS = 1024, SHARED = 256 * 1024, GUARD = 1024;
@@ -125,6 +132,37 @@ inline void start(Fibre& f) {
     f.stack_pointer = top;
     f.state = READY;
     f.exchanges = 0;
+    f.copies.assign(1, {});
+}
+// In which order `count` things run.
+struct Order {
+    enum { FORWARD, REVERSE, RANDOM } kind = FORWARD;
+    uint64_t seed = 0;
+    Order() {
+        const char* wish = getenv("EMULATE_ORDER");
+        if (!wish || !strcmp(wish, "forward")) return;
+        kind = REVERSE;
+        if (!strcmp(wish, "reverse")) return;
+        kind = RANDOM;
+        if (strncmp(wish, "random:", 7)) {
+            fprintf(stderr, "emulation: EMULATE_ORDER is forward, reverse or random:SEED, found %s\n", wish);
+            abort();
+        }
+        seed = strtoull(wish + 7, nullptr, 10);
+    }
+    void of(std::vector<int>& all, int count) {
+        all.resize(count);
+        for (int i = 0; i < count; i++) all[i] = kind == REVERSE ? count - 1 - i : i;
+        if (kind != RANDOM) return;
+        for (int i = count - 1; i > 0; i--) {
+            seed = seed * 6364136223846793005u + 1442695040888963407u;
+            std::swap(all[i], all[(seed >> 33) % (i + 1)]);
+        }
+    }
+};
+inline Order& order() {
+    static Order order;
+    return order;
 }
 // Releases every warp or the block whose living threads all wait at the same barrier.
 inline bool release() {
@@ -158,10 +196,10 @@ inline bool release() {
 inline void run_block(size_t shared) {
     memset(shared_quads, 0xff, min(shared + GUARD, (size_t)SHARED));
     for (int t = 0; t < count; t++) start(fibres[t]);
-    static const bool reverse = getenv("EMULATE_ORDER") && !strcmp(getenv("EMULATE_ORDER"), "reverse");
+    static std::vector<int> turns;
     do {
-        for (int i = 0; i < count; i++) {
-            int t = reverse ? count - 1 - i : i;
+        order().of(turns, count);
+        for (int t : turns) {
             if (fibres[t].state != READY) continue;
             current = t;
             threadIdx = {(unsigned)t, 0, 0};
@@ -170,6 +208,9 @@ inline void run_block(size_t shared) {
     } while (release());
     for (int t = 0; t < count; t++)
         if (fibres[t].state != DONE) fail("threads wait for each other for ever");
+    for (int t = 0; t < count; t++)
+        for (auto& group : fibres[t].copies)
+            if (!group.empty()) fail("ended before its copies into shared memory did");
     const unsigned char* end = (const unsigned char*)shared_quads;
     for (size_t i = shared; i < min(shared + GUARD, (size_t)SHARED); i++)
         if (end[i] != 0xff) fail("wrote beyond its shared memory");
@@ -179,6 +220,25 @@ inline void run_block(size_t shared) {
 inline void __syncthreads() { host::wait(host::AT_BLOCK, "__syncthreads"); }
 inline void __syncwarp() { host::wait(host::AT_WARP, "__syncwarp"); }
 inline void __threadfence() {}
+// Asynchronous copies happen as late as they may.
+inline void __pipeline_memcpy_async(void* to, const void* from, size_t bytes, size_t zeros = 0) {
+    if ((bytes != 4 && bytes != 8 && bytes != 16) || (uintptr_t)to % bytes || (uintptr_t)from % bytes || zeros > bytes)
+        host::fail("an asynchronous copy of a wrong size or alignment");
+    const char *begin = (const char*)shared_quads, *end = begin + host::SHARED;
+    if ((const char*)to < begin || (const char*)to >= end) host::fail("an asynchronous copy to other than shared memory");
+    host::fibres[host::current].copies.back().push_back({to, from, bytes, zeros});
+}
+inline void __pipeline_commit() { host::fibres[host::current].copies.emplace_back(); }
+inline void __pipeline_wait_prior(size_t prior) {
+    auto& copies = host::fibres[host::current].copies;
+    size_t committed = copies.size() - 1, due = committed > prior ? committed - prior : 0;
+    for (size_t g = 0; g < due; g++)
+        for (auto& c : copies[g]) {
+            memcpy(c.to, c.from, c.bytes - c.zeros);
+            memset((char*)c.to + c.bytes - c.zeros, 0, c.zeros);
+        }
+    copies.erase(copies.begin(), copies.begin() + due);
+}
 template <class V> inline V exchange(V value, int from) {
     static_assert(sizeof(V) <= 8, "");
     host::Fibre& me = host::fibres[host::current];

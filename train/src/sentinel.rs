@@ -8,7 +8,7 @@ use macrl_models::config::{Config, Optimizer};
 use crate::online::Seen;
 use crate::replay;
 use crate::run::Run;
-use crate::state::State;
+use crate::state::{State, Weights};
 use crate::stepper::Done;
 
 /// Below this spread of the normalised features (1 is isotropic), or this effective rank, features have collapsed.
@@ -48,7 +48,6 @@ impl Sentinel {
             return Ok(());
         }
         let what = if measured.loss.is_finite() { "gradient" } else { "loss" };
-        // On a GPU the state has gone on by now; a replay then starts from the last good checkpoint.
         let before = (state.step == done.at).then_some(state);
         stop(run, config, done.at, before, &format!("non-finite {what}"), &done.indices)
     }
@@ -57,8 +56,8 @@ impl Sentinel {
     ///
     /// # Errors
     /// Non-finite weights.
-    pub fn check_weights(&self, run: &Run, config: &Config, state: &State) -> Result<()> {
-        match state.non_finite()?.is_empty() {
+    pub fn check_weights(&self, run: &Run, config: &Config, state: &State, weights: &Weights) -> Result<()> {
+        match weights.non_finite()?.is_empty() {
             true => Ok(()),
             false => stop(run, config, state.step, Some(state), "non-finite weights", &[]),
         }

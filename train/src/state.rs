@@ -27,6 +27,9 @@ pub struct State {
     pub data: Option<String>,
 }
 
+/// Every network's parameters by the names that a checkpoint has for them.
+pub struct Weights(Vec<(String, Tensor)>);
+
 const STEP: &str = "step";
 const BEST: &str = "best_knn";
 const NEXT: &str = "bank.next";
@@ -43,11 +46,11 @@ impl State {
         Ok(State { method, optimizer, step: 0, best_knn: None, data: None })
     }
 
-    /// Writes all of it, atomically.
+    /// All parameters on the host; from a GPU they are copied by this.
     ///
     /// # Errors
-    /// The file cannot be written; the old one is then as it was.
-    pub fn save(&self, path: &Path, config: &Config) -> Result<()> {
+    /// Candle's.
+    pub fn weights(&self) -> Result<Weights> {
         let mut tensors = Vec::new();
         let mut add = |prefix: &str, groups: Vec<&Group>| -> candle_core::Result<()> {
             for (name, tensor) in
@@ -68,6 +71,23 @@ impl State {
             add("key.encoder.", encoder.groups())?;
             add("key.", projector.groups())?;
         }
+        Ok(Weights(tensors))
+    }
+
+    /// Writes all of it, atomically.
+    ///
+    /// # Errors
+    /// The file cannot be written; the old one is then as it was.
+    pub fn save(&self, path: &Path, config: &Config) -> Result<()> {
+        self.save_with(&self.weights()?, path, config)
+    }
+
+    /// The same with this state's weights at hand.
+    ///
+    /// # Errors
+    /// As [`State::save`].
+    pub fn save_with(&self, weights: &Weights, path: &Path, config: &Config) -> Result<()> {
+        let mut tensors = weights.0.clone();
         tensors.extend(moment_tensors(&self.optimizer)?);
         let bank = &self.method.bank;
         if !bank.images.is_empty() {
@@ -130,19 +150,31 @@ impl State {
     /// # Errors
     /// Candle's.
     pub fn non_finite(&self) -> Result<Vec<String>> {
-        let own = self.method.trainable().into_iter().map(|(_, group)| (group, ""));
-        let keys =
-            self.method.key.iter().flat_map(|(encoder, projector)| [encoder.groups(), projector.groups()].concat());
+        self.weights()?.non_finite()
+    }
+}
+
+impl Weights {
+    /// Names of those with a value that is not finite.
+    ///
+    /// # Errors
+    /// Candle's.
+    pub fn non_finite(&self) -> Result<Vec<String>> {
         let mut names = Vec::new();
-        for (group, prefix) in own.chain(keys.map(|group| (group, "key."))) {
-            with_values(group.values(), |values| {
-                let broken =
-                    group.parameters().iter().filter(|p| values[p.range.clone()].iter().any(|v| !v.is_finite()));
-                names.extend(broken.map(|p| format!("{prefix}{}", p.name)));
-                Ok(())
-            })?;
+        for (name, tensor) in &self.0 {
+            if with_values(tensor, |values| Ok(values.iter().any(|v| !v.is_finite())))? {
+                names.push(without_encoder(name));
+            }
         }
         Ok(names)
+    }
+}
+
+/// A parameter's name in its network; the key branch's keep `key.` in front.
+fn without_encoder(name: &str) -> String {
+    match name.strip_prefix("key.") {
+        Some(rest) => format!("key.{}", rest.strip_prefix("encoder.").unwrap_or(rest)),
+        None => name.strip_prefix("encoder.").unwrap_or(name).to_string(),
     }
 }
 

@@ -92,6 +92,11 @@ impl Stepper {
         }
     }
 
+    /// Whether steps are queued ahead of the host, which a look at the state has to wait for.
+    pub fn runs_ahead(&self) -> bool {
+        !matches!(self, Stepper::Cpu(_))
+    }
+
     /// Images that turned out to be unreadable while training, and why.
     pub fn skipped(&self) -> Vec<(String, String)> {
         match self {

@@ -216,7 +216,7 @@ pub fn pretrain(
         }
         let done = stepper.advance(&mut state, config, &schedule)?;
         log.note(&done, &state)?;
-        if state.step.is_multiple_of(per_epoch) {
+        if state.step.is_multiple_of(per_epoch) && log.stops_after_epoch(&stepper, &state) {
             log.settle(&mut stepper, &mut state)?;
             log.at_epoch_end(&mut state, online.as_ref())?;
         } else if log.saving.due(state.step) {
@@ -265,8 +265,9 @@ impl Log<'_> {
 
     /// Writes `last`, where the weights are worth it.
     fn save(&mut self, state: &State) -> Result<()> {
-        self.sentinel.check_weights(self.run, self.config, state)?;
-        state.save(&self.run.last(), self.config)?;
+        let weights = state.weights()?;
+        self.sentinel.check_weights(self.run, self.config, state, &weights)?;
+        state.save_with(&weights, &self.run.last(), self.config)?;
         self.saving.saved();
         Ok(())
     }
@@ -301,13 +302,24 @@ impl Log<'_> {
         line
     }
 
+    /// Whether this epoch's end is evaluated.
+    fn evaluates(&self, epoch: u64) -> bool {
+        let every = self.config.evaluate.every_epochs as u64;
+        every > 0 && (epoch.is_multiple_of(every) || epoch == self.config.train.epochs as u64)
+    }
+
+    /// Whether the end of an epoch is evaluated or saved.  Always on the CPU; on a GPU, which has to stop for it, not
+    /// where the last time was a moment ago.
+    fn stops_after_epoch(&self, stepper: &Stepper, state: &State) -> bool {
+        let (step, end) = (state.step, state.step >= self.schedule.total);
+        !stepper.runs_ahead() || end || self.evaluates(step / self.per_epoch) || self.saving.due_after_epoch(step)
+    }
+
     fn at_epoch_end(&mut self, state: &mut State, online: Option<&Online>) -> Result<()> {
         let (run, config) = (self.run, self.config);
         let epoch = state.step / self.per_epoch;
-        let every = config.evaluate.every_epochs as u64;
-        let due = every > 0 && (epoch.is_multiple_of(every) || epoch == config.train.epochs as u64);
         let mut best = false;
-        if let (true, Some(online)) = (due, online) {
+        if let (true, Some(online)) = (self.evaluates(epoch), online) {
             let seen = online.check(&state.method.encoder)?;
             let knn = seen.knn.map_or_else(String::new, |knn| format!("kNN {:.1} %, ", 100.0 * knn));
             let features = format!("feature std {:.3}, effective rank {:.1}", seen.feature_std, seen.rank);
@@ -324,12 +336,13 @@ impl Log<'_> {
             }
             self.sentinel.check_features(&seen)?;
         }
-        self.sentinel.check_weights(run, config, state)?;
+        let weights = state.weights()?;
+        self.sentinel.check_weights(run, config, state, &weights)?;
         if best {
             // Before `last`, which remembers how good the best one is: a kill in between repeats the epoch's end.
-            state.save(&run.best(), config)?;
+            state.save_with(&weights, &run.best(), config)?;
         }
-        state.save(&run.last(), config)?;
+        state.save_with(&weights, &run.last(), config)?;
         self.saving.saved();
         if config.train.keep_checkpoints > 0 {
             let numbered = run.numbered(state.step);

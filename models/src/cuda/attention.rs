@@ -10,45 +10,83 @@ use super::memory::Scratch;
 use super::stack::Spans;
 use crate::ops::attention::Heads;
 
-/// Threads of a block in all of these kernels: four warps.
+/// Threads of a block in the plain kernels: four warps.
 const THREADS: u32 = 128;
 const WARPS: usize = 4;
-/// Queries of a block's tile in the forward pass.
+/// Up to so many queries are one block's in the forward pass, longer sequences are cut into tiles of [`ROWS`].
+const WHOLE: usize = 96;
 const ROWS: usize = 64;
 /// Queries of a tile in the backward pass.
 const QUERIES: usize = 32;
 /// Longest sequence that the matrix kernels take.
 const LONGEST: usize = 272;
 
-/// Shared memory in bytes.
-mod shared {
-    use super::{QUERIES, WARPS};
-
-    /// Of `attention_fwd_D`.
-    pub(super) fn forward(d: usize, padded: usize, rows: usize) -> usize {
-        2 * (2 * padded + rows) * (d + 8) + 4 * (rows * (padded + 4) + WARPS * 256)
-    }
-
-    /// Of `attention_bwd_D_KEYS`.
-    pub(super) fn backward(d: usize, padded: usize, keys: usize) -> usize {
-        2 * (2 * padded + 2 * keys) * (d + 8) + 4 * (padded * (d + 4) + 2 * QUERIES * (keys + 4) + 2 * padded)
-    }
-}
-
-/// How a sequence is cut for the matrix kernels.
+/// How a sequence is cut for the matrix kernels; see `attention_matrix.cuh`.
 #[derive(Clone, Copy)]
 struct Tiles {
     padded: usize,
+    forward: Forward,
+    backward: Backward,
+}
+
+#[derive(Clone, Copy)]
+struct Forward {
     rows: usize,
+    /// Of 32 scores each, in a kernel's name.
+    columns: usize,
+    warps: usize,
+}
+
+#[derive(Clone, Copy)]
+struct Backward {
+    /// In the kernel's name.
+    name: &'static str,
     keys: usize,
+    /// Whether one tile holds all keys.
+    one: bool,
+    warps: usize,
+}
+
+impl Tiles {
+    fn of(tokens: usize) -> Self {
+        let padded = tokens.next_multiple_of(16);
+        let forward = Forward {
+            rows: if padded <= WHOLE { padded } else { ROWS },
+            columns: match padded {
+                ..=64 => 2,
+                ..=96 => 3,
+                _ => 9,
+            },
+            warps: if padded <= 32 { 4 } else { 8 },
+        };
+        let backward = match padded {
+            ..=32 => Backward { name: "32", keys: 32, one: true, warps: 4 },
+            ..=64 => Backward { name: "64", keys: 64, one: true, warps: 8 },
+            ..=80 => Backward { name: "80", keys: 80, one: true, warps: 5 },
+            _ => Backward { name: "long", keys: 64, one: false, warps: 8 },
+        };
+        Tiles { padded, forward, backward }
+    }
+
+    /// Bytes of shared memory of `attention_fwd_D_COLUMNS`.
+    fn forward_shared(&self, d: usize) -> usize {
+        let Tiles { padded, forward: Forward { rows, warps, .. }, .. } = *self;
+        let room = 4 * 256 * warps;
+        2 * padded * (d + 8) + 4 * rows * (padded + 4) + (2 * (padded + rows) * (d + 8)).max(room)
+    }
+
+    /// Of `attention_bwd_D_NAME`.
+    fn backward_shared(&self, d: usize) -> usize {
+        let Tiles { padded, backward: Backward { keys, one, .. }, .. } = *self;
+        let gathered = if one { 0 } else { padded * (d + 4) };
+        2 * (2 * padded + 2 * keys) * (d + 8) + 4 * (2 * QUERIES * (keys + 4) + 2 * padded + gathered)
+    }
 }
 
 /// `None` where the plain kernels have to do it.
 fn tiles(engine: &Engine, real: Real, at: Heads, tokens: usize) -> Option<Tiles> {
-    let d = at.head_width();
-    let padded = tokens.next_multiple_of(16);
-    let tiles = Tiles { padded, rows: padded.min(ROWS), keys: if padded > 32 { 64 } else { 32 } };
-    let shared = shared::forward(d, padded, tiles.rows).max(shared::backward(d, padded, tiles.keys));
+    let (d, tiles) = (at.head_width(), Tiles::of(tokens));
+    let shared = tiles.forward_shared(d).max(tiles.backward_shared(d));
     (real == Real::Bf16 && matches!(d, 32 | 64) && tokens <= LONGEST && shared <= engine.shared_limit).then_some(tiles)
 }
 
@@ -84,10 +122,11 @@ pub(super) fn forward(
         let lse = Scratch::new(engine, Real::F32, images * at.heads * tokens)?;
         let (qkv, out) = (part(qkv, real, row, 3 * at.width), part(out, real, row, at.width));
         let (blocks, d) = ((images * at.heads) as u32, at.head_width());
-        if let Some(Tiles { padded, rows, .. }) = tiles(engine, real, at, tokens) {
-            let grid = (blocks, padded.div_ceil(rows) as u32);
+        if let Some(tiles) = tiles(engine, real, at, tokens) {
+            let Tiles { padded, forward: Forward { rows, columns, warps }, .. } = tiles;
+            let (grid, threads) = ((blocks, padded.div_ceil(rows) as u32), 32 * warps as u32);
             launch!(
-                engine, format!("attention_fwd_{d}"), grid, THREADS, shared::forward(d, padded, rows);
+                engine, format!("attention_fwd_{d}_{columns}"), grid, threads, tiles.forward_shared(d);
                 qkv, out, lse.at(), tokens as i32, at.heads as i32, padded as i32, rows as i32,
             )?;
         } else {
@@ -124,9 +163,11 @@ pub(super) fn backward(
         let (qkv, dqkv) = (wide(qkv), wide(dqkv));
         let (out, dout) = (part(out, real, row, at.width), part(dout, real, row, at.width));
         let (blocks, d) = ((images * at.heads) as u32, at.head_width());
-        if let Some(Tiles { padded, keys, .. }) = tiles(engine, real, at, tokens) {
+        if let Some(tiles) = tiles(engine, real, at, tokens) {
+            let Tiles { padded, backward: Backward { name, warps, .. }, .. } = tiles;
+            let threads = 32 * warps as u32;
             launch!(
-                engine, format!("attention_bwd_{d}_{keys}"), (blocks, 1), THREADS, shared::backward(d, padded, keys);
+                engine, format!("attention_bwd_{d}_{name}"), (blocks, 1), threads, tiles.backward_shared(d);
                 qkv, out, dout, lse.at(), dqkv, tokens as i32, at.heads as i32, padded as i32,
             )?;
         } else {

@@ -79,9 +79,16 @@ pub struct Engine {
     /// Multiprocessors.
     pub processors: usize,
     module: Arc<CudaModule>,
-    functions: Mutex<HashMap<String, CudaFunction>>,
-    counter: CudaSlice<u32>,
-    capturing: AtomicBool,
+    functions: Mutex<HashMap<String, Loaded>>,
+    counters: CudaSlice<u32>,
+    capturing: Arc<AtomicBool>,
+}
+
+/// A kernel, and the most shared memory that any launch has asked for.  The driver's attribute is never lowered: a node
+/// of a captured step keeps the size that it was recorded with, and fails where the attribute is below it by then.
+struct Loaded {
+    function: CudaFunction,
+    shared: usize,
 }
 
 type Engines = HashMap<DeviceId, Arc<Engine>>;
@@ -131,14 +138,17 @@ impl Engine {
         let context = stream.context();
         let module = context.load_module(Ptx::from_binary(KERNELS.to_vec())).w()?;
         let attribute = |a| context.attribute(a).w().map(|v| v.max(0) as usize);
+        let capturing = Arc::new(AtomicBool::new(false));
+        let bias_rows = [Real::F32, Real::Bf16].map(|real| module.load_function(&real.kernel("bias_rows")).w());
+        let [f32_rows, bf16_rows] = bias_rows;
         Ok(Engine {
-            gemm: Gemm::new(&stream)?,
+            gemm: Gemm::new(&stream, capturing.clone(), [f32_rows?, bf16_rows?])?,
             pool: Pool::default(),
             shared_limit: attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
             processors: attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?.max(1),
-            counter: stream.alloc_zeros(1).w()?,
+            counters: stream.alloc_zeros(COUNTERS).w()?,
             functions: Mutex::default(),
-            capturing: AtomicBool::new(false),
+            capturing,
             module,
             stream,
             device: device.clone(),
@@ -156,24 +166,28 @@ impl Engine {
     /// An unknown name, or more shared memory than the device has.
     pub fn function(&self, name: &str, shared: usize) -> Result<CudaFunction> {
         let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
-        let function = match functions.get(name) {
-            Some(function) => function.clone(),
-            None => {
-                let function = self.module.load_function(name).w()?;
-                functions.insert(name.to_string(), function.clone());
-                function
-            }
-        };
-        if shared > DEFAULT_SHARED {
-            let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            function.set_attribute(attribute, shared as i32).w()?;
+        if !functions.contains_key(name) {
+            let function = self.module.load_function(name).w()?;
+            functions.insert(name.to_string(), Loaded { function, shared: DEFAULT_SHARED });
         }
-        Ok(function)
+        let Some(loaded) = functions.get_mut(name) else { bail!("kernel {name} was not loaded") };
+        if shared > loaded.shared {
+            let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            loaded.function.set_attribute(attribute, shared as i32).w()?;
+            loaded.shared = shared;
+        }
+        Ok(loaded.function.clone())
     }
 
-    /// Address of the counter that a grid's last block is found with.
-    pub fn counter(&self) -> u64 {
-        super::memory::slice_address(&self.counter, &self.stream)
+    /// Address of the counters that a grid's last block is found with: one of the whole grid, and one for every
+    /// [`TREE`] blocks.
+    pub fn counters(&self) -> u64 {
+        super::memory::slice_address(&self.counters, &self.stream)
+    }
+
+    /// Blocks of a kernel that adds up its blocks' sums, where `wanted` would do and `each` run on a multiprocessor.
+    pub(super) fn summing_blocks(&self, wanted: usize, each: usize) -> usize {
+        wanted.clamp(1, (each * self.processors).min(TREE * (COUNTERS - 1)))
     }
 
     /// Runs `f` while the stream is captured: no working memory is allocated then.
@@ -215,6 +229,10 @@ impl Engine {
 
 /// Shared memory that needs no asking for.
 const DEFAULT_SHARED: usize = 48 * 1024;
+/// Blocks whose sums are added up together; `TREE` in `common.cuh`.
+const TREE: usize = 16;
+/// One, and one for every [`TREE`] blocks.
+const COUNTERS: usize = 1 + 256;
 
 /// Freed memory stays with the process: without this every synchronisation gives it back.
 fn keep_memory(device: &CudaDevice) -> Result<()> {

@@ -86,7 +86,7 @@ impl Layer for L1 {
             launch!(
                 engine, self.real.kernel("l1_fwd"), (BLOCKS, 1), THREADS, 0;
                 x + i as u64 * self.step(), address(&view.target)?, address_or_null(view.sources.as_ref())?,
-                self.parts + 4 * i as u64, partial.at(), engine.counter(), self.images as i32, self.patches as i32,
+                self.parts + 4 * i as u64, partial.at(), engine.counters(), self.images as i32, self.patches as i32,
                 self.values as i32, view.scale,
             )?;
         }
@@ -177,7 +177,7 @@ impl Layer for InfoNce {
         launch!(
             engine, real.kernel("nce_rows"), (b as u32, 1), THREADS, 0;
             logits.at(), weights.at(), address(&self.images)?, address(&self.bank.images)?, rows.at(), self.parts,
-            engine.counter(), m as i32, self.how.temperature as f32, i32::from(self.how.batch_negatives),
+            engine.counters(), m as i32, self.how.temperature as f32, i32::from(self.how.batch_negatives),
         )?;
         let (storage, out) = engine.room(DType::F32, 1)?;
         launch!(engine, "weigh", (1, 1), 1, 0; self.parts, 1i32, self.how.weight as f32, out)?;

@@ -13,6 +13,10 @@ pub(super) const THREADS: u32 = 256;
 /// Widest rows of the kernels that hold a row in registers or a block.
 const WIDEST_NORM: usize = 1024;
 const WIDEST: usize = 4096;
+/// Quads of values that a thread of the GELU takes; `QUADS_EACH` in `rowwise.cuh`.
+const GELU_QUADS: usize = 4;
+/// Blocks of a column kernel on a multiprocessor: 256 threads of at most 64 registers.
+const COLUMN_BLOCKS: usize = 4;
 
 /// Addresses of a group's parameters.
 #[derive(Debug, Clone, Copy)]
@@ -66,19 +70,19 @@ pub(super) fn anchor<'a>(x: &Tensor, group: &'a Group) -> Result<Option<&'a Tens
     Ok(anchor)
 }
 
-fn norm_kernel(name: &str, real: Real, width: usize) -> Result<String> {
+/// Quads of values that a lane holds of a row.
+fn quads(width: usize) -> Result<usize> {
     if width > WIDEST_NORM || !width.is_multiple_of(4) {
         bail!("normalisation on the GPU takes widths that 4 divides, up to {WIDEST_NORM}; found {width}")
     }
-    let quads = if width <= 256 { 2 } else { width.next_power_of_two() / 128 };
-    Ok(real.kernel(&format!("{name}_{quads}")))
+    Ok(if width <= 256 { 2 } else { width.next_power_of_two() / 128 })
 }
 
 /// `y = norm(x)`; `gamma` is followed by beta.
 pub(super) fn norm(engine: &Engine, real: Real, x: u64, gamma: u64, y: u64, rows: usize, width: usize) -> Result<()> {
     let beta = gamma + 4 * width as u64;
     launch!(
-        engine, norm_kernel("ln_fwd", real, width)?, blocks(rows, 8), THREADS, 0;
+        engine, real.kernel(&format!("ln_fwd_{}", quads(width)?)), blocks(rows, 8), THREADS, 0;
         x, gamma, beta, y, rows as i32, width as i32,
     )
 }
@@ -92,18 +96,25 @@ pub(super) fn norm_backward(
     rows: usize,
     width: usize,
 ) -> Result<()> {
-    // Few blocks: the last one adds up their parts.
-    let grid = blocks(rows, 8 * 4).0.min(2 * engine.processors as u32);
-    let partial = Scratch::new(engine, Real::F32, grid as usize * 3 * width)?;
+    let quads = quads(width)?;
+    // As many blocks as run at once, by the kernel's launch bounds: their sums are added up in the end.
+    let each = match quads {
+        2 => 3,
+        4 => 2,
+        _ => 1,
+    };
+    let grid = engine.summing_blocks(rows.div_ceil(8 * 4), each);
+    let partial = Scratch::new(engine, Real::F32, grid * 3 * width)?;
     launch!(
-        engine, norm_kernel("ln_bwd", real, width)?, (grid, 1), THREADS, 12 * width;
-        x, gamma, dy, residual, dx, gradient, columns, partial.at(), engine.counter(), rows as i32, width as i32,
+        engine, real.kernel(&format!("ln_bwd_{quads}")), (grid as u32, 1), THREADS, 12 * width;
+        x, gamma, dy, residual, dx, gradient, columns, partial.at(), engine.counters(), rows as i32, width as i32,
     )
 }
 
 /// `out = gelu(h)`.
 pub(super) fn gelu(engine: &Engine, real: Real, h: u64, out: u64, count: usize) -> Result<()> {
-    launch!(engine, real.kernel("gelu_fwd"), blocks(count / 4, THREADS as usize), THREADS, 0; h, out, count as u64)
+    let grid = blocks(count / 4, GELU_QUADS * THREADS as usize);
+    launch!(engine, real.kernel("gelu_fwd"), grid, THREADS, 0; h, out, count as u64)
 }
 
 /// (grid, threads, shared bytes) of a column kernel.
@@ -112,8 +123,8 @@ fn columns(engine: &Engine, rows: usize, width: usize) -> Result<(u32, u32, usiz
         bail!("sums over rows on the GPU take widths that 4 divides, up to {WIDEST}; found {width}")
     }
     let quads = width / 4;
-    let groups = (512 / quads).max(1);
-    let grid = rows.div_ceil(groups * 8).clamp(1, 2 * engine.processors);
+    let groups = (THREADS as usize / quads).max(1);
+    let grid = engine.summing_blocks(rows.div_ceil(groups * 8), COLUMN_BLOCKS);
     Ok((grid as u32, (quads * groups) as u32, 16 * quads * groups))
 }
 
@@ -133,7 +144,7 @@ pub(super) fn gelu_backward(
     let partial = Scratch::new(engine, Real::F32, grid as usize * width)?;
     launch!(
         engine, real.kernel("gelu_bwd"), (grid, 1), threads, shared;
-        h, d, active, bias, partial.at(), engine.counter(), rows as i32, width as i32,
+        h, d, active, bias, partial.at(), engine.counters(), rows as i32, width as i32,
     )
 }
 
@@ -156,6 +167,6 @@ pub(super) fn column_sums(
     let partial = Scratch::new(engine, Real::F32, grid as usize * width)?;
     launch!(
         engine, real.kernel("column_sums"), (grid, 1), threads, shared;
-        x, sources.unwrap_or(0), out, partial.at(), engine.counter(), rows as i32, stride as i32, width as i32,
+        x, sources.unwrap_or(0), out, partial.at(), engine.counters(), rows as i32, stride as i32, width as i32,
     )
 }

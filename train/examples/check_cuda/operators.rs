@@ -200,10 +200,22 @@ pub(crate) fn all(checks: &mut Checks, real: Real) {
             through(device, real, limit, &cpu, &gpu, &[&norm, &e.sides])
         });
     }
+    // Enough rows for sums over more blocks than are added up at once.
+    for width in [24, 260] {
+        checks.run(&named(&format!("norm of {width}, many rows")), |device| {
+            let e = embedded(device, real, 64, [4, 11], 16, width)?;
+            let norm = Sides::new(device, real, vec![Parameters::new("").with_norm("norm", width)])?;
+            let (cpu, gpu) = (e.cpu.norm(&norm.cpu[0])?, e.gpu.norm(&norm.gpu[0])?);
+            through(device, real, limit, &cpu, &gpu, &[&norm, &e.sides])
+        });
+    }
     // (tokens of both views, heads, head width): plain and matrix attention, one tile and several.
     for (ks, heads, d) in [
         ([4, 11], 3, 8),
+        // Biases that no product's epilogue takes in bfloat16.
+        ([4, 11], 5, 4),
         ([16, 48], 3, 64),
+        ([32, 79], 1, 64),
         ([16, 48], 3, 32),
         ([64, 64], 2, 32),
         ([1, 31], 2, 64),

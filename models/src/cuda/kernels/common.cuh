@@ -6,6 +6,7 @@
 #pragma once
 #ifndef CUDA_ON_HOST
 #include <cuda_bf16.h>
+#include <cuda_pipeline_primitives.h>
 #include <mma.h>
 // A block's shared memory whose size the launch says.
 extern __shared__ __align__(128) float4 shared_quads[];
@@ -34,6 +35,12 @@ __device__ __forceinline__ float4 load4(const float* p) { return *reinterpret_ca
 __device__ __forceinline__ float4 load4(const bf16* p) {
     bf16x4 q = *reinterpret_cast<const bf16x4*>(p);
     return make_float4(up(q.v[0]), up(q.v[1]), up(q.v[2]), up(q.v[3]));
+}
+__device__ __forceinline__ void copy4(float* to, const float* p) {
+    *reinterpret_cast<float4*>(to) = *reinterpret_cast<const float4*>(p);
+}
+__device__ __forceinline__ void copy4(bf16* to, const bf16* p) {
+    *reinterpret_cast<bf16x4*>(to) = *reinterpret_cast<const bf16x4*>(p);
 }
 __device__ __forceinline__ void store4(float* p, float4 v) { *reinterpret_cast<float4*>(p) = v; }
 __device__ __forceinline__ void store4(bf16* p, float4 v) {
@@ -97,28 +104,47 @@ __device__ inline float block_max(float v, float* room) {
     return room[32];
 }
 
-// True in the block that finishes last, for which what all others wrote is visible.  The order in which that block adds
-// up their parts is fixed, so sums do not depend on which one it is.  `counter` is 0 before and after.
-__device__ inline bool last_block(u32* counter) {
+// True in the one of `members` blocks that gets here last, for which what all others wrote is visible.  The order in which
+// that block adds up their parts is fixed, so sums do not depend on which one it is.  `counter` is 0 before and after.
+__device__ inline bool last_of(u32* counter, u32 members) {
     __shared__ bool last;
     __threadfence();
     __syncthreads();
     if (threadIdx.x == 0) {
-        last = atomicAdd(counter, 1u) == gridDim.x - 1;
+        last = atomicAdd(counter, 1u) == members - 1;
         if (last) *counter = 0;
     }
     __syncthreads();
     if (last) __threadfence();
     return last;
 }
+__device__ inline bool last_block(u32* counter) { return last_of(counter, gridDim.x); }
 
-// The last block adds up `parts` rows of `columns` partial sums and adds them to `out`.
-__device__ inline void finish_columns(const float* partial, int parts, int columns, float* out) {
-    for (int c = threadIdx.x; c < columns; c += blockDim.x) {
-        float sum = 0.f;
-#pragma unroll 16
-        for (int p = 0; p < parts; p++) sum += partial[(size_t)p * columns + c];
-        out[c] += sum;
+// Blocks whose sums are added up together.
+#define TREE 16
+// Adds up `count` rows of partial sums that are `stride` values apart.
+__device__ __forceinline__ float4 rows_sum(const float* partial, u32 count, size_t stride) {
+    float4 sum = load4(partial);
+#pragma unroll 8
+    for (u32 p = 1; p < count; p++) sum = sum + load4(partial + p * stride);
+    return sum;
+}
+// Adds up the blocks' rows of `partial` (gridDim.x, columns), first by TREE blocks, then those sums: one block alone would
+// take longer than all before it.  Adds the first `split` columns to `out`, the others to `more` (null: nowhere).
+// counters: 1 + ceil(gridDim.x / TREE); columns: a multiple of 4, as is split.
+__device__ inline void finish_columns(float* partial, int columns, float* out, int split, float* more, u32* counters) {
+    u32 group = blockIdx.x / TREE, groups = (gridDim.x + TREE - 1) / TREE;
+    u32 members = min((u32)TREE, gridDim.x - group * TREE);
+    float* mine = partial + (size_t)group * TREE * columns;
+    if (!last_of(counters + 1 + group, members)) return;
+    for (int c = 4 * threadIdx.x; c < columns; c += 4 * blockDim.x) store4(mine + c, rows_sum(mine + c, members, columns));
+    if (!last_of(counters, groups)) return;
+    for (int c = 4 * threadIdx.x; c < columns; c += 4 * blockDim.x) {
+        float* to = c < split ? out + c : more ? more + c - split : (float*)0;
+        if (!to) continue;
+        // A gradient's place need not be aligned.
+        float4 sum = rows_sum(partial + c, groups, (size_t)TREE * columns);
+        to[0] += sum.x, to[1] += sum.y, to[2] += sum.z, to[3] += sum.w;
     }
 }
 

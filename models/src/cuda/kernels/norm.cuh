@@ -12,6 +12,16 @@ template <int QUADS> __device__ __forceinline__ void row_in(const REAL* x, int w
     }
 }
 
+// The same as it is stored.
+template <int QUADS> __device__ __forceinline__ void raw_in(const REAL* x, int width, REAL* v) {
+    int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int i = 0; i < QUADS; i++) {
+        int c = 4 * (lane + 32 * i);
+        if (c < width) copy4(v + 4 * i, x + c);
+    }
+}
+
 // Mean and 1 / standard deviation of a row held by a warp; two passes, since the short form loses digits.
 template <int QUADS> __device__ __forceinline__ float2 row_statistics(const float4* v, int width, const REAL*) {
     int lane = threadIdx.x % 32;
@@ -50,10 +60,10 @@ __device__ __forceinline__ void ln_forward(const REAL* x, const float* gamma, co
 
 // dx = (residual, where there is one) + the gradient through the normalisation.  Adds to `grad` (gamma, beta) and, where
 // `columns` is not null, dx's column sums to `columns`: the gradient of the bias in front of the residual.
-// partial: (gridDim.x, 3 D); shared: 3 D floats.
+// partial: (gridDim.x, 3 D); counters as in finish_columns; shared: 3 D floats.
 template <int QUADS>
 __device__ __forceinline__ void ln_backward(const REAL* x, const float* gamma, const REAL* dy, const REAL* residual,
-                                            REAL* dx, float* grad, float* columns, float* partial, u32* counter,
+                                            REAL* dx, float* grad, float* columns, float* partial, u32* counters,
                                             int rows, int width) {
     float* shared = (float*)shared_quads;
     int warps = blockDim.x / 32, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -65,6 +75,8 @@ __device__ __forceinline__ void ln_backward(const REAL* x, const float* gamma, c
         float4 v[QUADS], g[QUADS];
         row_in<QUADS>(x + at, width, v);
         row_in<QUADS>(dy + at, width, g);
+        __align__(16) REAL rest[4 * QUADS]; // on its way while the row's sums are taken
+        if (residual) raw_in<QUADS>(residual + at, width, rest);
         float2 s = row_statistics<QUADS>(v, width, x);
         float along = 0.f, mean = 0.f;
 #pragma unroll
@@ -86,7 +98,7 @@ __device__ __forceinline__ void ln_backward(const REAL* x, const float* gamma, c
             int c = 4 * (lane + 32 * i);
             if (c < width) {
                 float4 d = (g[i] - mean + v[i] * -along) * s.y;
-                if (residual) d = d + load4(residual + at + c);
+                if (residual) d = d + load4(rest + 4 * i);
                 store4(dx + at + c, d);
                 sums[2][i] = sums[2][i] + d;
             }
@@ -110,28 +122,22 @@ __device__ __forceinline__ void ln_backward(const REAL* x, const float* gamma, c
         __syncthreads();
     }
     for (int c = threadIdx.x; c < 3 * width; c += blockDim.x) partial[(size_t)blockIdx.x * 3 * width + c] = shared[c];
-    if (!last_block(counter)) return;
-    for (int c = threadIdx.x; c < (columns ? 3 : 2) * width; c += blockDim.x) {
-        float sum = 0.f;
-#pragma unroll 16
-        for (u32 p = 0; p < gridDim.x; p++) sum += partial[(size_t)p * 3 * width + c];
-        if (c < 2 * width) grad[c] += sum;
-        else columns[c - 2 * width] += sum;
-    }
+    finish_columns(partial, 3 * width, grad, 2 * width, columns, counters);
 }
 
-#define LN_KERNELS(QUADS)                                                                                              \
+// BLOCKS: as many of the backward pass as a multiprocessor holds; rows.rs launches so many.
+#define LN_KERNELS(QUADS, BLOCKS)                                                                                              \
     extern "C" __global__ void NAME(ln_fwd_##QUADS)(const REAL* x, const float* gamma, const float* beta, REAL* y,    \
                                                     int rows, int width) {                                            \
         ln_forward<QUADS>(x, gamma, beta, y, rows, width);                                                             \
     }                                                                                                                  \
-    extern "C" __global__ void __launch_bounds__(256) NAME(ln_bwd_##QUADS)(                                            \
+    extern "C" __global__ void __launch_bounds__(256, BLOCKS) NAME(ln_bwd_##QUADS)(                                          \
         const REAL* x, const float* gamma, const REAL* dy, const REAL* residual, REAL* dx, float* grad,                \
-        float* columns, float* partial, u32* counter, int rows, int width) {                                           \
-        ln_backward<QUADS>(x, gamma, dy, residual, dx, grad, columns, partial, counter, rows, width);                  \
+        float* columns, float* partial, u32* counters, int rows, int width) {                                          \
+        ln_backward<QUADS>(x, gamma, dy, residual, dx, grad, columns, partial, counters, rows, width);                 \
     }
-LN_KERNELS(2)
-LN_KERNELS(4)
-LN_KERNELS(8)
+LN_KERNELS(2, 3)
+LN_KERNELS(4, 2)
+LN_KERNELS(8, 1)
 #undef LN_KERNELS
 #undef LN_EPS

@@ -1,16 +1,34 @@
 // Element-wise kernels over (rows, width) and sums over rows.  Column kernels run with blockDim.x = a multiple of
 // width / 4 (at most 1024): thread t holds the quad t % (width / 4) of the rows t / (width / 4), + groups, ...
 
-// out = gelu(h); n is a multiple of 4.
-extern "C" __global__ void NAME(gelu_fwd)(const REAL* h, REAL* out, size_t n) {
-    size_t i = 4 * ((size_t)blockIdx.x * blockDim.x + threadIdx.x);
-    if (i >= n) return;
-    float4 v = load4(h + i);
-    v.x *= normal_cdf(v.x);
-    v.y *= normal_cdf(v.y);
-    v.z *= normal_cdf(v.z);
-    v.w *= normal_cdf(v.w);
-    store4(out + i, v);
+// out = gelu(h); n is a multiple of 4.  A thread takes QUADS_EACH quads, a block's width apart, all on their way at once.
+#define QUADS_EACH 4
+extern "C" __global__ void __launch_bounds__(256) NAME(gelu_fwd)(const REAL* h, REAL* out, size_t n) {
+    size_t first = 4 * ((size_t)blockIdx.x * QUADS_EACH * blockDim.x + threadIdx.x), step = 4 * blockDim.x;
+    __align__(16) REAL raw[4 * QUADS_EACH];
+#pragma unroll
+    for (int k = 0; k < QUADS_EACH; k++)
+        if (first + k * step < n) copy4(raw + 4 * k, h + first + k * step);
+#pragma unroll
+    for (int k = 0; k < QUADS_EACH; k++) {
+        if (first + k * step >= n) break;
+        float4 v = load4(raw + 4 * k);
+        v.x *= normal_cdf(v.x);
+        v.y *= normal_cdf(v.y);
+        v.z *= normal_cdf(v.z);
+        v.w *= normal_cdf(v.w);
+        store4(out + first + k * step, v);
+    }
+}
+#undef QUADS_EACH
+
+// out (rows, width), rows `stride` values apart, = bias, + add where it is not null; any width and alignment.
+extern "C" __global__ void NAME(bias_rows)(const REAL* bias, const REAL* add, REAL* out, int width, int stride,
+                                           size_t count) {
+    size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= count) return;
+    size_t column = i % width, at = i / width * stride + column;
+    put(out + at, up(bias[column]) + (add ? up(add[at]) : 0.f));
 }
 
 // A block's threads add up their quads over the groups in order: `mine` of group 0 is the block's sum.
@@ -24,41 +42,68 @@ static __device__ inline void NAME(sum_groups)(float4 mine, int quads, float* pa
     }
 }
 
+// Rows that a thread of a column kernel has on their way at once.
+#define ROWS_EACH 2
 // From h and d = the gradient of gelu(h): d becomes h's gradient, `active` (where not null) gelu(h), and d's column
 // sums are added to `bias`.
 extern "C" __global__ void __launch_bounds__(1024) NAME(gelu_bwd)(const REAL* h, REAL* d, REAL* active, float* bias,
-                                                                  float* partial, u32* counter, int rows, int width) {
+                                                                  float* partial, u32* counters, int rows, int width) {
     int quads = width / 4, quad = threadIdx.x % quads, group = threadIdx.x / quads, groups = blockDim.x / quads;
     float4 sum = make_float4(0.f, 0.f, 0.f, 0.f);
-    for (int row = blockIdx.x * groups + group; row < rows; row += gridDim.x * groups) {
-        size_t at = (size_t)row * width + 4 * quad;
-        float4 v = load4(h + at), g = load4(d + at), a;
-        float p;
-        p = normal_cdf(v.x), a.x = v.x * p, g.x *= p + v.x * normal_density(v.x);
-        p = normal_cdf(v.y), a.y = v.y * p, g.y *= p + v.y * normal_density(v.y);
-        p = normal_cdf(v.z), a.z = v.z * p, g.z *= p + v.z * normal_density(v.z);
-        p = normal_cdf(v.w), a.w = v.w * p, g.w *= p + v.w * normal_density(v.w);
-        if (active) store4(active + at, a);
-        store4(d + at, g);
-        sum = sum + g;
+    int step = gridDim.x * groups;
+    for (int row = blockIdx.x * groups + group; row < rows; row += ROWS_EACH * step) {
+        __align__(16) REAL values[4 * ROWS_EACH], given[4 * ROWS_EACH];
+#pragma unroll
+        for (int k = 0; k < ROWS_EACH; k++) {
+            if (row + k * step >= rows) break;
+            size_t at = (size_t)(row + k * step) * width + 4 * quad;
+            copy4(values + 4 * k, h + at);
+            copy4(given + 4 * k, d + at);
+        }
+#pragma unroll
+        for (int k = 0; k < ROWS_EACH; k++) {
+            if (row + k * step >= rows) break;
+            size_t at = (size_t)(row + k * step) * width + 4 * quad;
+            float4 v = load4(values + 4 * k), g = load4(given + 4 * k), a;
+            float p;
+            p = normal_cdf(v.x), a.x = v.x * p, g.x *= p + v.x * normal_density(v.x);
+            p = normal_cdf(v.y), a.y = v.y * p, g.y *= p + v.y * normal_density(v.y);
+            p = normal_cdf(v.z), a.z = v.z * p, g.z *= p + v.z * normal_density(v.z);
+            p = normal_cdf(v.w), a.w = v.w * p, g.w *= p + v.w * normal_density(v.w);
+            if (active) store4(active + at, a);
+            store4(d + at, g);
+            sum = sum + g;
+        }
     }
     NAME(sum_groups)(sum, quads, partial, width);
-    if (last_block(counter)) finish_columns(partial, gridDim.x, width, bias);
+    finish_columns(partial, width, bias, width, (float*)0, counters);
 }
 
 // Adds to `out` the column sums of rows first, first + stride, ...: `rows` of them; where `sources` is not null only of
 // those whose source is REMOVED.
 extern "C" __global__ void __launch_bounds__(1024) NAME(column_sums)(const REAL* x, const u32* sources, float* out,
-                                                                     float* partial, u32* counter, int rows,
+                                                                     float* partial, u32* counters, int rows,
                                                                      int stride, int width) {
     int quads = width / 4, quad = threadIdx.x % quads, group = threadIdx.x / quads, groups = blockDim.x / quads;
     float4 sum = make_float4(0.f, 0.f, 0.f, 0.f);
-    for (int row = blockIdx.x * groups + group; row < rows; row += gridDim.x * groups) {
-        if (!sources || sources[row] == REMOVED) sum = sum + load4(x + (size_t)row * stride * width + 4 * quad);
+    int step = gridDim.x * groups;
+    for (int row = blockIdx.x * groups + group; row < rows; row += 2 * ROWS_EACH * step) {
+        __align__(16) REAL values[8 * ROWS_EACH];
+        bool counts[2 * ROWS_EACH];
+#pragma unroll
+        for (int k = 0; k < 2 * ROWS_EACH; k++) {
+            int r = row + k * step;
+            counts[k] = r < rows && (!sources || sources[r] == REMOVED);
+            if (counts[k]) copy4(values + 4 * k, x + (size_t)r * stride * width + 4 * quad);
+        }
+#pragma unroll
+        for (int k = 0; k < 2 * ROWS_EACH; k++)
+            if (counts[k]) sum = sum + load4(values + 4 * k);
     }
     NAME(sum_groups)(sum, quads, partial, width);
-    if (last_block(counter)) finish_columns(partial, gridDim.x, width, out);
+    finish_columns(partial, width, out, width, (float*)0, counters);
 }
+#undef ROWS_EACH
 
 // The same for any width: a thread a column.
 extern "C" __global__ void NAME(column_sums_any)(const REAL* x, float* out, int rows, int width) {

@@ -30,8 +30,7 @@ bench: setup
 check-cuda: setup
 	cargo build --release --workspace --features cuda --examples
 	python3 scripts/emulate/build.py .deps/emulate
-	LD_LIBRARY_PATH=$(CURDIR)/.deps/emulate target/release/examples/check_cuda
-	LD_LIBRARY_PATH=$(CURDIR)/.deps/emulate EMULATE_ORDER=reverse target/release/examples/check_cuda
+	scripts/emulate/check.sh .deps/emulate target/release/examples/check_cuda
 
 # The calls to a machine with one GPU that is lent for fifteen minutes, from end to end on the stand-in (docs/gpu.md).  PYTHON:
 # one with torch, numpy, Pillow and safetensors.

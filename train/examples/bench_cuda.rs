@@ -57,7 +57,7 @@ fn main() -> Result<()> {
         for _ in 0..count {
             done.extend(trainer.advance(&mut state, &schedule)?);
         }
-        done.extend(trainer.drain(&state)?);
+        done.extend(trainer.drain(&mut state)?);
         let seconds = start.elapsed().as_secs_f64();
         let waited: f64 = done.iter().map(|d| d.waiting * d.seconds).sum();
         Ok((seconds, waited / seconds, done.iter().map(|d| d.measured.loss).collect()))

@@ -191,7 +191,7 @@ impl Engine {
     }
 
     /// Runs `f` while the stream is captured: no working memory is allocated then.
-    pub fn while_capturing<R>(&self, f: impl FnOnce() -> R) -> R {
+    pub(super) fn while_capturing<R>(&self, f: impl FnOnce() -> R) -> R {
         self.capturing.store(true, Ordering::SeqCst);
         let result = f();
         self.capturing.store(false, Ordering::SeqCst);

@@ -26,6 +26,8 @@ const MUONS: u8 = 2;
 
 /// Numbers of a step as the device's ring holds them; see `update.cuh`.
 pub const SLOT: usize = 16;
+/// Which of them is 1 where the step changed something, 0 where it or one before it was not finite.
+pub const APPLIED: usize = 9;
 
 /// What changes from step to step; mirrors `StepNumbers` in `update.cuh`.
 #[repr(C)]
@@ -108,6 +110,8 @@ pub struct Flat {
     decay: Tensor,
     muon: Option<Muon>,
     partial: Tensor,
+    /// (1) u32: 1 once a step was not finite; the steps behind it change nothing then.
+    stopped: Tensor,
     ranges: Vec<(usize, usize)>,
     anchor: Tensor,
     ends: [usize; 3],
@@ -149,6 +153,7 @@ impl Flat {
             gradient: zeros()?,
             moments: [zeros()?, zeros()?],
             partial: Tensor::zeros(4 * BLOCKS as usize, DType::F64, device)?,
+            stopped: Tensor::zeros(1, DType::U32, device)?,
             anchor: super::memory::variable(device)?,
             engine,
             values,
@@ -226,8 +231,25 @@ impl Flat {
         self.engine.zero(address(&self.gradient)?, self.gradient.elem_count() * 4)
     }
 
-    /// One step with the gradients there are: norms, clipping, AdamW, Muon where it has a share, moving average, copies; the step's numbers go into
-    /// `ring`.
+    /// Address of the word that is 1 once a step was not finite.
+    ///
+    /// # Errors
+    /// Candle's.
+    pub fn stopped(&self) -> Result<u64> {
+        address(&self.stopped)
+    }
+
+    /// Lets steps change things again after one that was not finite.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn go_on(&self) -> Result<()> {
+        self.engine.zero(self.stopped()?, 4)
+    }
+
+    /// One step with the gradients there are: norms, clipping, AdamW, Muon where it has a share, moving average, copies; the
+    /// step's numbers go into `ring`.  Nothing changes where the loss or the gradient is not finite, nor in the steps behind such a one until
+    /// [`Flat::go_on`].
     ///
     /// # Errors
     /// The driver's.
@@ -252,7 +274,7 @@ impl Flat {
                 momenta: address(&self.moments[0])?,
                 partial: (partial, BLOCKS),
                 loss: noted.loss,
-                stopped: 0,
+                stopped: self.stopped()?,
                 step,
                 numbers,
                 weight_decay: rule.weight_decay as f32,
@@ -264,7 +286,7 @@ impl Flat {
             address(&self.values)?, gradient, address(&self.moments[0])?, address(&self.moments[1])?,
             address(&self.decay)?, address_or_null(self.half.as_ref())?, address_or_null(keys.map(|k| &k.0))?,
             address_or_null(keys.and_then(|k| k.1.as_ref()))?, partial, BLOCKS as i32, step, noted.loss,
-            noted.contrast, noted.l1, ring, numbers,
+            noted.contrast, noted.l1, ring, self.stopped()?, numbers,
         )
     }
 }

@@ -210,20 +210,21 @@ impl Layer for InfoNce {
 }
 
 impl DeviceBank {
-    /// Takes in a batch of keys: `offset` places behind the one that the word at `next` says.
+    /// Takes in a batch of keys, `offset` places behind the one that the word at `next` says; none where the word at
+    /// `stopped` is 1.
     ///
     /// # Shapes
     /// `keys` (B, C), `images` (B) u32.
     ///
     /// # Errors
     /// The driver's.
-    pub fn push(&self, keys: &Tensor, images: &Tensor, next: u64, offset: usize) -> Result<()> {
+    pub fn push(&self, keys: &Tensor, images: &Tensor, next: u64, stopped: u64, offset: usize) -> Result<()> {
         let (batch, width) = keys.dims2()?;
         let capacity = self.images.elem_count();
         let (engine, real) = (Engine::at(keys.device())?, Real::of(keys.dtype())?);
         launch!(
             engine, real.kernel("bank_push"), (batch as u32, 1), 128, 0;
-            address(keys)?, address(images)?, address(&self.keys)?, address(&self.images)?, next, offset as i32,
+            address(keys)?, address(images)?, address(&self.keys)?, address(&self.images)?, next, stopped, offset as i32,
             batch as i32, capacity as i32, width as i32,
         )
     }

@@ -10,6 +10,7 @@
 
 mod attention;
 mod batched;
+mod capture;
 pub mod engine;
 pub mod flat;
 pub mod gemm;

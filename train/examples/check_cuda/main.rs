@@ -6,6 +6,7 @@
 //! scripts/emulate's libraries runs it where no GPU is.
 
 mod operators;
+mod runs;
 mod steps;
 
 use std::process::ExitCode;
@@ -141,6 +142,7 @@ fn main() -> ExitCode {
             operators::all(&mut checks, real);
         }
         steps::all(&mut checks);
+        runs::all(&mut checks);
         println!("{} checks passed, {} failed", checks.passed, checks.failed.len());
         checks.failed.iter().for_each(|name| println!("failed: {name}"));
         Ok(if checks.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })

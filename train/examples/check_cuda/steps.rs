@@ -21,9 +21,9 @@ use macrl_train::stepper::{Done, Stepper};
 use super::{Checks, distance, values};
 
 const IMAGES: usize = 40;
-const STEPS: u64 = 24;
+pub(super) const STEPS: u64 = 24;
 
-fn config(more: &[&str]) -> Result<Config> {
+pub(super) fn config(more: &[&str]) -> Result<Config> {
     let small = [
         "encoder.image_size=16",
         "encoder.patch_size=4",
@@ -48,7 +48,7 @@ fn config(more: &[&str]) -> Result<Config> {
 }
 
 /// Smooth images with noise on them, of one size or of several.
-fn data(equal: bool) -> Arc<dyn Dataset> {
+pub(super) fn data(equal: bool) -> Arc<dyn Dataset> {
     let image = |i: usize| {
         let mut rng = Rng::new([i as u64, 3, 0, 0]);
         let (w, h) = if equal { (20, 18) } else { (17 + i as u32 % 5, 18) };
@@ -175,9 +175,9 @@ fn views(device: &Device, config: &Config) -> Result<Vec<(String, f64, f64)>> {
 }
 
 /// Numbers and weights of a run.
-struct Ran {
-    done: Vec<Done>,
-    state: State,
+pub(super) struct Ran {
+    pub(super) done: Vec<Done>,
+    pub(super) state: State,
 }
 
 fn ran(device: &Device, config: &Config, equal: bool) -> Result<Ran> {
@@ -192,7 +192,31 @@ fn ran(device: &Device, config: &Config, equal: bool) -> Result<Ran> {
         }
     }
     done.extend(stepper.settle(&mut state)?);
+    captured(&stepper)?;
     Ok(Ran { done, state })
+}
+
+/// On a GPU a run's steps are one captured graph by now, unless scripts/emulate was told to let captures fail.
+pub(super) fn captured(stepper: &Stepper) -> Result<()> {
+    if let Stepper::Cuda(trainer) = stepper {
+        let fails = std::env::var_os("EMULATE_FAIL").is_some_and(|wish| !wish.is_empty());
+        anyhow::ensure!(trainer.manner().0 != fails, "captured: {}, told to fail: {fails}", trainer.manner().0);
+    }
+    Ok(())
+}
+
+/// Every trainable value, and the key branch's.
+pub(super) fn weights(state: &State) -> Result<Vec<f32>> {
+    let trainable = state.method.trainable().into_iter().map(|(_, group)| group);
+    let keys = state.method.key.iter().flat_map(|(e, p)| [e.groups(), p.groups()].concat());
+    let mut all = Vec::new();
+    for group in trainable.chain(keys) {
+        with_values(group.values(), |v| {
+            all.extend_from_slice(v);
+            Ok(())
+        })?;
+    }
+    Ok(all)
 }
 
 /// The same run on both devices: losses, norms, weights, moments, bank.
@@ -212,22 +236,6 @@ fn steps(device: &Device, config: &Config, equal: bool) -> Result<Vec<(String, f
         };
         ran.done.iter().flat_map(of).collect()
     };
-    let weights = |ran: &Ran| -> Result<Vec<f32>> {
-        let mut all = Vec::new();
-        for (_, group) in ran.state.method.trainable() {
-            with_values(group.values(), |v| {
-                all.extend_from_slice(v);
-                Ok(())
-            })?;
-        }
-        for group in ran.state.method.key.iter().flat_map(|(e, p)| [e.groups(), p.groups()].concat()) {
-            with_values(group.values(), |v| {
-                all.extend_from_slice(v);
-                Ok(())
-            })?;
-        }
-        Ok(all)
-    };
     let moments =
         |ran: &Ran| -> Vec<f32> { ran.state.optimizer.moments.iter().flat_map(|m| m.first.clone()).collect() };
     let dead = |ran: &Ran| ran.done.last().map(|done| done.measured.dead.clone());
@@ -239,7 +247,7 @@ fn steps(device: &Device, config: &Config, equal: bool) -> Result<Vec<(String, f
     let mut found = vec![
         ("first four losses".into(), distance(&first(&gpu), &first(&cpu)), if bf16 { 1e-2 } else { 1e-5 }),
         (format!("numbers of {STEPS} steps"), distance(&numbers(&gpu), &numbers(&cpu)), limit),
-        ("weights".into(), distance(&weights(&gpu)?, &weights(&cpu)?), limit),
+        ("weights".into(), distance(&weights(&gpu.state)?, &weights(&cpu.state)?), limit),
         ("moments".into(), distance(&moments(&gpu), &moments(&cpu)), 10.0 * limit),
     ];
     if !a.keys.is_empty() {

@@ -23,7 +23,7 @@ pub struct Placed {
     /// The optimiser's constants.
     pub rule: Rule,
     /// Keys that the bank holds, and how many it can.
-    filled: usize,
+    pub(super) filled: usize,
     capacity: usize,
     /// Groups of encoder, projector and decoder.
     counts: [usize; 3],

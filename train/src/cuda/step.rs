@@ -4,11 +4,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use candle_core::cuda_backend::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use candle_core::cuda_backend::cudarc::driver::{CudaEvent, CudaGraph, PinnedHostSlice};
 use candle_core::{DType, Device, Tensor};
 use macrl_models::config::{Config, Precision};
-use macrl_models::cuda::flat::{Noted, SLOT, StepNumbers};
+use macrl_models::cuda::flat::{APPLIED, Noted, SLOT, StepNumbers};
 use macrl_models::cuda::{Engine, Real, memory};
 use macrl_models::ops::info_nce::Contrast;
 use macrl_models::ops::tokens::Images;
@@ -33,9 +32,11 @@ const AHEAD: usize = 3;
 /// Steps before the capture: they fill the pools and choose the products' algorithms.
 const WARM: u64 = 2;
 
-/// A step that has been queued.
+/// A step that has been queued, and the counters before it.
 struct Queued {
     at: u64,
+    updates: u64,
+    bank: [usize; 2],
     indices: Vec<u32>,
     waited: f64,
 }
@@ -120,7 +121,8 @@ impl Trainer {
         (self.captured.is_some(), self.room.is_resident())
     }
 
-    /// Queues the next step; gives numbers once every [`FETCH`] steps.
+    /// Queues the next step; gives numbers once every [`FETCH`] steps.  They end with a step that was not finite, if
+    /// there is one: the state is then the one before it, as on the CPU, and what was queued behind it is dropped.
     ///
     /// # Errors
     /// Unreadable data, or what a kernel did wrong.
@@ -130,7 +132,8 @@ impl Trainer {
         let waited = (self.feed.waited() - waited).as_secs_f64();
         self.send(&fed, self.numbers(state, schedule))?;
         self.launch(state)?;
-        self.queued.push(Queued { at: state.step, indices: fed.indices, waited });
+        let bank = [state.method.bank.next, self.placed.filled];
+        self.queued.push(Queued { at: state.step, updates: state.optimizer.step, bank, indices: fed.indices, waited });
         self.steps += 1;
         state.step += 1;
         state.optimizer.step += 1;
@@ -145,7 +148,7 @@ impl Trainer {
     ///
     /// # Errors
     /// What a kernel did wrong.
-    pub fn drain(&mut self, state: &State) -> Result<Vec<Done>> {
+    pub fn drain(&mut self, state: &mut State) -> Result<Vec<Done>> {
         self.fetch(state)
     }
 
@@ -198,12 +201,14 @@ impl Trainer {
 
     fn launch(&mut self, state: &mut State) -> Result<()> {
         if self.captured.is_none() && self.capture && self.steps >= WARM {
-            match self.capture(state) {
+            match self.engine.capture(|| self.queue(state))? {
                 Ok(graph) => self.captured = Some(graph),
                 Err(why) => {
                     self.capture = false;
+                    let why = format!("{why:#}");
+                    let why = why.lines().next().unwrap_or_default(); // behind it there may be a backtrace
                     macrl_models::say!(
-                        "note: the step could not be captured as a CUDA graph and is queued in parts: {why:#}"
+                        "note: the step could not be captured as a CUDA graph and is queued in parts: {why}"
                     );
                 }
             }
@@ -212,15 +217,6 @@ impl Trainer {
             Some(graph) => Ok(graph.launch()?),
             None => self.queue(state),
         }
-    }
-
-    fn capture(&self, state: &mut State) -> Result<CudaGraph> {
-        self.engine.stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)?;
-        let queued = self.engine.while_capturing(|| self.queue(state));
-        let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
-        let graph = self.engine.stream.end_capture(flags);
-        queued?;
-        graph?.context("nothing was captured")
     }
 
     /// Mean over the batch's parts; none where no part has the number.
@@ -258,7 +254,7 @@ impl Trainer {
         for (losses, inputs) in all.iter().zip(&self.inputs).filter(|_| self.placed.has_bank()) {
             let bank = state.method.device_bank.as_ref().context("the bank is not on the device")?;
             if let (Some(keys), Images::Device(images)) = (&losses.keys, &inputs.images) {
-                bank.push(keys, images, step + BANK_NEXT, offset)?;
+                bank.push(keys, images, step + BANK_NEXT, self.placed.flat.stopped()?, offset)?;
                 offset += keys.dim(0)?;
             }
         }
@@ -266,11 +262,15 @@ impl Trainer {
     }
 
     /// Waits for the queued steps and reads their numbers.
-    fn fetch(&mut self, state: &State) -> Result<Vec<Done>> {
+    fn fetch(&mut self, state: &mut State) -> Result<Vec<Done>> {
         if self.queued.is_empty() {
             return Ok(Vec::new());
         }
         let ring = memory::fetch(&self.ring)?;
+        let broken = self.queued.iter().zip(ring.chunks_exact(SLOT)).position(|(_, n)| n[APPLIED] == 0.0);
+        if let Some(first) = broken {
+            self.back_to(first, state)?;
+        }
         if self.looks.is_multiple_of(REACH) || !self.dead.is_empty() {
             self.dead = self.placed.dead(&state.method)?;
         }
@@ -278,14 +278,16 @@ impl Trainer {
         let seconds = self.since.elapsed().as_secs_f64() / self.queued.len() as f64;
         self.since = Instant::now();
         let (has, dead) = (self.has, &self.dead);
-        let done = |(Queued { at, indices, waited }, n): (Queued, &[f32])| {
+        let done = |(Queued { at, indices, waited, .. }, n): (Queued, &[f32])| {
             let norms = [1, 2, 3].map(|i| f64::from(n[i]));
+            let total = norms.iter().map(|v| v * v).sum::<f64>().sqrt();
             let measured = Measured {
                 contrast: has[0].then(|| Contrast { loss: n[4], positive: n[5], negative: n[6] }),
                 reconstruction: has[1].then(|| [n[7], n[8]]),
                 loss: f64::from(n[0]),
                 norms: Norms {
-                    total: norms.iter().map(|v| v * v).sum::<f64>().sqrt(),
+                    // The device takes it in single precision.
+                    total: if n[APPLIED] == 0.0 && f64::from(n[0]).is_finite() { f64::INFINITY } else { total },
                     encoder: norms[0],
                     projector: norms[1],
                     decoder: norms[2],
@@ -295,6 +297,18 @@ impl Trainer {
             Done { at, measured, indices, seconds, waiting: waited / seconds.max(1e-9) }
         };
         Ok(self.queued.drain(..).zip(ring.chunks_exact(SLOT)).map(done).collect())
+    }
+
+    /// Takes back queued step `first`, which was not finite, and those behind it: none of them has changed anything on
+    /// the device.
+    fn back_to(&mut self, first: usize, state: &mut State) -> Result<()> {
+        let Queued { at, updates, bank: [next, filled], .. } = self.queued[first];
+        (state.step, state.optimizer.step) = (at, updates);
+        (state.method.bank.next, self.placed.filled) = (next, filled);
+        self.queued.truncate(first + 1);
+        self.placed.flat.go_on()?;
+        // Whoever looks into the cause finds the state before the step.
+        self.placed.bring_back(state)
     }
 }
 

@@ -99,11 +99,12 @@ extern "C" __global__ void NAME(scaled)(const float* x, const float* by, REAL* y
 }
 
 // Keys (B, C) into places next, next + 1, ... of the bank (M, C), of which those behind the end are its beginning.
-// Of a batch larger than the bank only the last M keys enter.
+// Of a batch larger than the bank only the last M keys enter; none where *stopped is 1 (update.cuh).
 extern "C" __global__ void NAME(bank_push)(const REAL* keys, const u32* images, REAL* bank, u32* bank_images,
-                                           const u32* next, int offset, int batch, int capacity, int width) {
+                                           const u32* next, const u32* stopped, int offset, int batch, int capacity,
+                                           int width) {
     int i = blockIdx.x;
-    if (i + capacity < batch) return;
+    if (i + capacity < batch || *stopped) return;
     int place = (int)(((size_t)*next + offset + i) % capacity);
     for (int c = threadIdx.x; c < width; c += blockDim.x) bank[(size_t)place * width + c] = keys[(size_t)i * width + c];
     if (threadIdx.x == 0) bank_images[place] = images[i];

@@ -15,8 +15,8 @@ struct UpdateNumbers {
     u32 first_projector, first_decoder; // the flat vectors hold encoder, projector, decoder
     u32 total, keys;                    // parameters, and how many of the first of them the key branch has
 };
-// A step's numbers as the host fetches them: loss, squared gradient norms of encoder, projector, decoder, contrast loss,
-// positive and negative cosine, L1 of the strong and of the weak view.
+// A step's numbers as the host fetches them: loss, gradient norms of encoder, projector, decoder, contrast loss,
+// positive and negative cosine, L1 of the strong and of the weak view, and whether the step was applied (1) or not (0).
 #define SLOT 16
 // In `decay`, besides 0 and 1: parameters that Muon has updated already.
 #define MUONS 2
@@ -46,13 +46,14 @@ extern "C" __global__ void __launch_bounds__(256) gradient_squares(const float* 
     }
 }
 
-// One AdamW step on all parameters (nothing happens where the gradient or the loss is not finite), their bfloat16 copy
-// (where `half` is not null), the key branch's moving average and its copy.  Block 0 notes the step's numbers.
+// One AdamW step on all parameters, their bfloat16 copy (where `half` is not null), the key branch's moving average and
+// its copy.  Block 0 notes the step's numbers.  Where the gradient or the loss is not finite nothing changes, and
+// *stopped becomes 1: it is 1 for all steps behind, which change nothing either until the host sets it to 0.
 // partial: of gradient_squares, `parts` blocks; decay: 1 where weight decay applies, MUONS where only copies are left to do.
 extern "C" __global__ void __launch_bounds__(256)
     adamw_all(float* params, const float* grad, float* first, float* second, const unsigned char* decay, bf16* half,
               float* keys, bf16* keys_half, const double* partial, int parts, const StepNumbers* step,
-              const float* loss, const float* contrast, const float* l1, float* ring, UpdateNumbers n) {
+              const float* loss, const float* contrast, const float* l1, float* ring, u32* stopped, UpdateNumbers n) {
     __shared__ double sums[3];
     if (threadIdx.x < 32) {
         double mine[3] = {0.0, 0.0, 0.0};
@@ -65,15 +66,18 @@ extern "C" __global__ void __launch_bounds__(256)
     }
     __syncthreads();
     float norm = (float)sqrt(sums[0] + sums[1] + sums[2]) * n.share;
-    bool finite = isfinite(norm) && isfinite(*loss);
+    // Block 0 writes *stopped only where this step is not finite, which every block finds by itself.
+    bool apply = isfinite(norm) && isfinite(*loss) && *stopped == 0;
     if (blockIdx.x == 0 && threadIdx.x == 0) {
         float* to = ring + SLOT * step->slot;
         to[0] = *loss;
         for (int k = 0; k < 3; k++) to[1 + k] = (float)sqrt(sums[k]) * n.share;
         for (int k = 0; k < 3; k++) to[4 + k] = contrast ? contrast[k] : 0.f;
         for (int k = 0; k < 2; k++) to[7 + k] = l1 ? l1[k] : 0.f;
+        to[9] = apply ? 1.f : 0.f;
+        if (!apply) *stopped = 1;
     }
-    if (!finite) return;
+    if (!apply) return;
     float scale = n.share * (n.clip > 0.f && norm > n.clip ? n.clip / norm : 1.f);
     float rate = step->lr / step->correction1, root = 1.f / sqrtf(step->correction2), momentum = step->momentum;
     for (u32 i = blockIdx.x * blockDim.x + threadIdx.x; i < n.total; i += gridDim.x * blockDim.x) {

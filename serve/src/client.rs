@@ -1,75 +1,29 @@
 //! The other end of the wire: what `demo` and `ingest` ask a running server.
 
-use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use macrl_models::progress::Progress;
 use serde_json::{Value, json};
-use ureq::Agent;
+use ureq::http::{Response, StatusCode};
+use ureq::typestate::WithoutBody;
+use ureq::{Agent, Body, RequestBuilder};
+
+use crate::index::Metadata;
+use crate::pictures::Picture;
 
 /// Images of one upload request.
 const BATCH: usize = 32;
 
-/// One file of an image folder.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Picture {
-    /// Path below the folder, with `/`.
-    pub id: String,
-    /// First sub-folder, where there is one.
-    pub label: Option<String>,
-    /// Where it lies.
-    pub path: PathBuf,
-}
-
-impl Picture {
-    /// What its item knows about it: `{"label", "file"}`.
-    pub fn metadata(&self) -> Value {
-        let file = self.path.file_name().unwrap_or_default().to_string_lossy();
-        match &self.label {
-            Some(label) => json!({ "label": label, "file": file }),
-            None => json!({ "file": file }),
-        }
-    }
-}
-
-/// The image files below `folder`, sorted by path.
-///
-/// # Errors
-/// A folder that is missing or holds no image.
-pub fn pictures(folder: &Path) -> Result<Vec<Picture>> {
-    let mut found = Vec::new();
-    walk(folder, folder, &mut found)?;
-    if found.is_empty() {
-        bail!("{} holds no image files (jpg, png, webp, gif, bmp, tif, ppm, pgm)", folder.display());
-    }
-    found.sort_by(|a, b| a.id.cmp(&b.id));
-    Ok(found)
-}
-
-fn walk(root: &Path, dir: &Path, found: &mut Vec<Picture>) -> Result<()> {
-    for entry in std::fs::read_dir(dir).with_context(|| format!("cannot read the folder {}", dir.display()))? {
-        let path = entry?.path();
-        if path.is_dir() {
-            walk(root, &path, found)?;
-        } else if is_image(&path) {
-            let parts: Vec<String> =
-                path.strip_prefix(root)?.components().map(|c| c.as_os_str().to_string_lossy().into_owned()).collect();
-            let label = (parts.len() > 1).then(|| parts[0].clone());
-            found.push(Picture { id: parts.join("/"), label, path });
-        }
-    }
-    Ok(())
-}
-
-fn is_image(path: &Path) -> bool {
-    let extension = path.extension().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
-    matches!(
-        extension.as_str(),
-        "jpg" | "jpeg" | "png" | "webp" | "gif" | "bmp" | "tif" | "tiff" | "ppm" | "pgm" | "pnm" | "apng"
-    )
+/// What became of an upload.
+#[derive(Debug, Default)]
+pub struct Uploaded {
+    /// Items that took the place of another.
+    pub replaced: usize,
+    /// Id and cause of those that were refused.
+    pub failed: Vec<(String, String)>,
 }
 
 /// A connection to one server.
@@ -80,23 +34,26 @@ pub struct Client {
 }
 
 impl Client {
-    /// `url` is like `http://127.0.0.1:8080`; a key is taken from the environment variable MACRL_API_KEY.
-    pub fn new(url: &str) -> Self {
+    /// `url` is like `http://127.0.0.1:8080`; without a key the environment variable MACRL_API_KEY holds it.
+    pub fn new(url: &str, key: Option<String>) -> Self {
         let config = Agent::config_builder().timeout_global(Some(Duration::from_secs(120))).http_status_as_error(false);
-        let key = std::env::var("MACRL_API_KEY").ok().filter(|k| !k.is_empty());
+        let key = key.or_else(|| std::env::var("MACRL_API_KEY").ok()).filter(|k| !k.is_empty());
         Self { agent: config.build().into(), url: url.trim_end_matches('/').into(), key }
     }
 
-    /// Waits until the server answers `/ready` with 200.
+    /// Waits until the server answers `/ready` with 200.  `appearing`: it may still be starting, so that a port where
+    /// nobody listens is waited for as well.
     ///
     /// # Errors
     /// What it last said, when `patience` is over.
-    pub fn wait_until_ready(&self, patience: Duration) -> Result<()> {
+    pub fn wait_until_ready(&self, patience: Duration, appearing: bool) -> Result<()> {
         let since = Instant::now();
         loop {
-            let last = match self.get("/ready") {
-                Ok(_) => return Ok(()),
-                Err(e) => e,
+            let last = match self.call(self.agent.get(self.at("/ready")), "/ready") {
+                Ok((status, _)) if status.is_success() => return Ok(()),
+                Ok((status, text)) => refused("/ready", status, &text),
+                Err(e) if appearing => e,
+                Err(e) => return Err(e.context(format!("{} does not answer", self.url))),
             };
             if since.elapsed() > patience {
                 return Err(last.context(format!("{} is not ready after {} s", self.url, patience.as_secs())));
@@ -110,11 +67,29 @@ impl Client {
     /// # Errors
     /// No answer, or one that is not 2xx with JSON.
     pub fn get(&self, path: &str) -> Result<Value> {
-        let mut request = self.agent.get(format!("{}{path}", self.url));
-        if let Some(key) = &self.key {
-            request = request.header("Authorization", format!("Bearer {key}"));
+        self.find(path)?.with_context(|| format!("{path} answered 404"))
+    }
+
+    /// GET, as JSON; `None`: 404.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub fn find(&self, path: &str) -> Result<Option<Value>> {
+        match self.call(self.agent.get(self.at(path)), path)? {
+            (StatusCode::NOT_FOUND, _) => Ok(None),
+            (status, text) => json_of(path, status, &text).map(Some),
         }
-        read(request.call(), path)
+    }
+
+    /// DELETE; whether there was something.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub fn delete(&self, path: &str) -> Result<bool> {
+        match self.call(self.agent.delete(self.at(path)), path)? {
+            (StatusCode::NOT_FOUND, _) => Ok(false),
+            (status, text) => json_of(path, status, &text).map(|_| true),
+        }
     }
 
     /// POST of a body, answered as JSON.
@@ -122,52 +97,77 @@ impl Client {
     /// # Errors
     /// As [`Client::get`].
     pub fn post(&self, path: &str, content_type: &str, body: &[u8]) -> Result<Value> {
-        let mut request = self.agent.post(format!("{}{path}", self.url)).header("Content-Type", content_type);
-        if let Some(key) = &self.key {
-            request = request.header("Authorization", format!("Bearer {key}"));
-        }
-        read(request.send(body), path)
+        let request = self.with_key(self.agent.post(self.at(path))).header("Content-Type", content_type);
+        let (status, text) = read(request.send(body), path)?;
+        json_of(path, status, &text)
     }
 
-    /// Uploads pictures as items `{"label", "file"}`, with a progress bar on a terminal; what failed, by id.
+    fn at(&self, path: &str) -> String {
+        format!("{}{path}", self.url)
+    }
+
+    fn with_key<B>(&self, request: RequestBuilder<B>) -> RequestBuilder<B> {
+        match &self.key {
+            Some(key) => request.header("Authorization", format!("Bearer {key}")),
+            None => request,
+        }
+    }
+
+    fn call(&self, request: RequestBuilder<WithoutBody>, path: &str) -> Result<(StatusCode, String)> {
+        read(self.with_key(request).call(), path)
+    }
+
+    /// Uploads pictures with their metadata, with a progress bar on a terminal.
     ///
     /// # Errors
     /// A request that failed as a whole.
-    pub fn upload(&self, pictures: &[Picture]) -> Result<Vec<(String, String)>> {
+    pub fn upload(&self, pictures: &[(Picture, Metadata)]) -> Result<Uploaded> {
         let progress = Progress::new("uploading images", pictures.len());
-        let mut failed = Vec::new();
+        let mut all = Uploaded::default();
         for batch in pictures.chunks(BATCH) {
-            failed.extend(self.upload_batch(batch)?);
+            self.upload_batch(batch, &mut all)?;
             progress.add(batch.len());
         }
-        Ok(failed)
+        Ok(all)
     }
 
-    fn upload_batch(&self, batch: &[Picture]) -> Result<Vec<(String, String)>> {
-        let items = batch.iter().map(item).collect::<Result<Vec<_>>>()?;
+    fn upload_batch(&self, batch: &[(Picture, Metadata)], all: &mut Uploaded) -> Result<()> {
+        let items = batch.iter().map(|(picture, metadata)| item(picture, metadata)).collect::<Result<Vec<_>>>()?;
         let body = serde_json::to_vec(&json!({ "items": items }))?;
         let answer = self.post("/items", "application/json", &body)?;
         let results = answer["results"].as_array().filter(|r| r.len() == batch.len());
         let results =
             results.with_context(|| format!("expected {} results from /items, found {answer}", batch.len()))?;
-        let failures = batch.iter().zip(results).filter(|(_, r)| !r["error"].is_null());
-        Ok(failures
-            .map(|(p, r)| (p.id.clone(), r["error"]["message"].as_str().unwrap_or("unknown").to_string()))
-            .collect())
+        for ((picture, _), result) in batch.iter().zip(results) {
+            if result["error"].is_null() {
+                all.replaced += usize::from(result["status"] == "updated");
+            } else {
+                let cause = result["error"]["message"].as_str().unwrap_or("unknown").to_string();
+                all.failed.push((picture.id.clone(), cause));
+            }
+        }
+        Ok(())
     }
 }
 
-fn item(picture: &Picture) -> Result<Value> {
+fn item(picture: &Picture, metadata: &Metadata) -> Result<Value> {
     let bytes = std::fs::read(&picture.path).with_context(|| format!("cannot read {}", picture.path.display()))?;
-    Ok(json!({ "id": picture.id, "image": STANDARD.encode(bytes), "metadata": picture.metadata() }))
+    Ok(json!({ "id": picture.id, "image": STANDARD.encode(bytes), "metadata": metadata }))
 }
 
-fn read(answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>, path: &str) -> Result<Value> {
+fn read(answer: Result<Response<Body>, ureq::Error>, path: &str) -> Result<(StatusCode, String)> {
     let mut response = answer.map_err(|e| anyhow!("{path}: {e}"))?;
-    let status = response.status();
     let text = response.body_mut().read_to_string().with_context(|| format!("{path}: the answer broke off"))?;
+    Ok((response.status(), text))
+}
+
+fn json_of(path: &str, status: StatusCode, text: &str) -> Result<Value> {
     if !status.is_success() {
-        bail!("{path} answered {status}: {}", text.chars().take(300).collect::<String>());
+        return Err(refused(path, status, text));
     }
-    serde_json::from_str(&text).with_context(|| format!("{path} did not answer with JSON"))
+    serde_json::from_str(text).with_context(|| format!("{path} did not answer with JSON"))
+}
+
+fn refused(path: &str, status: StatusCode, text: &str) -> anyhow::Error {
+    anyhow!("{path} answered {status}: {}", text.chars().take(300).collect::<String>())
 }

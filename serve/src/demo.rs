@@ -11,7 +11,8 @@ use macrl_models::output::elapsed;
 use serde_json::Value;
 
 use crate::cli::UsageError;
-use crate::client::{Client, Picture, pictures};
+use crate::client::Client;
+use crate::pictures::{Labels, Picture, pictures};
 use crate::sheet::{Frame, Row, draw};
 
 /// Bytes of a PNG before its second chunk: the magic number and IHDR.
@@ -58,14 +59,16 @@ struct Answer {
 /// A server that does not answer, or an answer that is wrong in shape.
 pub fn run(args: &DemoArgs) -> Result<()> {
     check_place(&args.out)?;
-    let (gallery, queries) = (pictures(&args.gallery)?, pictures(&args.queries)?);
-    let client = Client::new(&args.url);
-    client.wait_until_ready(Duration::from_secs(120))?;
+    let read = |folder: &Path| pictures(folder, folder, Labels::First).map(|found| found.list);
+    let (gallery, queries) = (read(&args.gallery)?, read(&args.queries)?);
+    let client = Client::new(&args.url, None);
+    client.wait_until_ready(Duration::from_secs(120), true)?;
     let info = client.get("/info")?;
     let dim = info["model"]["dim"].as_u64().context("/info names no dim")? as usize;
     let has_probe = info["model"]["labels"].is_array();
     let since = Instant::now();
-    let failed = client.upload(&gallery)?;
+    let items: Vec<_> = gallery.iter().map(|picture| (picture.clone(), picture.metadata())).collect();
+    let failed = client.upload(&items)?.failed;
     ensure!(
         failed.is_empty(),
         "{} of {} gallery images were refused, first: {:?}",

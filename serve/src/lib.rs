@@ -20,6 +20,7 @@ pub mod input;
 pub mod limits;
 pub mod metrics;
 pub mod openapi;
+pub mod pictures;
 pub mod pool;
 pub mod routes;
 pub mod server;

@@ -6,6 +6,7 @@ mod embed;
 mod errors;
 mod explore;
 mod images;
+mod ingest;
 mod items;
 mod process;
 mod reload;

@@ -11,13 +11,13 @@ use crate::support::*;
 const BINARY: &str = env!("CARGO_BIN_EXE_macrl-serve");
 
 /// A running server; killed when dropped.
-struct Process {
+pub(crate) struct Process {
     child: Child,
-    url: String,
+    pub(crate) url: String,
 }
 
 impl Process {
-    fn start(bundle: &Path, more: &[&str]) -> Self {
+    pub(crate) fn start(bundle: &Path, more: &[&str]) -> Self {
         let mut child = Command::new(BINARY)
             .args(["--listen", "127.0.0.1:0", "--device", "cpu", "--bundle"])
             .arg(bundle)
@@ -43,7 +43,7 @@ impl Process {
     }
 
     /// One request over a new connection; the whole answer.
-    fn ask(&self, request: &[u8]) -> String {
+    pub(crate) fn ask(&self, request: &[u8]) -> String {
         let mut stream = TcpStream::connect(self.address()).unwrap();
         stream.write_all(request).unwrap();
         let mut answer = String::new();
@@ -70,7 +70,7 @@ impl Drop for Process {
     }
 }
 
-fn bundle() -> tempfile::TempDir {
+pub(crate) fn bundle() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     write_bundle(dir.path(), "tiny", true);
     dir
@@ -84,11 +84,11 @@ fn request(body: &[u8]) -> Vec<u8> {
     [head.as_bytes(), body].concat()
 }
 
-fn run(args: &[&str]) -> Output {
+pub(crate) fn run(args: &[&str]) -> Output {
     Command::new(BINARY).args(args).output().unwrap()
 }
 
-fn one_line(output: &Output) -> String {
+pub(crate) fn one_line(output: &Output) -> String {
     let text = String::from_utf8(output.stderr.clone()).unwrap();
     assert_eq!(text.trim_end().lines().count(), 1, "{text}");
     text
@@ -263,57 +263,8 @@ fn the_demo_uploads_asks_and_draws() {
     assert!(text.contains("neighbours of the query's class:"), "{text}");
     // Two rows of a query and five neighbours.
     assert_eq!(image::image_dimensions(at("n.png")).unwrap(), (6 * 110 + 6 + 14, 2 * 110 + 6));
-    let ingested = run(&["ingest", "--url", &server.url, &at("queries")]);
-    assert!(String::from_utf8(ingested.stdout).unwrap().starts_with("2 of 2 images stored"));
     let mut wrong = demo;
     let nowhere = at("nothing");
     wrong[4] = &nowhere;
     assert_eq!(run(&wrong).status.code(), Some(1));
-}
-
-#[test]
-fn ingest_fills_an_index_goes_on_where_it_ended_and_lists_what_failed() {
-    let (dir, work) = (bundle(), tempfile::tempdir().unwrap());
-    let at = |name: &str| work.path().join(name).to_str().unwrap().to_string();
-    let write = |name: &str, bytes: &[u8]| {
-        let path = work.path().join("images").join(name);
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(path, bytes).unwrap();
-    };
-    (0..40).for_each(|seed| write(&format!("{}/{seed}.png", if seed % 2 == 0 { "even" } else { "odd" }), &png(seed)));
-    let bundle = dir.path().to_str().unwrap();
-    let ingest = || run(&["ingest", "--bundle", bundle, "--index", &at("index"), &at("images")]);
-    let said = |output: &Output| String::from_utf8(output.stdout.clone()).unwrap();
-    let output = ingest();
-    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
-    assert!(said(&output).starts_with("40 of 40 images stored"), "{}", said(&output));
-    // New, changed, broken, and not an image at all.
-    write("even/new.png", &png(50));
-    write("odd/1.png", &png(51));
-    write("broken.png", b"no image");
-    write("notes.txt", b"nothing");
-    let output = ingest();
-    assert_eq!(output.status.code(), Some(1));
-    // The text is no image and does not count.
-    assert!(
-        said(&output).starts_with("2 of 42 images stored") && said(&output).contains("39 were there"),
-        "{}",
-        said(&output)
-    );
-    let errors = String::from_utf8(output.stderr).unwrap();
-    assert!(errors.starts_with("broken.png: ") && errors.ends_with("error: 1 image was refused\n"), "{errors}");
-
-    let server = Process::start(dir.path(), &["--index", &at("index")]);
-    let get = |path: &str| server.ask(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes());
-    assert!(get("/items/odd%2F1.png").contains("{\"label\":\"odd\",\"file\":\"1.png\"}"));
-    assert!(get("/items?limit=1").contains("\"total\":41"));
-    // The server has the folder now.
-    let refused = ingest();
-    assert_eq!(refused.status.code(), Some(1));
-    assert!(one_line(&refused).contains("is being written by another process"));
-    // What is embedded in bulk is what is embedded one by one.
-    let search =
-        format!("POST /search?k=1 HTTP/1.0\r\nContent-Type: image/png\r\nContent-Length: {}\r\n\r\n", png(51).len());
-    let answer = server.ask(&[search.as_bytes(), &png(51)].concat());
-    assert!(answer.contains("\"id\":\"odd/1.png\"") && answer.contains("\"score\":"), "{answer}");
 }

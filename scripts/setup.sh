@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Gets what the build and the server need and cargo can't: protoc, and ONNX Runtime's shared library.
-# `scripts/setup.sh tests` also gets a PostgreSQL with pgvector, for tests.
-# What is there already is left alone.  ORT=gpu: the CUDA build of ONNX Runtime.
+# `scripts/setup.sh tests` also gets a PostgreSQL with pgvector and libheif, for tests.
+# What is there already is left alone.  ORT=gpu: the CUDA build of ONNX Runtime.  HEIF=1: libheif, which reads HEIC.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -71,6 +71,20 @@ get_onnxruntime() {
     echo "$package" >.deps/onnxruntime/package
 }
 
+# libheif with its HEVC decoder, as PyPI's pillow-heif carries it.
+get_libheif() {
+    if [ -d .deps/libheif ]; then return; fi
+    say "libheif (PyPI's pillow-heif)"
+    # Nothing in it depends on Python's version.
+    local wheel=.deps/libheif-wheel
+    fetch_wheel $wheel 'pillow-heif==1.*' "$@" 2>/dev/null ||
+        fetch_wheel $wheel 'pillow-heif==1.*' "$@" --python-version 3.12 --implementation cp --abi cp312 \
+            --platform "manylinux_2_28_$(uname -m)" --platform "manylinux_2_27_$(uname -m)" ||
+        return 1
+    mv $wheel/pillow_heif.libs .deps/libheif
+    rm -rf $wheel
+}
+
 # Without it, the tests that need it are skipped.
 get_postgres() {
     local version=0.6.0
@@ -98,4 +112,9 @@ get_postgres() {
 need_tools
 get_protoc
 get_onnxruntime
-if [ "${1:-}" = tests ]; then get_postgres; fi
+if [ "${1:-}" = tests ]; then
+    get_postgres
+    get_libheif --timeout 20 --retries 1 || say "libheif could not be fetched: its test will be skipped"
+elif [ "${HEIF:-}" = 1 ]; then
+    get_libheif || fail "libheif could not be fetched; install your system's (Debian: libheif1)"
+fi

@@ -151,7 +151,9 @@ impl From<DecodeError> for ApiError {
     fn from(error: DecodeError) -> Self {
         match error {
             DecodeError::TooLarge { .. } | DecodeError::TooMuchMemory { .. } => Self::ImageTooLarge(error.to_string()),
-            DecodeError::Format { .. } | DecodeError::Broken { .. } => Self::Undecodable(error.to_string()),
+            DecodeError::Format { .. } | DecodeError::NeedsLibheif { .. } | DecodeError::Broken { .. } => {
+                Self::Undecodable(error.to_string())
+            }
         }
     }
 }

@@ -2,8 +2,14 @@
 //!
 //! Formats: JPEG, PNG, WebP, GIF, BMP, TIFF, PNM, recognised by content.  EXIF orientation is applied.  The first frame
 //! of an animation counts.  Transparent pixels are laid over **black** (the padding colour of `Fit::Pad`).  16-bit
-//! samples keep their high byte's rounding; grey is repeated over the channels; CMYK is converted by the decoder.
-//! Colour profiles are not applied.
+//! samples keep their high byte's rounding; grey is repeated over the channels; CMYK is converted by the decoder.  An
+//! embedded colour profile is applied: the result is sRGB.
+//!
+//! HEIC and AVIF are read by libheif where that library is installed ([`heif`]).
+
+mod color;
+pub mod heif;
+mod jpeg;
 
 use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -27,6 +33,20 @@ impl Default for DecodeLimits {
     /// 50 megapixels (a large camera's photo), 512 MiB.
     fn default() -> Self {
         Self { max_pixels: 50_000_000, max_edge: 65_535, max_alloc: 512 << 20 }
+    }
+}
+
+impl DecodeLimits {
+    /// Refuses a picture by its size.
+    fn check(&self, width: u32, height: u32, format: &'static str) -> Result<(), DecodeError> {
+        let Self { max_pixels, max_edge, .. } = *self;
+        if u64::from(width) * u64::from(height) > max_pixels || width.max(height) > max_edge {
+            return Err(DecodeError::TooLarge { width, height, max_pixels, max_edge });
+        }
+        match width == 0 || height == 0 {
+            true => Err(DecodeError::Broken { format, cause: format!("it has {width} x {height} pixels") }),
+            false => Ok(()),
+        }
     }
 }
 
@@ -57,6 +77,14 @@ pub enum DecodeError {
         /// The limit.
         max_alloc: u64,
     },
+    /// A format that needs a library which is not installed.
+    #[error("{format} images are read where libheif is installed, and {cause}")]
+    NeedsLibheif {
+        /// HEIC or AVIF.
+        format: &'static str,
+        /// What is missing.
+        cause: String,
+    },
     /// A known format, but broken or of a kind that is not supported.
     #[error("{format} image cannot be decoded: {cause}")]
     Broken {
@@ -82,6 +110,9 @@ const HEADER_ALLOC: u64 = 32 << 20;
 /// # Errors
 /// Every [`DecodeError`]; sizes are checked on the header, before pixels are decoded.
 pub fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<RgbImage, DecodeError> {
+    if let Some(format) = heif::format(bytes) {
+        return heif::decode(bytes, format, limits);
+    }
     let format = image::guess_format(bytes).ok().filter(|f| f.reading_enabled());
     let Some(format) = format else {
         return Err(DecodeError::Format { found: first_bytes(bytes) });
@@ -94,6 +125,9 @@ pub fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<RgbImage, DecodeErr
 
 /// Width x height as the header says, without decoding anything; `None` where it cannot be read.
 pub fn announced_pixels(bytes: &[u8]) -> Option<u64> {
+    if heif::format(bytes).is_some() {
+        return heif::announced_pixels(bytes);
+    }
     let format = image::guess_format(bytes).ok().filter(|f| f.reading_enabled())?;
     let read = || reader(bytes, format, PEEK_ALLOC).into_dimensions().ok();
     let (width, height) = catch_unwind(AssertUnwindSafe(read)).ok()??;
@@ -121,56 +155,33 @@ fn decode_known(
     let fault = |e: ImageError| from_image_error(e, name, limits);
     let mut decoder = reader(bytes, format, limits.max_alloc.min(HEADER_ALLOC)).into_decoder().map_err(fault)?;
     let (width, height) = decoder.dimensions();
-    let too_large = u64::from(width) * u64::from(height) > limits.max_pixels || width.max(height) > limits.max_edge;
-    if too_large {
-        let DecodeLimits { max_pixels, max_edge, .. } = *limits;
-        return Err(DecodeError::TooLarge { width, height, max_pixels, max_edge });
-    }
-    if width == 0 || height == 0 {
-        return Err(DecodeError::Broken { format: name, cause: format!("it has {width} x {height} pixels") });
-    }
+    limits.check(width, height, name)?;
     let mut strict = allocating(limits.max_alloc);
     // The output is ours to allocate: it counts too.
     strict.reserve(decoder.total_bytes()).map_err(fault)?;
     decoder.set_limits(strict).map_err(fault)?;
-    let orientation = orientation(&mut decoder);
+    let orientation = orientation(&mut decoder, format);
+    let profile = decoder.icc_profile().ok().flatten().unwrap_or_default();
     let mut pixels = DynamicImage::from_decoder(decoder).map_err(fault)?;
-    if format == image::ImageFormat::Jpeg && !is_whole_jpeg(bytes) {
+    let again =
+        |longer: &[u8]| DynamicImage::from_decoder(reader(longer, format, limits.max_alloc).into_decoder().ok()?).ok();
+    if format == image::ImageFormat::Jpeg && !jpeg::is_whole(bytes, &pixels, again) {
         let cause = "the file ends before the image does".into();
         return Err(DecodeError::Broken { format: name, cause });
     }
     pixels.apply_orientation(orientation);
-    Ok(over_black(pixels))
+    Ok(over_black(color::to_srgb(pixels, &profile)))
 }
 
-/// What EXIF says about the picture's top; a broken block is no reason to refuse the picture.
-fn orientation(decoder: &mut impl ImageDecoder) -> Orientation {
+/// What EXIF, or TIFF's own tag, says about the picture's top; a broken block is no reason to refuse the picture.
+fn orientation(decoder: &mut impl ImageDecoder, format: image::ImageFormat) -> Orientation {
+    if format == image::ImageFormat::Tiff {
+        return decoder.orientation().unwrap_or(Orientation::NoTransforms);
+    }
     let exif = decoder.exif_metadata().ok().flatten().unwrap_or_default();
     // WebP files written by some programs keep JPEG's prefix in front of the block.
     let block = exif.strip_prefix(b"Exif\0\0").unwrap_or(&exif);
     Orientation::from_exif_chunk(block).unwrap_or(Orientation::NoTransforms)
-}
-
-/// Whether a JPEG's markers lead to its end.  The decoder fills up a file that was cut short with grey, and an
-/// embedding of grey looks like any other.
-fn is_whole_jpeg(bytes: &[u8]) -> bool {
-    let mut at = 2;
-    while let Some(offset) = bytes.get(at..).and_then(|rest| rest.iter().position(|b| *b == 0xff)) {
-        at += offset + 1;
-        match bytes.get(at) {
-            // End of the image.
-            Some(0xd9) => return true,
-            // A stuffed byte, padding, a restart, a stray start: data goes on.
-            Some(0x00 | 0x01 | 0xff | 0xd0..=0xd8) => {}
-            // A segment with its length; after the one that starts a scan, its data are searched for the next marker.
-            Some(_) => match bytes.get(at + 1..at + 3) {
-                Some(length) => at += 1 + usize::from(u16::from_be_bytes([length[0], length[1]])),
-                None => return false,
-            },
-            None => return false,
-        }
-    }
-    false
 }
 
 /// Any colour type -> RGB8, alpha over black.

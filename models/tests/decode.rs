@@ -88,14 +88,56 @@ fn a_jpeg_that_was_cut_short_is_refused() {
     }
 }
 
-/// The same six colours with a profile, as PNG.
-fn with_profile(profile: &ColorProfile) -> Vec<u8> {
-    let colors = [[255, 0, 0], [0, 255, 0], [0, 0, 255], [200, 120, 40], [12, 34, 56], [128, 128, 128]];
+/// Six pixels of R, G, B, or of grey, with a profile, as PNG.
+fn with_profile(profile: &ColorProfile, kind: ExtendedColorType, samples: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut encoder = PngEncoder::new(&mut bytes);
     encoder.set_icc_profile(profile.encode().unwrap()).unwrap();
-    encoder.write_image(colors.as_flattened(), 6, 1, ExtendedColorType::Rgb8).unwrap();
+    encoder.write_image(samples, 6, 1, kind).unwrap();
     bytes
+}
+
+const SIX: [[u8; 3]; 6] = [[255, 0, 0], [0, 255, 0], [0, 0, 255], [200, 120, 40], [12, 34, 56], [128, 128, 128]];
+
+/// ```python
+/// profile, srgb = ImageCms.ImageCmsProfile("the profile's bytes in a file"), ImageCms.createProfile("sRGB")
+/// ImageCms.profileToProfile(Image.fromarray(six), profile, srgb, outputMode="RGB")             # Pillow 13
+/// ```
+#[test]
+fn embedded_profiles_are_applied_as_pillow_does() {
+    let p3 = [[255, 0, 0], [0, 255, 0], [0, 0, 255], [213, 115, 0], [3, 35, 58], [128, 128, 128]];
+    let adobe = [[255, 0, 0], [0, 255, 0], [0, 0, 255], [224, 121, 25], [0, 28, 54], [129, 129, 129]];
+    let profiles = [(ColorProfile::new_display_p3(), p3), (ColorProfile::new_adobe_rgb(), adobe)];
+    for (profile, expected) in profiles {
+        let opaque = read(&with_profile(&profile, ExtendedColorType::Rgb8, SIX.as_flattened())).unwrap();
+        let with_alpha: Vec<u8> = SIX.iter().flat_map(|[r, g, b]| [*r, *g, *b, 255]).collect();
+        let over = read(&with_profile(&profile, ExtendedColorType::Rgba8, &with_alpha)).unwrap();
+        let expected: &[[u8; 3]] = &expected;
+        for found in [opaque, over] {
+            let pairs = found.as_raw().iter().zip(expected.as_flattened());
+            let largest = pairs.map(|(a, b)| a.abs_diff(*b)).max().unwrap();
+            assert!(largest <= 2, "{largest}: {found:?}");
+        }
+    }
+    let grays =
+        with_profile(&ColorProfile::new_gray_with_gamma(1.8), ExtendedColorType::L8, &[0, 40, 100, 128, 200, 255]);
+    for (found, expected) in read(&grays).unwrap().pixels().zip([0u8, 53, 119, 146, 210, 255]) {
+        assert!(found.0.iter().all(|v| v.abs_diff(expected) <= 2), "{found:?}, not {expected}");
+    }
+}
+
+#[test]
+fn a_profile_that_is_srgb_or_damaged_changes_nothing() {
+    let same = read(&with_profile(&ColorProfile::new_srgb(), ExtendedColorType::Rgb8, SIX.as_flattened())).unwrap();
+    assert_eq!(same.as_raw(), SIX.as_flattened());
+    let whole = ColorProfile::new_display_p3().encode().unwrap();
+    for length in (0..whole.len()).step_by(5) {
+        let mut png = Vec::new();
+        let mut encoder = PngEncoder::new(&mut png);
+        encoder.set_icc_profile(whole[..length].to_vec()).unwrap();
+        encoder.write_image(SIX.as_flattened(), 6, 1, ExtendedColorType::Rgb8).unwrap();
+        read(&png).unwrap();
+    }
 }
 
 /// Pictures of 64 x 48: red on the left, green above blue on the right; one asks to be turned by a quarter.  Made by
@@ -117,7 +159,7 @@ fn heic_is_known_by_its_brand() {
 
 #[test]
 fn heic_is_read_where_libheif_is() {
-    if let Err(cause) = heif::available() {
+    if let Err(cause) = heif::available("HEIC") {
         let found = read(COLORS);
         assert!(matches!(&found, Err(DecodeError::NeedsLibheif { format: "HEIC", .. })), "{found:?}");
         eprintln!("not tested: libheif: {cause}");

@@ -28,12 +28,22 @@ pub fn format(bytes: &[u8]) -> Option<&'static str> {
     })
 }
 
-/// Whether libheif is there; the error says what was looked for, or why what was found does not load.
+/// Whether libheif is there and reads `format`, HEIC or AVIF.
 ///
 /// # Errors
-/// One sentence.
-pub fn available() -> Result<(), String> {
-    libheif().map(|_| ())
+/// What is missing, in half a sentence.
+pub fn available(format: &str) -> Result<(), String> {
+    reader(format).map(|_| ())
+}
+
+fn reader(format: &str) -> Result<&'static LibHeif, String> {
+    let library = libheif()?;
+    let coding = if format == "AVIF" { AV1 } else { HEVC };
+    // SAFETY: takes any number.
+    match unsafe { (library.have_decoder)(coding) } {
+        0 => Err(format!("the one found was built without a decoder of {format}")),
+        _ => Ok(library),
+    }
 }
 
 /// Width x height as the file's header says; `None` without libheif.
@@ -47,7 +57,7 @@ pub(super) fn announced_pixels(bytes: &[u8]) -> Option<u64> {
 /// # Shapes
 /// (height, width, 3) u8, with the rotations and crops that the file asks for.
 pub(super) fn decode(bytes: &[u8], format: &'static str, limits: &DecodeLimits) -> Result<RgbImage, DecodeError> {
-    let library = libheif().map_err(|cause| DecodeError::NeedsLibheif { format, cause })?;
+    let library = reader(format).map_err(|cause| DecodeError::NeedsLibheif { format, cause })?;
     let broken = |cause| DecodeError::Broken { format, cause };
     let image = Primary::open(library, bytes, limits).map_err(broken)?;
     let (width, height) = image.size();
@@ -82,6 +92,9 @@ impl Status {
     }
 }
 
+/// `heif_compression_HEVC` and `_AV1`.
+const HEVC: c_int = 1;
+const AV1: c_int = 4;
 /// `heif_colorspace_RGB`.
 const RGB: c_int = 1;
 /// `heif_chroma_interleaved_RGB`, and `_RGBA`.
@@ -93,6 +106,7 @@ const NUMBERS: u32 = u32::from_be_bytes(*b"nclx");
 
 /// libheif's functions that are used here.
 struct LibHeif {
+    have_decoder: unsafe extern "C" fn(c_int) -> c_int,
     context_alloc: unsafe extern "C" fn() -> *mut c_void,
     context_free: unsafe extern "C" fn(*mut c_void),
     set_maximum_edge: unsafe extern "C" fn(*mut c_void, c_int),
@@ -125,6 +139,7 @@ impl LibHeif {
                 init(std::ptr::null());
             }
             Ok(Self {
+                have_decoder: *library.get(b"heif_have_decoder_for_format\0")?,
                 context_alloc: *library.get(b"heif_context_alloc\0")?,
                 context_free: *library.get(b"heif_context_free\0")?,
                 set_maximum_edge: *library.get(b"heif_context_set_maximum_image_size_limit\0")?,

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use crate::decode::heif;
+
 /// A kind of image file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Format {
@@ -50,7 +52,7 @@ pub enum Format {
 }
 
 /// The formats that are read, for messages.
-pub const READ: &str = "JPEG, PNG, WebP, GIF, BMP, TIFF, PNM";
+pub const READ: &str = "JPEG, PNG, WebP, GIF, BMP, TIFF, PNM; HEIC and AVIF with libheif";
 
 const ENDINGS: &[(Format, &str, &[&str])] = &[
     (Format::Jpeg, "JPEG", &["jpg", "jpeg", "jpe", "jfif"]),
@@ -100,7 +102,11 @@ impl Format {
     /// This is the one place to change when a reader is added; one that depends on a library found at run time answers
     /// for the library that it found.  Files of other formats are counted and named, and not opened.
     pub fn is_read(self) -> bool {
-        use Format::{Bmp, Gif, Jpeg, Png, Pnm, Tiff, WebP};
-        matches!(self, Jpeg | Png | Gif | WebP | Bmp | Tiff | Pnm)
+        use Format::{Avif, Bmp, Gif, Heic, Jpeg, Png, Pnm, Tiff, WebP};
+        match self {
+            Jpeg | Png | Gif | WebP | Bmp | Tiff | Pnm => true,
+            Heic | Avif => heif::available(self.name()).is_ok(),
+            _ => false,
+        }
     }
 }

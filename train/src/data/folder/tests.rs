@@ -237,9 +237,9 @@ fn test_images_alone_are_refused() {
                     give that split's folder";
     assert!(message.ends_with(expected), "{message}");
     assert_eq!(counts(&dir.path().join("val")).2, ["cat"]);
-    std::fs::write(dir.path().join("x.heic"), b"ftypheic").unwrap();
+    std::fs::write(dir.path().join("x.jxl"), b"JXL").unwrap();
     let message = format!("{:#}", open_with(dir.path(), &READING, 0).err().unwrap());
-    assert!(message.ends_with("; left out: 1 HEIC file (not read: x.heic)"), "{message}");
+    assert!(message.ends_with("; left out: 1 JPEG XL file (not read: x.jxl)"), "{message}");
 }
 
 #[test]
@@ -266,15 +266,16 @@ fn every_name_and_no_image_twice() {
 #[test]
 fn formats_that_are_not_read_are_counted() {
     let dir = tempfile::tempdir().unwrap();
-    (0..3).for_each(|i| std::fs::write(dir.path().join(format!("{i}.HEIC")), b"ftypheic").unwrap());
+    (0..3).for_each(|i| std::fs::write(dir.path().join(format!("{i}.JXL")), b"JXL").unwrap());
     std::fs::write(dir.path().join("x.svg"), b"<svg/>").unwrap();
     let message = format!("{:#}", open_with(dir.path(), &READING, 0).err().unwrap());
-    let expected = "found 3 HEIC files, 1 SVG file; the formats that are read are JPEG, PNG, WebP, GIF, BMP, TIFF, PNM";
+    let expected = "found 3 JPEG XL files, 1 SVG file; the formats that are read are JPEG, PNG, WebP, GIF, BMP, TIFF, PNM; \
+                    HEIC and AVIF with libheif";
     assert!(message.starts_with("no images that are read in ") && message.ends_with(expected), "{message}");
     fill(dir.path(), &[("", 10)]);
     let data = open_with(dir.path(), &READING, 0).unwrap();
     assert_eq!(data.train.len(), 9);
-    let expected = "3 HEIC files (not read: 0.HEIC, 1.HEIC, 2.HEIC), 1 SVG file (not read: x.svg)";
+    let expected = "3 JPEG XL files (not read: 0.JXL, 1.JXL, 2.JXL), 1 SVG file (not read: x.svg)";
     assert_eq!(data.left_out, [expected]);
 }
 

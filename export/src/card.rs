@@ -87,6 +87,12 @@ fn numbers(source: &Source) -> String {
                 here. `macrl-train evaluate --run RUN` measures them; export again afterwards.\n"
             .into();
     };
+    if evaluation.rows.is_empty() {
+        return "## Numbers\n\nThe run's images have no labels: there is no accuracy to state, and there are no class names here. \
+                `evaluation.json` holds what can be said without labels, the spread and the effective rank of the features \
+                beside those of an untrained encoder.\n"
+            .into();
+    }
     let mut text = protocol(evaluation);
     text += "\n| features | kNN % | 1-NN % | linear probe % |\n| --- | --- | --- | --- |\n";
     for row in &evaluation.rows {
@@ -203,7 +209,7 @@ fn limits(source: &Source) -> String {
     if source.probe.is_some() {
         text += "- The probe names one of its own classes for every image, whatever it shows; its scores are not calibrated.\n";
     }
-    if source.evaluation.is_some() {
+    if source.evaluation.as_ref().is_some_and(|e| !e.rows.is_empty()) {
         text += "- A row above that beats this model's is a reason to use that instead.\n";
     }
     text

@@ -12,62 +12,37 @@ use rayon::prelude::*;
 use crate::data::Dataset;
 use crate::evaluate::Features;
 
-/// Images that pass through the encoder at once.
+/// Images that pass through the encoder at once, while they have at most [`TOKENS`] patches; fewer of larger ones, so
+/// that a batch takes about the same memory.
 const BATCH: usize = 256;
+const TOKENS: usize = 64;
 
 /// Images as the encoder sees them before normalisation, with their labels.
 pub struct Images {
     /// (n, S, S, 3) u8.
     pub pixels: Vec<u8>,
-    /// (n)
+    /// (n); 0 where there is none.
     pub labels: Vec<u32>,
     /// Which images of the split these are (n).
     pub indices: Vec<usize>,
+    /// Whether there are images, and all of them have a label.
+    pub labelled: bool,
 }
 
 impl Images {
-    /// Reads `count` labelled images spread evenly over a split (all where it has fewer), through the evaluation
-    /// transform.  Unreadable ones are left out.
+    /// Reads all labelled images of a split through the evaluation transform.  Unreadable ones are left out.
     ///
     /// # Errors
     /// No image is labelled and readable.
-    pub fn read(data: &dyn Dataset, count: usize, preprocess: &Preprocess) -> Result<Self> {
-        let images = Self::read_with(data, count, preprocess, |i| data.label(i));
-        anyhow::ensure!(
-            !images.labels.is_empty(),
-            "no image with a label: evaluation needs class sub-folders or labels"
-        );
+    pub fn read(data: &dyn Dataset, preprocess: &Preprocess) -> Result<Self> {
+        let images = Self::read_chosen(data, &labelled(data), preprocess);
+        anyhow::ensure!(!images.labels.is_empty(), "no readable image has a label");
         Ok(images)
     }
 
-    /// The same whether they have labels or not; all count as class 0.
-    pub fn read_unlabelled(data: &dyn Dataset, count: usize, preprocess: &Preprocess) -> Self {
-        Self::read_with(data, count, preprocess, |_| Some(0))
-    }
-
-    fn read_with(
-        data: &dyn Dataset,
-        count: usize,
-        preprocess: &Preprocess,
-        label: impl Fn(usize) -> Option<u32> + Sync,
-    ) -> Self {
-        let total = data.len();
-        let count = count.min(total);
-        let chosen: Vec<usize> = (0..count).map(|i| i * total / count.max(1)).collect();
-        let progress = Progress::new("reading images to judge the encoder by", chosen.len());
-        let fitted: Vec<(usize, u32, Vec<u8>)> = chosen
-            .into_par_iter()
-            .inspect(|_| progress.add(1))
-            .filter_map(|i| Some((i, label(i)?, preprocess.fit(&*data.image(i).ok()?).into_raw())))
-            .collect();
-        drop(progress);
-        let mut images = Images { pixels: Vec::new(), labels: Vec::new(), indices: Vec::new() };
-        for (i, label, pixels) in fitted {
-            images.pixels.extend(pixels);
-            images.labels.push(label);
-            images.indices.push(i);
-        }
-        images
+    /// Reads the images of these numbers, in this order, with labels or without.  Unreadable ones are left out.
+    pub fn read_chosen(data: &dyn Dataset, chosen: &[usize], preprocess: &Preprocess) -> Self {
+        read_or_name(data, chosen, preprocess, &Progress::new("reading images to judge the encoder by", chosen.len())).0
     }
 
     /// Pooled features of all of them.
@@ -77,7 +52,7 @@ impl Images {
     pub fn encode(&self, encoder: &Encoder, preprocess: &Preprocess, pooling: Pooling) -> Result<Features> {
         let size = encoder.config().image_size;
         let mut values = Vec::with_capacity(self.labels.len() * encoder.config().width);
-        for pixels in self.pixels.chunks(BATCH * size * size * 3) {
+        for pixels in self.pixels.chunks(batch_of(encoder) * size * size * 3) {
             let batch = pixels_to_tensor(pixels, size, preprocess)?;
             let features = encoder.features(&batch, pooling)?;
             with_values(&features, |f| {
@@ -87,6 +62,76 @@ impl Images {
         }
         Ok(Features { values, labels: self.labels.clone(), dim: encoder.config().width })
     }
+}
+
+/// A file that was left out, and why.
+pub type LeftOut = (String, String);
+
+fn read_or_name(
+    data: &dyn Dataset,
+    chosen: &[usize],
+    preprocess: &Preprocess,
+    progress: &Progress,
+) -> (Images, Vec<LeftOut>) {
+    let fit = |&i: &usize| {
+        progress.add(1);
+        (i, data.image(i).map(|image| preprocess.fit(&image).into_raw()))
+    };
+    let fitted: Vec<(usize, Result<Vec<u8>>)> = chosen.par_iter().map(fit).collect();
+    let mut images = Images {
+        pixels: Vec::with_capacity(chosen.len() * preprocess.values()),
+        labels: Vec::with_capacity(chosen.len()),
+        indices: Vec::with_capacity(chosen.len()),
+        labelled: true,
+    };
+    let mut left_out = Vec::new();
+    for (i, pixels) in fitted {
+        match pixels {
+            Ok(pixels) => {
+                images.pixels.extend(pixels);
+                images.labels.push(data.label(i).unwrap_or(0));
+                images.labelled &= data.label(i).is_some();
+                images.indices.push(i);
+            }
+            Err(why) => left_out.push((data.name(i), format!("{why:#}"))),
+        }
+    }
+    images.labelled &= !images.labels.is_empty();
+    (images, left_out)
+}
+
+/// Numbers of the images that have a label.
+pub fn labelled(data: &dyn Dataset) -> Vec<usize> {
+    (0..data.len()).filter(|i| data.label(*i).is_some()).collect()
+}
+
+/// Images that an encoder of this shape takes at once.
+fn batch_of(encoder: &Encoder) -> usize {
+    (BATCH * TOKENS / encoder.config().patches().max(1)).clamp(8, BATCH)
+}
+
+/// Reads the images of these numbers a batch for `encoder` at a time: what is needed once is never held.  Returns what
+/// could not be read.
+///
+/// # Errors
+/// What `work` says.
+pub fn stream(
+    data: &dyn Dataset,
+    chosen: &[usize],
+    encoder: &Encoder,
+    preprocess: &Preprocess,
+    mut work: impl FnMut(&Images) -> Result<()>,
+) -> Result<Vec<LeftOut>> {
+    let progress = Progress::new("encoding images", chosen.len());
+    let mut left_out = Vec::new();
+    for chosen in chosen.chunks(batch_of(encoder)) {
+        let (images, broken) = read_or_name(data, chosen, preprocess, &progress);
+        left_out.extend(broken);
+        if !images.labels.is_empty() {
+            work(&images)?;
+        }
+    }
+    Ok(left_out)
 }
 
 /// Normalised images.

@@ -31,7 +31,8 @@ pub struct State {
 pub struct Weights(Vec<(String, Tensor)>);
 
 const STEP: &str = "step";
-const BEST: &str = "best_knn";
+/// Not `best_knn`, as earlier versions wrote: theirs judged other images, and no later check compares with it.
+const BEST: &str = "best_online_knn";
 const NEXT: &str = "bank.next";
 const DATA: &str = "data";
 

@@ -3,13 +3,10 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
-use candle_core::{Device, Tensor};
-use macrl_models::atomic;
+use candle_core::Device;
 use macrl_models::config::Config;
 use macrl_models::ops::graph::with_values;
 use macrl_models::ops::info_nce::Contrast;
-use macrl_models::preprocess::Preprocess;
-use macrl_models::progress::Progress as Counter;
 use macrl_models::say;
 use serde_json::json;
 
@@ -21,15 +18,13 @@ use crate::online::Online;
 use crate::optimizer::{Gradients, Norms};
 use crate::progress::Progress;
 use crate::run::Run;
+use crate::samples;
 use crate::saving::Saving;
 use crate::schedule::Schedule;
 use crate::sentinel::Sentinel;
 use crate::state::State;
 use crate::stepper::{Done, Stepper};
 use crate::views::{Batch, View};
-
-/// Held-out images kept in the run's folder.
-const SAMPLES: usize = 64;
 
 /// How a run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -205,7 +200,7 @@ pub fn pretrain(
         saving: Saving::new(&config.train),
     };
     let online = Online::prepare(config, data);
-    write_samples(run, config, data)?;
+    samples::write(run, config, data)?;
 
     while state.step < schedule.total {
         if stop.load(Ordering::SeqCst) {
@@ -367,30 +362,4 @@ fn in_words(measured: &Measured) -> String {
         text += &format!(", reconstruction {strong:.3}/{weak:.3}");
     }
     text
-}
-
-/// Keeps some held-out images with the run: the export proves its parity on them.
-fn write_samples(run: &Run, config: &Config, data: &Data) -> Result<()> {
-    let size = config.encoder.image_size;
-    let preprocess = Preprocess::from_config(config);
-    let split = data.test.as_ref().unwrap_or(&data.train);
-    let n = SAMPLES.min(split.len());
-    let progress = Counter::new("keeping sample images", n);
-    let mut pixels = Vec::new();
-    let mut labels = Vec::new();
-    for i in (0..n).map(|i| i * split.len() / n) {
-        progress.add(1);
-        if let Ok(image) = split.image(i) {
-            pixels.extend(preprocess.fit(&image).into_raw());
-            labels.push(split.label(i).map_or(-1, i64::from));
-        }
-    }
-    let count = labels.len();
-    let tensors = [
-        ("pixels".to_string(), Tensor::from_vec(pixels, (count, size, size, 3), &Device::Cpu)?),
-        ("labels".to_string(), Tensor::from_vec(labels, count, &Device::Cpu)?),
-    ];
-    let bytes = macrl_models::checkpoint::to_bytes(&tensors, std::collections::HashMap::new())?;
-    atomic::write_file(&run.samples(), &bytes).with_context(|| format!("cannot write {}", run.samples().display()))?;
-    Ok(())
 }

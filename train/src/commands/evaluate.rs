@@ -8,16 +8,15 @@ use macrl_models::config::Config;
 use macrl_models::evaluation::Evaluation;
 use macrl_models::output::answer;
 use macrl_models::owned::FEATURES;
-use macrl_models::preprocess::Preprocess;
 use macrl_models::probe::Probe;
-use macrl_models::vit::Encoder;
 use macrl_models::{atomic, say};
 
 use super::claim::{Claim, check_file};
-use super::{data_dir, open_data};
+use super::{Usage, data_dir, open_data_once};
 use crate::data::Data;
-use crate::encode::{Images, load_encoder};
-use crate::evaluate::{FeatureSets, Pixels, Settings, Split, evaluate, export, pixel_features, table};
+use crate::encode::{LeftOut, labelled, load_encoder};
+use crate::evaluate::{Settings, Split, evaluate, export, table, unlabelled};
+use crate::extract::Pair;
 use crate::finetune::result;
 use crate::run::Run;
 
@@ -49,29 +48,13 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     say!("encoder: {} (step {step})", path.display());
     check_file(&run.probe(), |path| Probe::read(path).is_ok())?;
     check_file(&run.evaluation(), |path| Evaluation::read(path).is_ok())?;
-    // An array does not tell who wrote it: the folder says which are ours.
-    let mut folder = arguments.features_out.as_deref().map(|dir| Claim::take(dir, FEATURES, COMMAND)).transpose()?;
-    if let (Some(claim), Some(dir)) = (&mut folder, &arguments.features_out) {
-        let in_the_way = export::in_the_way(dir, &ROWS);
-        if !claim.is_ours() && !in_the_way.is_empty() {
-            return Err(claim.foreign(&in_the_way));
-        }
-        claim.mark()?;
-    }
-    let data = open_data(&data_dir(&arguments.data, &run)?, &config)?;
-    let sets = feature_sets(&encoder, &config, &data)?;
-    if let Some(folder) = &arguments.features_out {
-        sets.iter().try_for_each(|(name, split)| export::write_features(folder, name, split))?;
-    }
-    let settings = Settings {
-        k: config.evaluate.k,
-        temperature: config.evaluate.temperature,
-        pooling: config.evaluate.pooling,
-        seed: config.train.seed,
-        split: format!("{}, its training and test split", data.format),
-        labels: data.classes.clone(),
+    let data = open_data_once(&data_dir(&arguments.data, &run)?, &config)?;
+    let pair = Pair::new(encoder, &config)?;
+    let without_labels = labelled(data.train.as_ref()).is_empty();
+    let mut evaluation = match without_labels {
+        true => spread(&pair, &data, &config, arguments)?,
+        false => accuracies(&pair, &data, &config, arguments, &run)?,
     };
-    let (mut evaluation, probe) = evaluate(&sets, &settings)?;
     // The export compares these with the checkpoint that it exports: a probe of other weights would mislead.
     let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     evaluation.protocol.extra.insert("checkpoint".into(), name.into());
@@ -79,37 +62,72 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     if let Some(finetuned) = result::read(&run)? {
         evaluation.extra.insert(result::KEY.into(), finetuned);
     }
-    let bytes = probe.to_bytes().context("cannot write the probe")?;
-    atomic::write_file(&run.probe(), &bytes).with_context(|| format!("cannot write {}", run.probe().display()))?;
     let json = evaluation.to_json();
     atomic::write_file(&run.evaluation(), json.as_bytes())
         .with_context(|| format!("cannot write {}", run.evaluation().display()))?;
-    answer(&if arguments.json { json } else { table(&evaluation) });
+    let text = if without_labels { unlabelled::table(&evaluation) } else { table(&evaluation) };
+    answer(&if arguments.json { json } else { text });
     Ok(())
 }
 
-/// The encoder's features, a fresh encoder's of the same shape, and raw pixels.
-fn feature_sets(encoder: &Encoder, config: &Config, data: &Data) -> Result<FeatureSets> {
-    let preprocess = Preprocess::from_config(config);
-    let test = data.test.as_ref().context("the data has nothing to hold out for a test")?;
-    let train = Images::read(data.train.as_ref(), usize::MAX, &preprocess)?;
-    let test = Images::read(test.as_ref(), usize::MAX, &preprocess)?;
-    let pooling = config.evaluate.pooling;
-    let random = Encoder::init(&config.encoder, config.train.seed)?;
-    let encoded = |encoder: &Encoder| -> Result<Split> {
-        Ok(Split {
-            train: train.encode(encoder, &preprocess, pooling)?,
-            test: test.encode(encoder, &preprocess, pooling)?,
-        })
-    };
-    let raw = pixel_features(raw_pixels(&train), raw_pixels(&test), config.encoder.image_size);
-    Ok(vec![
-        (ROWS[0].to_string(), encoded(encoder)?),
-        (ROWS[1].to_string(), encoded(&random)?),
-        (ROWS[2].to_string(), raw),
-    ])
+/// kNN and linear probe by the labels; the encoder's probe is written beside.
+fn accuracies(pair: &Pair, data: &Data, config: &Config, arguments: &Arguments, run: &Run) -> Result<Evaluation> {
+    // Held, and with it the folder's lock, until all is written.
+    let _folder = claim_features(arguments)?;
+    let extracted = pair.extract(data)?;
+    say_left_out(&extracted.left_out);
+    let settings = Settings { averaged: extracted.averaged(config), ..settings(data, config) };
+    let sets = extracted.sets().map(|(name, split)| -> Result<(String, Split)> {
+        if let Some(folder) = &arguments.features_out {
+            export::write_features(folder, &name, &split)?;
+        }
+        Ok((name, split))
+    });
+    let (evaluation, probe) = evaluate(sets, &settings)?;
+    let bytes = probe.to_bytes().context("cannot write the probe")?;
+    atomic::write_file(&run.probe(), &bytes).with_context(|| format!("cannot write {}", run.probe().display()))?;
+    Ok(evaluation)
 }
 
-fn raw_pixels(images: &Images) -> Pixels<'_> {
-    Pixels { images: &images.pixels, labels: &images.labels }
+/// An array does not tell who wrote it: the folder says which are ours.
+fn claim_features(arguments: &Arguments) -> Result<Option<Claim>> {
+    let Some(dir) = arguments.features_out.as_deref() else { return Ok(None) };
+    let mut claim = Claim::take(dir, FEATURES, COMMAND)?;
+    let in_the_way = export::in_the_way(dir, &ROWS);
+    if !claim.is_ours() && !in_the_way.is_empty() {
+        return Err(claim.foreign(&in_the_way));
+    }
+    claim.mark()?;
+    Ok(Some(claim))
+}
+
+/// What can be said where nothing has a label.
+fn spread(pair: &Pair, data: &Data, config: &Config, arguments: &Arguments) -> Result<Evaluation> {
+    if arguments.features_out.is_some() {
+        return Err(
+            Usage("--features-out writes features beside their labels, and no image here has one".into()).into()
+        );
+    }
+    say!("note: no image has a label, so there is no accuracy to measure; class sub-folders would be labels");
+    let seen = pair.spread(data)?;
+    say_left_out(&seen.left_out);
+    Ok(unlabelled::evaluation(&seen.spread, &settings(data, config)))
+}
+
+fn settings(data: &Data, config: &Config) -> Settings {
+    Settings {
+        k: config.evaluate.k,
+        temperature: config.evaluate.temperature,
+        pooling: config.evaluate.pooling,
+        seed: config.train.seed,
+        split: format!("{}, its training and test split", data.format),
+        labels: data.classes.clone(),
+        averaged: None,
+    }
+}
+
+fn say_left_out(files: &[LeftOut]) {
+    if let Some((file, why)) = files.first() {
+        say!("note: {} images could not be read and take no part; the first, {file}: {why}", files.len());
+    }
 }

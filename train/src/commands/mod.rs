@@ -24,7 +24,7 @@ use macrl_models::output::{one_line, say};
 use macrl_models::say;
 
 use crate::data::identity::identity;
-use crate::data::{self, Data};
+use crate::data::{self, Data, Reading};
 use crate::run::Run;
 use crate::state::State;
 
@@ -40,7 +40,8 @@ struct Cli {
 enum Command {
     /// Pretrain an encoder (MACRL: masked contrastive representation learning).
     Pretrain(pretrain::Arguments),
-    /// kNN and linear probe of a run's encoder, beside an untrained encoder and raw pixels.
+    /// kNN and linear probe of a run's encoder, beside an untrained encoder and raw pixels; without labels spread and
+    /// effective rank of its features.
     Evaluate(evaluate::Arguments),
     /// Train a run's encoder on the labels, end to end, beside the same network from random weights.
     Finetune(finetune::Arguments),
@@ -123,7 +124,18 @@ fn stop_on_ctrl_c() -> Result<Arc<AtomicBool>> {
 
 /// Opens the data set, and says what was found.
 fn open_data(dir: &std::path::Path, config: &macrl_models::config::Config) -> Result<Data> {
-    let data = data::open(dir, config)?;
+    opened(dir, data::open(dir, config)?)
+}
+
+/// The same for a command that looks at every image once: only small sets are held in memory.
+fn open_data_once(dir: &std::path::Path, config: &macrl_models::config::Config) -> Result<Data> {
+    const HELD: u64 = 256 << 20;
+    let mut reading = Reading::from_config(config);
+    reading.budget = reading.budget.min(HELD);
+    opened(dir, data::open_with(dir, &reading, config.data.limit)?)
+}
+
+fn opened(dir: &std::path::Path, data: Data) -> Result<Data> {
     let test = data.test.as_ref().map_or(0, |t| t.len());
     let left_out = match data.left_out.is_empty() {
         true => String::new(),

@@ -8,7 +8,7 @@ use macrl_models::output::one_line;
 use macrl_models::{answer, say};
 
 use super::claim::check_file;
-use super::{data_dir, open_data};
+use super::{data_dir, open_data_once};
 use crate::report::{gather, is_own, write};
 use crate::run::Run;
 
@@ -28,7 +28,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let path = if run.best().exists() { run.best() } else { run.last() };
     check_file(&run.report(), |path| std::fs::read(path).is_ok_and(|page| is_own(&page)))?;
     let config = macrl_models::checkpoint::load(&path)?.config;
-    let data = match data_dir(&arguments.data, &run).and_then(|dir| open_data(&dir, &config)) {
+    let data = match data_dir(&arguments.data, &run).and_then(|dir| open_data_once(&dir, &config)) {
         Ok(data) => Some(data),
         Err(error) if arguments.data.is_some() => return Err(error),
         Err(error) => {

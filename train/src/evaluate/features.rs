@@ -81,10 +81,66 @@ impl Split {
     }
 }
 
+/// Larger images are averaged down to this edge for the baseline of raw pixels: what is judged, stored and fitted grows
+/// with the pixels, and photographs compare no better for having more of them.
+pub const PIXEL_EDGE: usize = 32;
+/// Bytes that the baseline's features may take; images that are averaged down are averaged further, to no less than
+/// [`LEAST_EDGE`], where there are so many.
+const PIXEL_BYTES: usize = 1 << 30;
+const LEAST_EDGE: usize = 8;
+
+/// Edge of the baseline's images: S itself up to [`PIXEL_EDGE`].
+pub fn pixel_edge(size: usize, images: usize) -> usize {
+    let bytes = |edge: usize| images.saturating_mul(3 * edge * edge * size_of::<f32>());
+    let mut edge = size.min(PIXEL_EDGE);
+    while size > PIXEL_EDGE && edge > LEAST_EDGE && bytes(edge) > PIXEL_BYTES {
+        edge /= 2;
+    }
+    edge
+}
+
+/// The mean of the pixels that each pixel of a smaller image covers, those at its edges in part.
+///
+/// # Shapes
+/// `image` (S, S, 3) u8 -> appended to `out`: (E, E, 3) u8, E <= S.
+pub fn average(image: &[u8], size: usize, edge: usize, out: &mut Vec<u8>) {
+    if edge == size {
+        return out.extend_from_slice(image);
+    }
+    // Columns first: (S, E, 3).
+    let covers = |i: usize| cover(i, size, edge);
+    let mut narrow = vec![0.0f32; size * edge * 3];
+    for (row, narrow) in image.chunks_exact(size * 3).zip(narrow.chunks_exact_mut(edge * 3)) {
+        for (i, to) in narrow.chunks_exact_mut(3).enumerate() {
+            for (at, share) in covers(i) {
+                (0..3).for_each(|channel| to[channel] += share * f32::from(row[3 * at + channel]));
+            }
+        }
+    }
+    let mut line = vec![0.0f32; edge * 3];
+    for i in 0..edge {
+        line.fill(0.0);
+        for (at, share) in covers(i) {
+            let row = &narrow[at * edge * 3..(at + 1) * edge * 3];
+            line.iter_mut().zip(row).for_each(|(to, x)| *to += share * x);
+        }
+        out.extend(line.iter().map(|x| x.round() as u8));
+    }
+}
+
+/// Source pixels under pixel `i` of `edge`, and their shares, which sum to 1.
+fn cover(i: usize, size: usize, edge: usize) -> impl Iterator<Item = (usize, f32)> {
+    let (start, end) = (i * size, (i + 1) * size); // in units of 1 / edge source pixels
+    (start / edge..end.div_ceil(edge)).map(move |at| {
+        let inside = end.min((at + 1) * edge) - start.max(at * edge);
+        (at, inside as f32 / size as f32)
+    })
+}
+
 /// One image set of `n` images of S x S pixels.
 #[derive(Debug, Clone, Copy)]
 pub struct Pixels<'a> {
-    /// (n, S, S, 3), as the encoder's preprocessing fits them, before it normalises.
+    /// (n, S, S, 3), as the encoder's preprocessing fits them, before it normalises, averaged down to [`pixel_edge`].
     pub images: &'a [u8],
     /// (n).
     pub labels: &'a [u32],
@@ -132,6 +188,36 @@ mod tests {
         let split = pixel_features(Pixels { images: &grey, labels: &[0] }, Pixels { images: &colour, labels: &[1] }, 2);
         assert_eq!(split.train.dim, 7);
         assert_eq!(split.test.values[1], 50.0 / 255.0);
+    }
+
+    #[test]
+    fn averages_cover_every_pixel_once() {
+        let image: Vec<u8> = (0..75u32).map(|i| (i * 3 + (i / 3).pow(2) % 17) as u8).collect();
+        let averaged = |size: usize, edge: usize, image: &[u8]| {
+            let mut out = Vec::new();
+            average(image, size, edge, &mut out);
+            out
+        };
+        // Half of the middle row and column belongs to each side.
+        let weights = [1.0, 1.0, 0.5, 0.0, 0.0];
+        let mut expected = 0.0;
+        for (y, wy) in weights.iter().enumerate() {
+            for (x, wx) in weights.iter().enumerate() {
+                expected += wy * wx * f64::from(image[3 * (5 * y + x)]) / 6.25;
+            }
+        }
+        let small = averaged(5, 2, &image);
+        assert_eq!((small.len(), f64::from(small[0])), (12, expected.round()));
+        assert_eq!(averaged(5, 5, &image), image);
+        assert_eq!(averaged(4, 2, &[10u8; 48]), [10; 12]);
+        assert_eq!(averaged(4, 2, &(0..48).collect::<Vec<u8>>())[..3], [8, 9, 10]);
+    }
+
+    #[test]
+    fn small_images_stay_and_large_sets_of_large_ones_shrink() {
+        assert_eq!([8, 28, 32].map(|size| pixel_edge(size, usize::MAX / 2)), [8, 28, 32]);
+        assert_eq!([60_000, 200_000, 1_300_000].map(|images| pixel_edge(224, images)), [32, 16, 8]);
+        assert_eq!((pixel_edge(33, 400), pixel_edge(224, 10_000_000)), (32, 8));
     }
 
     #[test]

@@ -4,11 +4,12 @@ use rayon::prelude::*;
 
 use super::features::Features;
 use super::matrix::{View, multiply};
+use super::pruned;
 
 /// Queries judged by one thread at a time.
-const QUERIES: usize = 128;
+pub(super) const QUERIES: usize = 128;
 /// Bank rows compared with them at once; 128 x 2,048 similarities are 1 MiB.
-const BANK: usize = 2048;
+pub(super) const BANK: usize = 2048;
 
 /// A neighbour: cosine similarity in [-1, 1] and row number in the bank.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -61,51 +62,70 @@ pub fn vote(near: &[Neighbour], labels: &[u32], classes: usize, temperature: f64
 pub fn neighbours(bank: &[f32], queries: &[f32], dim: usize, k: usize) -> Vec<Vec<Neighbour>> {
     let bank = normalised(bank, dim);
     let k = k.min(bank.len() / dim);
+    if pruned::pays(bank.len() / dim, queries.len() / dim, dim) {
+        return pruned::neighbours(&bank, queries, dim, k);
+    }
     queries
         .par_chunks(QUERIES * dim)
         .flat_map_iter(|block| {
             let block = normalised(block, dim);
-            nearest_in_bank(&bank, &block, dim, k)
+            nearest_in_bank(&bank, &block, dim, vec![Nearest::new(k); block.len() / dim], 0)
         })
         .collect()
 }
 
-fn nearest_in_bank(bank: &[f32], queries: &[f32], dim: usize, k: usize) -> Vec<Vec<Neighbour>> {
+/// Adds the bank, whose first row has the number `first`, to what was `found` of each query.
+pub(super) fn nearest_in_bank(
+    bank: &[f32],
+    queries: &[f32],
+    dim: usize,
+    mut found: Vec<Nearest>,
+    first: usize,
+) -> Vec<Vec<Neighbour>> {
     let m = queries.len() / dim;
-    let mut found = vec![Nearest::new(k); m];
     let mut similarities = vec![0.0f32; m * BANK.min(bank.len() / dim)];
     for (tile_number, tile) in bank.chunks(BANK * dim).enumerate() {
         let columns = tile.len() / dim;
         let out = &mut similarities[..m * columns];
         multiply(View::new(queries, m, dim), View::new(tile, columns, dim).transposed(), out, 0.0);
         for (row, nearest) in out.chunks_exact(columns).zip(&mut found) {
-            nearest.offer(row, (tile_number * BANK) as u32);
+            nearest.offer(row, (first + tile_number * BANK) as u32);
         }
     }
-    found.into_iter().map(|nearest| nearest.kept).collect()
+    found.into_iter().map(Nearest::into_kept).collect()
 }
 
 /// The k best seen so far, best first.
 #[derive(Clone)]
-struct Nearest {
+pub(super) struct Nearest {
     kept: Vec<Neighbour>,
     k: usize,
 }
 
 impl Nearest {
-    fn new(k: usize) -> Self {
+    pub(super) fn new(k: usize) -> Self {
         Nearest { kept: Vec::with_capacity(k + 1), k }
+    }
+
+    pub(super) fn into_kept(self) -> Vec<Neighbour> {
+        self.kept
+    }
+
+    /// What a row has to reach to be kept.
+    pub(super) fn worst(&self) -> f32 {
+        match self.kept.last() {
+            Some(last) if self.kept.len() == self.k => last.similarity,
+            _ if self.k == 0 => f32::INFINITY,
+            _ => f32::NEG_INFINITY,
+        }
     }
 
     /// Similarities of bank rows `first`, `first + 1`, ...
     fn offer(&mut self, similarities: &[f32], first: u32) {
-        if self.k == 0 {
-            return;
-        }
         // Nearly every block holds nothing better than what is kept: one vectorised maximum says so.
         for (block, values) in similarities.chunks(64).enumerate() {
             let largest = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            if self.kept.len() < self.k || largest > self.kept[self.k - 1].similarity {
+            if largest > self.worst() {
                 for (i, &similarity) in values.iter().enumerate() {
                     self.insert(Neighbour { similarity, index: first + (block * 64 + i) as u32 });
                 }
@@ -113,12 +133,12 @@ impl Nearest {
         }
     }
 
-    fn insert(&mut self, new: Neighbour) {
-        // Rows come in order, so an equally near one goes behind those that are there.
-        if self.kept.len() == self.k && new.similarity <= self.kept[self.k - 1].similarity {
+    pub(super) fn insert(&mut self, new: Neighbour) {
+        if new.similarity < self.worst() {
             return;
         }
-        let place = self.kept.partition_point(|old| old.similarity >= new.similarity);
+        let nearer = |old: &Neighbour| (old.similarity, new.index) > (new.similarity, old.index);
+        let place = self.kept.partition_point(nearer);
         self.kept.insert(place, new);
         self.kept.truncate(self.k);
     }

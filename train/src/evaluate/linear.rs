@@ -6,10 +6,11 @@
 use macrl_models::probe::Probe;
 use rayon::prelude::*;
 
+use super::cholesky::{Inverse, cholesky, divide};
 use super::draw::shuffled;
 use super::features::Features;
 use super::lbfgs::{Stop, minimise};
-use super::matrix::{View, cholesky, gram, multiply, solve, transpose};
+use super::matrix::{View, gram, multiply, products};
 
 /// L2 strengths tried, strongest first: each fit starts from the one before.
 pub const L2_GRID: [f64; 6] = [1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6];
@@ -34,14 +35,22 @@ pub struct Fit {
 /// Chooses the L2 strength on a held-out part of `train`, then fits on all of it.  `labels` are the class names.
 pub fn fit(train: &Features, labels: &[String], seed: u64) -> Fit {
     let classes = labels.len().max(train.classes());
-    let l2 = choose_l2(train, classes, seed);
-    fit_with(train, labels, l2)
+    // The sum over all images preconditions both fits.
+    let covariance = (train.len() >= train.dim).then(|| {
+        let (mean, std) = moments(&train.values, train.dim);
+        gram(&standardised(train.values.clone(), &mean, &std), train.dim)
+    });
+    let l2 = choose_l2(train, classes, seed, covariance.as_deref());
+    fitted(train, labels, classes, l2, covariance)
 }
 
 /// Fits with a given L2 strength.
 pub fn fit_with(train: &Features, labels: &[String], l2: f64) -> Fit {
-    let classes = labels.len().max(train.classes());
-    let mut problem = Problem::new(train, classes);
+    fitted(train, labels, labels.len().max(train.classes()), l2, None)
+}
+
+fn fitted(train: &Features, labels: &[String], classes: usize, l2: f64, covariance: Option<Vec<f64>>) -> Fit {
+    let mut problem = Problem::new(train.clone(), classes, covariance);
     let iterations = problem.solve(l2, CONVERGED);
     Fit { probe: problem.probe(labels), l2, iterations }
 }
@@ -50,7 +59,7 @@ pub fn fit_with(train: &Features, labels: &[String], l2: f64) -> Fit {
 pub fn predict(probe: &Probe, features: &Features) -> Vec<u32> {
     let rows = features.values.par_chunks(1024 * features.dim);
     rows.flat_map_iter(|block| {
-        let z = standardised(block, &probe.mean, &probe.std);
+        let z = standardised(block.to_vec(), &probe.mean, &probe.std);
         let scores = scores(&z, &probe.weight, &probe.bias);
         scores.chunks_exact(probe.classes()).map(first_largest).collect::<Vec<u32>>()
     })
@@ -68,13 +77,14 @@ fn first_largest(scores: &[f32]) -> u32 {
 }
 
 /// The strength with the best accuracy on held-out images; the stronger one where two are equal.
-fn choose_l2(train: &Features, classes: usize, seed: u64) -> f64 {
+fn choose_l2(train: &Features, classes: usize, seed: u64, covariance: Option<&[f64]>) -> f64 {
     let order = shuffled(train.len(), seed);
     let (held_out, kept) = order.split_at((train.len() / 6).min(HELD_OUT));
     if held_out.is_empty() {
         return L2_GRID[2];
     }
-    let (held_out, mut problem) = (train.select(held_out), Problem::new(&train.select(kept), classes));
+    let held_out = train.select(held_out);
+    let mut problem = Problem::new(train.select(kept), classes, covariance.map(<[f64]>::to_vec));
     let mut best = (0, L2_GRID[0]);
     for l2 in L2_GRID {
         problem.solve(l2, COMPARED);
@@ -88,71 +98,93 @@ fn choose_l2(train: &Features, classes: usize, seed: u64) -> f64 {
 }
 
 /// Standardised features, what preconditions their fit, and the parameters so far.
+///
+/// Fewer images than values: the best W lies in the span of the images, so the fit is in their coordinates there
+/// (n of them instead of D) and has the same value and the same answer.
 struct Problem {
-    /// (n, D).
+    /// (n, R): R = D, or n where there are fewer images.
     z: Vec<f32>,
     labels: Vec<u32>,
     classes: usize,
     mean: Vec<f32>,
     std: Vec<f32>,
-    /// (D, D), z^T z / n.
+    /// Where R = n.
+    span: Option<Span>,
+    /// (R, R), about z^T z / n.
     covariance: Vec<f64>,
-    /// W (C, D), then b (C).
+    /// W (C, R), then b (C).
     parameters: Vec<f64>,
 }
 
+/// Rows x (n, D) as coordinates in an orthonormal basis of their span: x = L Q, L (n, n) lower triangular.
+struct Span {
+    x: Vec<f32>,
+    lower: Vec<f64>,
+}
+
 impl Problem {
-    fn new(train: &Features, classes: usize) -> Self {
-        let (mean, std) = moments(&train.values, train.dim);
-        let z = standardised(&train.values, &mean, &std);
-        let covariance = gram(&z, train.dim);
-        let parameters = vec![0.0; classes * (train.dim + 1)];
-        Problem { z, labels: train.labels.clone(), classes, mean, std, covariance, parameters }
+    /// `covariance` (D, D), where it is known.
+    fn new(train: Features, classes: usize, covariance: Option<Vec<f64>>) -> Self {
+        let Features { values, labels, dim } = train;
+        let (mean, std) = moments(&values, dim);
+        let x = standardised(values, &mean, &std);
+        let n = labels.len();
+        let (z, width, span) = if n < dim {
+            let lower = cholesky(products(&x, dim), n);
+            (lower.iter().map(|l| *l as f32).collect(), n, Some(Span { x, lower }))
+        } else {
+            (x, dim, None)
+        };
+        let covariance = covariance.filter(|c| c.len() == width * width).unwrap_or_else(|| gram(&z, width));
+        let parameters = vec![0.0; classes * (width + 1)];
+        Problem { z, labels, classes, mean, std, span, covariance, parameters }
     }
 
-    fn dim(&self) -> usize {
-        self.mean.len()
+    /// R.
+    fn width(&self) -> usize {
+        self.parameters.len() / self.classes.max(1) - 1
     }
 
     /// Minimises from the parameters so far; returns the number of iterations.
     fn solve(&mut self, l2: f64, stop: Stop) -> usize {
-        let (dim, classes) = (self.dim(), self.classes);
+        let (width, classes) = (self.width(), self.classes);
         // The Hessian's blocks are about p (1 - p) z^T z + l2; half of p (1 - p) at p = 1 / C stands for its mean
         // along the way.  Its scale matters little: the search corrects it (gamma), only the ratio to l2 stays.
         let chance = 1.0 / classes.max(2) as f64;
         let curvature = 0.5 * chance * (1.0 - chance);
         let mut hessian: Vec<f64> = self.covariance.iter().map(|x| curvature * x).collect();
-        (0..dim).for_each(|i| hessian[i * dim + i] += l2 + 1e-9);
-        let lower = cholesky(hessian, dim);
-        let upper = transpose(&lower, dim);
+        (0..width).for_each(|i| hessian[i * width + i] += l2 + 1e-9);
+        let inverse = Inverse::new(hessian, width);
         let precondition = |q: &mut [f64]| {
-            let (weights, biases) = q.split_at_mut(classes * dim);
-            weights.par_chunks_mut(dim).for_each(|row| solve(&lower, &upper, row));
+            let (weights, biases) = q.split_at_mut(classes * width);
+            let mut narrow: Vec<f32> = weights.iter().map(|w| *w as f32).collect();
+            inverse.apply(&mut narrow);
+            weights.iter_mut().zip(narrow).for_each(|(w, n)| *w = f64::from(n));
             biases.iter_mut().for_each(|b| *b /= curvature);
         };
         let mut parameters = std::mem::take(&mut self.parameters);
-        let iterations = minimise(&mut parameters, stop, |x, g| self.loss(x, l2, g), precondition);
+        let iterations = minimise(&mut parameters, stop, |x, g| self.loss(x, width, l2, g), precondition);
         self.parameters = parameters;
         iterations
     }
 
     /// The value minimised, and its gradient.  Sums run over a fixed number of parts in a fixed order, so that the
     /// result doesn't depend on the number of threads.
-    fn loss(&self, parameters: &[f64], l2: f64, gradient: &mut [f64]) -> f64 {
-        let (dim, classes, n) = (self.dim(), self.classes, self.labels.len());
+    fn loss(&self, parameters: &[f64], width: usize, l2: f64, gradient: &mut [f64]) -> f64 {
+        let (classes, n) = (self.classes, self.labels.len());
         let narrow: Vec<f32> = parameters.iter().map(|x| *x as f32).collect();
-        let (weight, bias) = narrow.split_at(classes * dim);
+        let (weight, bias) = narrow.split_at(classes * width);
         let rows = n.div_ceil(32).max(1);
         let parts: Vec<(f64, Vec<f32>)> = self
             .z
-            .par_chunks(rows * dim)
+            .par_chunks(rows * width)
             .zip(self.labels.par_chunks(rows))
             .map(|(z, labels)| part_loss(z, labels, weight, bias))
             .collect();
-        let (gradient_weight, gradient_bias) = gradient.split_at_mut(classes * dim);
+        let (gradient_weight, gradient_bias) = gradient.split_at_mut(classes * width);
         gradient_weight.iter_mut().zip(parameters).for_each(|(g, w)| *g = l2 * w);
         gradient_bias.fill(0.0);
-        let mut loss = 0.5 * l2 * parameters[..classes * dim].iter().map(|w| w * w).sum::<f64>();
+        let mut loss = 0.5 * l2 * parameters[..classes * width].iter().map(|w| w * w).sum::<f64>();
         for (part, part_gradient) in &parts {
             loss += part / n as f64;
             gradient.iter_mut().zip(part_gradient).for_each(|(g, p)| *g += f64::from(*p) / n as f64);
@@ -161,16 +193,29 @@ impl Problem {
     }
 
     fn probe(&self, labels: &[String]) -> Probe {
-        let narrow: Vec<f32> = self.parameters.iter().map(|x| *x as f32).collect();
-        let (weight, bias) = narrow.split_at(self.classes * self.dim());
+        let (weight, bias) = self.parameters.split_at(self.classes * self.width());
+        let narrow = |values: &[f64]| values.iter().map(|x| *x as f32).collect::<Vec<f32>>();
         let numbered = (labels.len()..self.classes).map(|i| i.to_string());
         Probe {
-            weight: weight.to_vec(),
-            bias: bias.to_vec(),
+            weight: self.span.as_ref().map_or_else(|| narrow(weight), |span| span.weight(weight, self.mean.len())),
+            bias: narrow(bias),
             mean: self.mean.clone(),
             std: self.std.clone(),
             labels: labels.iter().cloned().chain(numbered).collect(),
         }
+    }
+}
+
+impl Span {
+    /// W (C, n) in the span's coordinates -> W (C, D): with Q = L^-1 x, W Q = (W L^-1) x.
+    fn weight(&self, coordinates: &[f64], dim: usize) -> Vec<f32> {
+        let (n, mut shares) = (self.x.len() / dim, coordinates.to_vec());
+        divide(&mut shares, &self.lower, n);
+        let shares: Vec<f32> = shares.into_iter().map(|x| x as f32).collect();
+        let rows = shares.len() / n;
+        let mut weight = vec![0.0f32; rows * dim];
+        multiply(View::new(&shares, rows, n), View::new(&self.x, n, dim), &mut weight, 0.0);
+        weight
     }
 }
 
@@ -249,12 +294,11 @@ fn column_sums(values: &[f32], dim: usize, term: impl Fn(usize, f64) -> f64 + Sy
     sums
 }
 
-fn standardised(values: &[f32], mean: &[f32], std: &[f32]) -> Vec<f32> {
-    let mut z = values.to_vec();
-    z.par_chunks_mut(mean.len()).with_min_len(256).for_each(|row| {
+fn standardised(mut values: Vec<f32>, mean: &[f32], std: &[f32]) -> Vec<f32> {
+    values.par_chunks_mut(mean.len()).with_min_len(256).for_each(|row| {
         row.iter_mut().zip(mean.iter().zip(std)).for_each(|(x, (mean, std))| *x = (*x - mean) / std);
     });
-    z
+    values
 }
 
 #[cfg(test)]
@@ -293,6 +337,25 @@ mod tests {
         assert!(chosen.l2 >= 1e-2, "{}", chosen.l2);
         assert_eq!(fit(&train, &["a".into(), "b".into()], 0), chosen);
     }
+
+    // x = draws(12 * 40, 5).reshape(12, 40); z = torch.tensor((x - x.mean(0)) / x.std(0))               # see `testing`
+    // loss = cross_entropy(z @ W.T + b, torch.arange(12) % 3) + 0.5 * 1e-2 * (W ** 2).sum()
+    // torch.optim.LBFGS([W, b], tolerance_grad=1e-12, line_search_fn="strong_wolfe"); W[:, :4], b - b.mean()
+    #[test]
+    fn fewer_images_than_values_give_the_same_answer() {
+        let mut train = Features { values: testing::draws(12 * 40, 5), labels: Vec::new(), dim: 40 };
+        train.labels = (0..12).map(|i| i % 3).collect();
+        let probe = fit_with(&train, &[], 1e-2).probe;
+        let first: Vec<f32> = probe.weight.chunks(40).flat_map(|row| row[..4].to_vec()).collect();
+        for (found, expected) in first.iter().zip(FEW_WEIGHT).chain(probe.bias.iter().zip(FEW_BIAS)) {
+            assert!((found - expected).abs() < 2e-3, "{first:?} {:?}", probe.bias);
+        }
+    }
+    const FEW_WEIGHT: [f32; 12] = [
+        -0.377119, 0.104033, 0.057811, 0.057768, 0.029552, -0.200343, -0.03954, 0.105146, 0.347567, 0.096309,
+        -0.018271, -0.162914,
+    ];
+    const FEW_BIAS: [f32; 3] = [-0.066005, 0.025183, 0.040822];
 
     #[test]
     fn constant_and_collapsed_features_stay_finite() {

@@ -1,22 +1,33 @@
-//! Matrix products and the two small decompositions that evaluation needs, on plain slices.
+//! Matrix products and eigenvalues on plain slices.
 
 use rayon::prelude::*;
 
+/// Rows or columns that are worked on at once: a block of each stays in the cache.
+pub(super) const BLOCK: usize = 128;
+/// Narrower matrices are summed in parts of rows, wider ones in blocks of columns: a part holds D x D.
+const NARROW: usize = 512;
+
 /// A matrix in a slice; transposing only swaps the strides.
 #[derive(Clone, Copy)]
-pub(crate) struct View<'a> {
-    data: &'a [f32],
+pub(crate) struct View<'a, T = f32> {
+    data: &'a [T],
     rows: usize,
     columns: usize,
     row_stride: usize,
     column_stride: usize,
 }
 
-impl<'a> View<'a> {
+impl<'a, T> View<'a, T> {
     /// (rows, columns), row-major.
-    pub(crate) fn new(data: &'a [f32], rows: usize, columns: usize) -> Self {
+    pub(crate) fn new(data: &'a [T], rows: usize, columns: usize) -> Self {
         assert_eq!(data.len(), rows * columns, "a {rows} x {columns} matrix");
         View { data, rows, columns, row_stride: columns, column_stride: 1 }
+    }
+
+    /// The block (rows, columns) at the front of `data`, whose rows are `stride` values apart.
+    pub(crate) fn block(data: &'a [T], rows: usize, columns: usize, stride: usize) -> Self {
+        assert!(rows == 0 || (columns <= stride && (rows - 1) * stride + columns <= data.len()), "a block's end");
+        View { data, rows, columns, row_stride: stride, column_stride: 1 }
     }
 
     /// (columns, rows) of the same values.
@@ -33,13 +44,29 @@ impl<'a> View<'a> {
 
 /// out = keep * out + a b, on one thread; out is (a's rows, b's columns), row-major.
 pub(crate) fn multiply(a: View, b: View, out: &mut [f32], keep: f32) {
-    assert_eq!(a.columns, b.rows, "inner dimensions");
     assert_eq!(out.len(), a.rows * b.columns, "shape of the product");
-    if out.is_empty() {
+    let stride = b.columns;
+    accumulate(a, b, out, stride, keep, 1.0, keep != 0.0);
+}
+
+/// out = keep * out + scale * a b on one thread, the rows of out `stride` values apart; what was in out counts only where
+/// `read` says so.
+pub(super) fn accumulate<T: Copy + 'static>(
+    a: View<T>,
+    b: View<T>,
+    out: &mut [T],
+    stride: usize,
+    keep: T,
+    scale: T,
+    read: bool,
+) {
+    assert_eq!(a.columns, b.rows, "inner dimensions");
+    if a.rows == 0 || b.columns == 0 {
         return;
     }
-    // SAFETY: the views' strides stay inside their slices (checked in `View::new`, kept by `transposed`), and the
-    // lengths of all three are checked above.
+    assert!(b.columns <= stride && (a.rows - 1) * stride + b.columns <= out.len(), "room for the product");
+    // SAFETY: the views' strides stay inside their slices (checked where they are made, kept by `transposed`), and the
+    // result's are checked above; `out` is borrowed mutably, so it overlaps neither input.
     unsafe {
         gemm::gemm(
             a.rows,
@@ -47,8 +74,8 @@ pub(crate) fn multiply(a: View, b: View, out: &mut [f32], keep: f32) {
             a.columns,
             out.as_mut_ptr(),
             1,
-            b.columns as isize,
-            keep != 0.0,
+            stride as isize,
+            read,
             a.data.as_ptr(),
             a.column_stride as isize,
             a.row_stride as isize,
@@ -56,7 +83,7 @@ pub(crate) fn multiply(a: View, b: View, out: &mut [f32], keep: f32) {
             b.column_stride as isize,
             b.row_stride as isize,
             keep,
-            1.0,
+            scale,
             false,
             false,
             false,
@@ -68,6 +95,9 @@ pub(crate) fn multiply(a: View, b: View, out: &mut [f32], keep: f32) {
 /// X^T X / n of rows (n, D), as (D, D); each part in `f32`, their sum in `f64` in a fixed order.
 pub(crate) fn gram(values: &[f32], dim: usize) -> Vec<f64> {
     let n = values.len() / dim;
+    if dim > NARROW {
+        return wide_gram(values, dim);
+    }
     // Few parts, since each holds D x D; a fixed number of them, so that threads don't change the sum.
     let rows_per_part = n.div_ceil(8).max(1);
     let parts: Vec<Vec<f32>> = values
@@ -88,50 +118,41 @@ pub(crate) fn gram(values: &[f32], dim: usize) -> Vec<f64> {
     sum
 }
 
-/// Lower triangle L, row-major, of a symmetric positive definite matrix L L^T (D, D).  A pivot that rounding has made
-/// tiny is lifted, so that the factor always exists: it is only used to precondition.
-pub(crate) fn cholesky(mut a: Vec<f64>, dim: usize) -> Vec<f64> {
-    let floor = 1e-12 * (0..dim).map(|i| a[i * dim + i]).fold(f64::MIN_POSITIVE, f64::max);
-    for j in 0..dim {
-        let (upper, lower) = a.split_at_mut((j + 1) * dim);
-        let row = &mut upper[j * dim..];
-        let pivot = (row[j] - dot(&row[..j], &row[..j])).max(floor).sqrt();
-        row[j] = pivot;
-        row[j + 1..].fill(0.0);
-        let row = &row[..j];
-        let eliminate = |other: &mut [f64]| other[j] = (other[j] - dot(&other[..j], row)) / pivot;
-        // Below a few thousand multiplications, handing out the work costs more than the work.
-        if j * (dim - j) > 20_000 {
-            lower.par_chunks_mut(dim).with_min_len(64).for_each(eliminate);
-        } else {
-            lower.chunks_mut(dim).for_each(eliminate);
+/// The same for wide rows: blocks of the lower triangle side by side, then mirrored.
+fn wide_gram(values: &[f32], dim: usize) -> Vec<f64> {
+    let n = values.len() / dim;
+    let mut sum = vec![0.0f64; dim * dim];
+    sum.par_chunks_mut(BLOCK * dim).enumerate().for_each(|(block, out)| {
+        let (first, rows) = (block * BLOCK, out.len() / dim);
+        let width = first + rows;
+        let mut part = vec![0.0f32; rows * width];
+        for chunk in values.chunks(4096 * dim) {
+            let count = chunk.len() / dim;
+            let own = View::block(&chunk[first..], count, rows, dim).transposed();
+            multiply(own, View::block(chunk, count, width, dim), &mut part, 0.0);
+            for (out, part) in out.chunks_exact_mut(dim).zip(part.chunks_exact(width)) {
+                out.iter_mut().zip(part).for_each(|(s, p)| *s += f64::from(*p) / n as f64);
+            }
+        }
+    });
+    for i in 0..dim {
+        for j in i + 1..dim {
+            sum[i * dim + j] = sum[j * dim + i];
         }
     }
-    a
+    sum
 }
 
-/// L^T from L, both row-major.
-pub(crate) fn transpose(l: &[f64], dim: usize) -> Vec<f64> {
-    let mut out = vec![0.0; dim * dim];
-    for i in 0..dim {
-        for j in 0..dim {
-            out[j * dim + i] = l[i * dim + j];
-        }
-    }
+/// X X^T of rows (n, D), as (n, n).
+pub(crate) fn products(values: &[f32], dim: usize) -> Vec<f64> {
+    let n = values.len() / dim;
+    let mut out = vec![0.0f64; n * n];
+    out.par_chunks_mut(BLOCK * n).zip(values.par_chunks(BLOCK * dim)).for_each(|(out, own)| {
+        let mut part = vec![0.0f32; out.len()];
+        multiply(View::new(own, own.len() / dim, dim), View::new(values, n, dim).transposed(), &mut part, 0.0);
+        out.iter_mut().zip(part).for_each(|(o, p)| *o = f64::from(p));
+    });
     out
-}
-
-/// Solves L L^T x = b in place, given L and its transpose, both row-major.
-pub(crate) fn solve(lower: &[f64], upper: &[f64], b: &mut [f64]) {
-    let dim = b.len();
-    for i in 0..dim {
-        let row = &lower[i * dim..(i + 1) * dim];
-        b[i] = (b[i] - dot(&row[..i], &b[..i])) / row[i];
-    }
-    for i in (0..dim).rev() {
-        let row = &upper[i * dim..(i + 1) * dim];
-        b[i] = (b[i] - dot(&row[i + 1..], &b[i + 1..])) / row[i];
-    }
 }
 
 /// Sum of products, in eight lanes so that it vectorises.
@@ -228,6 +249,7 @@ fn tridiagonal(mut a: Vec<f64>, dim: usize) -> (Vec<f64>, Vec<f64>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::evaluate::testing::draws;
 
     #[test]
     fn products_of_transposes() {
@@ -243,13 +265,18 @@ mod tests {
     }
 
     #[test]
-    fn cholesky_solves() {
-        // np.linalg.solve([[4, 2, 1], [2, 5, 3], [1, 3, 6]], [1, 2, 3])       # [0.08955224, 0.10447761, 0.43283582]
-        let lower = cholesky(vec![4.0, 2.0, 1.0, 2.0, 5.0, 3.0, 1.0, 3.0, 6.0], 3);
-        let mut x = [1.0, 2.0, 3.0];
-        solve(&lower, &transpose(&lower, 3), &mut x);
-        for (x, y) in x.iter().zip([0.08955224, 0.10447761, 0.43283582]) {
-            assert!((x - y).abs() < 1e-8, "{x}");
+    fn sums_of_products_agree() {
+        let (n, dim) = (70, NARROW + 9);
+        let x = draws(n * dim, 1);
+        let (wide, rows) = (gram(&x, dim), products(&x, dim));
+        let column = |i: usize| (0..n).map(move |r| r * dim + i);
+        for (i, j) in [(0, 0), (3, dim - 1), (dim - 1, 3), (200, 300)] {
+            let exact: f64 = column(i).zip(column(j)).map(|(a, b)| f64::from(x[a]) * f64::from(x[b])).sum();
+            assert!((wide[i * dim + j] - exact / n as f64).abs() < 1e-5);
+        }
+        for (i, j) in [(0, 0), (3, 69), (69, 3)] {
+            let exact: f64 = (0..dim).map(|k| f64::from(x[i * dim + k]) * f64::from(x[j * dim + k])).sum();
+            assert!((rows[i * n + j] - exact).abs() < 1e-3);
         }
     }
 

@@ -3,6 +3,7 @@
 //!
 //! Everything here works on numbers in memory ([`Features`]); who computes them is no concern of this module.
 
+mod cholesky;
 pub mod diagnostics;
 pub mod draw;
 pub mod export;
@@ -12,17 +13,19 @@ pub mod knn;
 mod lbfgs;
 pub mod linear;
 pub(crate) mod matrix;
+mod pruned;
 pub mod table;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod unlabelled;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use macrl_models::config::Pooling;
 use macrl_models::evaluation::{Evaluation, Protocol, Row};
 use macrl_models::probe::Probe;
 use serde_json::Map;
 
-pub use features::{Features, Pixels, Split, pixel_features};
+pub use features::{Features, Pixels, Split, average, pixel_edge, pixel_features};
 pub use table::table;
 
 /// Wider features get no effective rank: its cost grows with the cube of the width, and only pixels are so wide.
@@ -43,21 +46,32 @@ pub struct Settings {
     pub split: String,
     /// Class names in label order.
     pub labels: Vec<String>,
+    /// Edge that the pixels of the baseline were averaged down to, where they were.
+    pub averaged: Option<usize>,
 }
 
-/// What is judged: (`macrl` | `random` | `pixels`, features), in the order of the table.
-pub type FeatureSets = Vec<(String, Split)>;
-
-/// Judges every set; also returns the first one's probe (the one that is served).
+/// Judges every set in turn, and lets go of it; also returns the first one's probe (the one that is served).
+///
+/// `sets` are (`macrl` | `random` | `pixels`, features), in the order of the table.
 ///
 /// # Errors
-/// Features that don't fit together or aren't finite; no set at all.
-pub fn evaluate(sets: &FeatureSets, settings: &Settings) -> Result<(Evaluation, Probe)> {
-    let judged = sets.iter().map(|(name, split)| judge(name, split, settings)).collect::<Result<Vec<_>>>()?;
-    let counts = sets.first().map_or((0, 0), |(_, split)| (split.train.len(), split.test.len()));
-    let (rows, mut probes): (Vec<Row>, Vec<Probe>) = judged.into_iter().unzip();
-    anyhow::ensure!(!probes.is_empty(), "expected at least one set of features to evaluate, found none");
-    Ok((evaluation(rows, counts, settings), probes.swap_remove(0)))
+/// Features that don't fit together or aren't finite; a set that could not be made; no set at all.
+pub fn evaluate(
+    sets: impl IntoIterator<Item = Result<(String, Split)>>,
+    settings: &Settings,
+) -> Result<(Evaluation, Probe)> {
+    let (mut rows, mut first, mut counts) = (Vec::new(), None, (0, 0));
+    for set in sets {
+        let (name, split) = set?;
+        let (row, probe) = judge(&name, &split, settings)?;
+        if first.is_none() {
+            counts = (split.train.len(), split.test.len());
+        }
+        first = first.or(Some(probe));
+        rows.push(row);
+    }
+    let probe = first.context("expected at least one set of features to evaluate, found none")?;
+    Ok((evaluation(rows, counts, settings), probe))
 }
 
 /// Judges one set of features.
@@ -118,7 +132,14 @@ pub fn evaluation(rows: Vec<Row>, counts: (usize, usize), settings: &Settings) -
                 )
                 .into(),
             ),
-            ("pixels".to_string(), "in [0, 1]; grey images as one channel, always-black pixels left out".into()),
+            (
+                "pixels".to_string(),
+                format!(
+                    "in [0, 1]; {}grey images as one channel, always-black pixels left out",
+                    settings.averaged.map_or_else(String::new, |edge| format!("averaged down to {edge} x {edge}; "))
+                )
+                .into(),
+            ),
         ]),
     };
     Evaluation { protocol, rows, labels: settings.labels.clone(), extra: Map::new() }
@@ -146,7 +167,7 @@ fn share(count: u32, row: &[u32]) -> f64 {
 mod tests {
     use super::*;
 
-    fn settings() -> Settings {
+    pub(super) fn settings() -> Settings {
         Settings {
             k: 20,
             temperature: 0.07,
@@ -154,6 +175,7 @@ mod tests {
             seed: 0,
             split: "synthetic".into(),
             labels: vec!["low".into(), "middle".into(), "high".into()],
+            averaged: None,
         }
     }
 
@@ -163,8 +185,8 @@ mod tests {
 
     #[test]
     fn rows_stand_in_order_and_agree_with_themselves() {
-        let sets = vec![("macrl".to_string(), split()), ("pixels".to_string(), split())];
-        let (evaluation, probe) = evaluate(&sets, &settings()).unwrap();
+        let sets = ["macrl", "pixels"].map(|name| Ok((name.to_string(), split())));
+        let (evaluation, probe) = evaluate(sets, &settings()).unwrap();
         assert_eq!(evaluation.rows.iter().map(|r| r.features.as_str()).collect::<Vec<_>>(), ["macrl", "pixels"]);
         let row = &evaluation.rows[0];
         // Judged on its own training images, the nearest neighbour is the image itself.
@@ -191,6 +213,6 @@ mod tests {
         bad.test.values[5] = f32::INFINITY;
         let error = judge("macrl", &bad, &settings()).unwrap_err().to_string();
         assert_eq!(error, "test features `macrl`: expected finite features, found inf at image 1");
-        assert!(evaluate(&Vec::new(), &settings()).is_err());
+        assert!(evaluate(Vec::new(), &settings()).is_err());
     }
 }

@@ -23,7 +23,7 @@ use serde_json::json;
 
 use crate::data::split::Subset;
 use crate::data::{Data, Dataset};
-use crate::encode::Images;
+use crate::encode::{Images, labelled};
 use crate::evaluate::confusion;
 use crate::loader::{Batches, Loader};
 use crate::metrics::Metrics;
@@ -55,11 +55,12 @@ impl Labelled {
     /// # Errors
     /// No labels in one of the splits, or no test split.
     pub fn of(data: &Data, config: &Config) -> Result<Self> {
+        let needs = "fine-tuning needs class sub-folders or labels";
+        let known: Vec<u32> = labelled(data.train.as_ref()).into_iter().map(|i| i as u32).collect();
+        ensure!(!known.is_empty(), "no training image has a label: {needs}");
         let test = data.test.as_ref().context("the data has nothing to hold out for a test")?;
-        let test = Images::read(test.as_ref(), usize::MAX, &Preprocess::from_config(config))?;
-        let known: Vec<u32> =
-            (0..data.train.len() as u32).filter(|i| data.train.label(*i as usize).is_some()).collect();
-        ensure!(!known.is_empty(), "no training image has a label: fine-tuning needs class sub-folders or labels");
+        let test = Images::read(test.as_ref(), &Preprocess::from_config(config))
+            .with_context(|| format!("the test split cannot judge: {needs}"))?;
         let labels = known.iter().filter_map(|i| data.train.label(*i as usize)).chain(test.labels.iter().copied());
         let classes = labels.max().map_or(0, |largest| largest as usize + 1).max(data.classes.len());
         let train: Arc<dyn Dataset> = match known.len() == data.train.len() {

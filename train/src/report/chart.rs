@@ -89,6 +89,23 @@ impl Chart<'_> {
         )
     }
 
+    /// The values in words, where no line moves: each range is below a thousandth of its size, or there is one point.
+    pub(super) fn constant(&self) -> Option<String> {
+        let flat = |series: &Series| {
+            let values = || series.points.iter().map(|p| p.1);
+            let (low, high) = (values().fold(f64::INFINITY, f64::min), values().fold(f64::NEG_INFINITY, f64::max));
+            series.points.len() < 2 || high - low <= 1e-3 * high.abs().max(low.abs())
+        };
+        if !self.series.iter().all(flat) {
+            return None;
+        }
+        let value = |s: &Series| {
+            let value = short(self.unit() * s.points.last().map_or(0.0, |p| p.1));
+            if self.series.len() > 1 { format!("{value} ({})", escape(&s.name)) } else { value }
+        };
+        Some(self.series.iter().map(value).collect::<Vec<_>>().join(", "))
+    }
+
     fn unit(&self) -> f64 {
         if matches!(self.scale, Scale::Percent | Scale::PercentFromZero) { 100.0 } else { 1.0 }
     }

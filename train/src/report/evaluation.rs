@@ -2,11 +2,10 @@
 
 use macrl_models::evaluation::{Evaluation, Row};
 
-use super::html::{class_name, escape, percent, section, short};
+use super::confusion::confusions;
+use super::html::{escape, percent, section, short};
 use super::metrics::Metrics;
-
-/// Above so many classes a confusion matrix can't be read; the commonest confusions are listed instead.
-const MATRIX: usize = 20;
+use crate::evaluate::unlabelled;
 
 /// Name of a column and the number it shows.
 type Column = (&'static str, fn(&Row) -> f64);
@@ -23,8 +22,17 @@ pub(super) fn headline(name: &str, evaluation: Option<&Evaluation>, metrics: &Me
             let pixels = evaluation.row("pixels").map(|r| format!("pixels {}", percent(value(r))));
             random.into_iter().chain(pixels).collect::<Vec<_>>().join(" · ")
         };
-        tile("kNN", format!("{} %", percent(macrl.knn)), beside(|r| r.knn));
+        tile("kNN on test images", format!("{} %", percent(macrl.knn)), beside(|r| r.knn));
         tile("Linear probe", format!("{} %", percent(macrl.linear)), beside(|r| r.linear));
+    }
+    let spread = evaluation.map(unlabelled::rows).unwrap_or_default();
+    if let Some((_, dim, std, rank)) = spread.iter().find(|row| row.0 == "macrl") {
+        let random = spread.iter().find(|row| row.0 == "random");
+        let beside = |value: fn(&unlabelled::Row) -> f64| {
+            random.map_or_else(String::new, |row| format!("untrained encoder {}", short(value(row))))
+        };
+        tile("Spread of the features", short(*std), beside(|row| row.2));
+        tile("Effective rank", format!("{} of {dim}", short(*rank)), beside(|row| row.3));
     }
     let finetuned = |start: &str| {
         let rows = evaluation?.extra.get(crate::finetune::result::KEY)?["rows"].as_array()?;
@@ -44,15 +52,64 @@ pub(super) fn headline(name: &str, evaluation: Option<&Evaluation>, metrics: &Me
     format!("<header>\n<h1>{}</h1>\n<div class=\"tiles\">{tiles}</div>\n</header>", escape(name))
 }
 
-/// The table, the confusions and the protocol.
-pub(super) fn sections(evaluation: Option<&Evaluation>) -> String {
+/// The table, the confusions and the protocol; their other form where nothing has a label.  `run` is the run's folder.
+pub(super) fn sections(evaluation: Option<&Evaluation>, run: &str, metrics: &Metrics, unlabelled: bool) -> String {
     let Some(evaluation) = evaluation else {
-        let hint = "<p>Not evaluated yet: <code>macrl-train evaluate</code> writes evaluation.json.</p>";
-        return section("evaluation", "Evaluation", hint);
+        let command = format!("<code>macrl-train evaluate --run {}</code>", escape(run));
+        let hint = match unlabelled {
+            true => format!(
+                "<p>No image has a label, so there is no accuracy to measure. {command} measures how far the features \
+                 spread, beside an untrained encoder's.</p>"
+            ),
+            false => format!("<p>Not evaluated yet: {command} measures kNN and linear probe.</p>"),
+        };
+        return section("evaluation", "Evaluation", &hint);
     };
-    let table = section("evaluation", "Evaluation", &format!("{}{}", table(evaluation), protocol(evaluation)));
+    let spread = unlabelled::rows(evaluation);
+    if !spread.is_empty() {
+        return section("evaluation", "Evaluation without labels", &spread_table(&spread, evaluation));
+    }
+    let body = format!(
+        "<div class=\"beside\"><div>{}{}</div>{}</div>",
+        table(evaluation),
+        two_numbers(evaluation, metrics),
+        protocol(evaluation)
+    );
     let confusions = evaluation.row("macrl").map_or_else(String::new, |row| confusions(row, &evaluation.labels));
-    table + &section("confusion", "Which classes the linear probe confuses", &confusions)
+    section("evaluation", "Evaluation", &body)
+        + &section("confusion", "Which classes the linear probe confuses", &confusions)
+}
+
+/// Why the curve below ends elsewhere than the table's kNN.
+fn two_numbers(evaluation: &Evaluation, metrics: &Metrics) -> String {
+    let Some(online) = metrics.last_check("knn") else { return String::new() };
+    let judged = evaluation.row("macrl").map_or_else(String::new, |row| format!(" ({} %)", percent(row.knn)));
+    format!(
+        "<p class=\"note\">Two kNN numbers: the one here{judged} judges the test images by all training images. The online \
+         one in the curve below (last {} %) judges some training images by some others while training goes on; it chose the \
+         best checkpoint, and no test image had a part in that. It has fewer images to look up, so it is usually lower.</p>",
+        percent(online)
+    )
+}
+
+/// What can be said without labels.
+fn spread_table(rows: &[unlabelled::Row], evaluation: &Evaluation) -> String {
+    let lines: String = rows
+        .iter()
+        .map(|(name, dim, std, rank)| {
+            let name = escape(described(name));
+            format!("<tr><th>{name}</th><td>{dim}</td><td>{}</td><td>{}</td></tr>", short(*std), short(*rank))
+        })
+        .collect();
+    format!(
+        "<div class=\"beside\"><div class=\"scroll\"><table><thead><tr><th>features</th><th>values</th><th>spread</th>\
+         <th>effective rank</th></tr></thead><tbody>{lines}</tbody></table></div>\
+         <p class=\"note\">No image has a label, so there is no accuracy to measure. Spread is the mean standard deviation of \
+         the normalised features, 1 where they fill the sphere evenly, 0 where all images look alike; effective rank is the \
+         number of directions that they use. Both of {} held-out images. Whether neighbours make sense is seen below; \
+         class sub-folders would be labels.</p></div>",
+        evaluation.protocol.test_images
+    )
 }
 
 fn table(evaluation: &Evaluation) -> String {
@@ -64,16 +121,20 @@ fn table(evaluation: &Evaluation) -> String {
         ("10-shot", |r| r.few_shot.unwrap_or(0.0)),
     ];
     let mut out =
-        String::from("<div class=\"scroll\"><table><thead><tr><th>features</th><th class=\"wide\">values</th>");
+        String::from("<div class=\"scroll\"><table><thead><tr><th>features</th><th class=\"wide-screen\">values</th>");
     columns.iter().for_each(|(name, _)| out.push_str(&format!("<th>{name}</th>")));
-    out.push_str("<th class=\"wide\">rank</th></tr></thead><tbody>");
+    out.push_str("<th class=\"wide-screen\">rank</th></tr></thead><tbody>");
     for row in &evaluation.rows {
-        out.push_str(&format!("<tr><th>{}</th><td class=\"wide\">{}</td>", escape(described(&row.features)), row.dim));
+        out.push_str(&format!(
+            "<tr><th>{}</th><td class=\"wide-screen\">{}</td>",
+            escape(described(&row.features)),
+            row.dim
+        ));
         for (_, value) in columns {
             let class = if value(row) == best(value) { " class=\"best\"" } else { "" };
             out.push_str(&format!("<td{class}>{}</td>", percent(value(row))));
         }
-        out.push_str(&format!("<td class=\"wide\">{}</td></tr>", row.rank.map_or_else(|| "–".into(), short)));
+        out.push_str(&format!("<td class=\"wide-screen\">{}</td></tr>", row.rank.map_or_else(|| "–".into(), short)));
     }
     out + "</tbody></table></div>"
 }
@@ -106,57 +167,4 @@ fn protocol(evaluation: &Evaluation) -> String {
         .map(|(key, value)| format!("<dt>{key}</dt><dd>{}</dd>", escape(value)))
         .collect();
     format!("<dl class=\"note\">{lines}</dl>")
-}
-
-fn confusions(row: &Row, labels: &[String]) -> String {
-    match row.confusion.len() {
-        0 => String::new(),
-        classes if classes <= MATRIX => matrix(row, labels),
-        _ => commonest(row, labels),
-    }
-}
-
-fn matrix(row: &Row, labels: &[String]) -> String {
-    let heads: String = (0..row.confusion.len())
-        .map(|i| format!("<th scope=\"col\"><span>{}</span></th>", escape(&class_name(labels, i))))
-        .collect();
-    let mut out = format!(
-        "<div class=\"scroll\"><table class=\"matrix\"><thead><tr><td></td>{heads}<th>%</th></tr></thead><tbody>"
-    );
-    for (i, counts) in row.confusion.iter().enumerate() {
-        let all = counts.iter().sum::<u32>().max(1);
-        out.push_str(&format!("<tr><th scope=\"row\">{}</th>", escape(&class_name(labels, i))));
-        for (j, count) in counts.iter().enumerate() {
-            let class = if i == j { "right" } else { "wrong" };
-            // The square root keeps rare confusions visible.
-            let strength = (f64::from(*count) / f64::from(all)).sqrt();
-            let text = if *count == 0 { String::new() } else { count.to_string() };
-            out.push_str(&format!("<td class=\"{class}\" style=\"--v:{strength:.2}\">{text}</td>"));
-        }
-        out.push_str(&format!("<td>{}</td></tr>", percent(row.per_class.get(i).copied().unwrap_or(0.0))));
-    }
-    out + "</tbody></table></div><p class=\"note\">Rows: the true class. Columns: the probe's answer.</p>"
-}
-
-fn commonest(row: &Row, labels: &[String]) -> String {
-    let mut pairs: Vec<(u32, usize, usize)> = row
-        .confusion
-        .iter()
-        .enumerate()
-        .flat_map(|(i, counts)| counts.iter().enumerate().filter(move |(j, _)| i != *j).map(move |(j, n)| (*n, i, j)))
-        .filter(|(count, ..)| *count > 0)
-        .collect();
-    pairs.sort_by(|a, b| b.cmp(a));
-    let lines: String = pairs
-        .iter()
-        .take(MATRIX)
-        .map(|(count, i, j)| {
-            let (truth, answer) = (escape(&class_name(labels, *i)), escape(&class_name(labels, *j)));
-            format!("<tr><td>{count}</td><th>{truth}</th><th>{answer}</th></tr>")
-        })
-        .collect();
-    format!(
-        "<div class=\"scroll\"><table><thead><tr><th>images</th><th>true class</th><th>answer</th></tr></thead>\
-         <tbody>{lines}</tbody></table></div>"
-    )
 }

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::chart::{Chart, Scale, Series};
 use super::html::{escape, percent};
-use super::metrics::Metrics;
+use super::metrics::{Metrics, grid};
 use super::optional;
 
 /// The kinds of start, in the order of the table, and what they are called.
@@ -24,7 +24,8 @@ pub(super) fn section(run: &Path) -> Result<String> {
             metrics.push((name, Metrics::parse(&text)));
         }
     }
-    let body = format!("{}{}{}", table(&result), charts(&metrics), protocol(&result["protocol"]));
+    let head = format!("<div class=\"beside\">{}{}</div>", table(&result), protocol(&result["protocol"]));
+    let body = head + &charts(&metrics);
     Ok(super::html::section("finetune", "Fine-tuning on the labels", &body))
 }
 
@@ -48,10 +49,13 @@ fn charts(metrics: &[(&str, Metrics)]) -> String {
     let chart = |title: &str, eval: bool, key: &str, scale: Scale| {
         let series: Vec<Series> =
             metrics.iter().map(|(name, m)| m.series(eval, key, name)).filter(|s| !s.points.is_empty()).collect();
-        if series.is_empty() { String::new() } else { Chart { title, series, scale }.html() }
+        let chart = Chart { title, series, scale };
+        (!chart.series.is_empty() && chart.constant().is_none()).then(|| chart.html())
     };
     let accuracy = chart("Accuracy on test images (%)", true, "accuracy", Scale::Percent);
-    format!("<div class=\"charts\">\n{accuracy}\n{}\n</div>", chart("Cross-entropy", false, "loss", Scale::Linear))
+    let charts: Vec<String> =
+        accuracy.into_iter().chain(chart("Cross-entropy", false, "loss", Scale::Linear)).collect();
+    grid(&charts)
 }
 
 fn protocol(protocol: &Value) -> String {

@@ -1,48 +1,83 @@
-//! What a report shows of the network itself: reconstructions of the run's held-out samples, and their features.
+//! What a report shows of the network itself: reconstructions of the run's held-out samples, their nearest neighbours
+//! among training images, and features.
 
-use anyhow::{Context, Result, ensure};
-use candle_core::{Device, Tensor};
+use anyhow::Result;
+use candle_core::Tensor;
 use image::{Rgb, RgbImage};
-use macrl_models::config::{Config, LossOn};
+use macrl_models::config::{Config, LossOn, Pooling};
 use macrl_models::ops::graph::with_values;
 use macrl_models::preprocess::Preprocess;
 use macrl_models::probe::Probe;
+use macrl_models::vit::Encoder;
 
-use super::{Material, Reconstruction, Samples};
-use crate::data::Data;
-use crate::encode::{Images, load_encoder};
+use super::{Material, Near, Neighbourhood, Reconstruction};
+use crate::data::{Data, Dataset};
+use crate::encode::{load_encoder, stream};
+use crate::evaluate::{Features, knn};
 use crate::run::Run;
+use crate::samples;
 use crate::state::State;
 use crate::views::{Batch, Recipe, Scratch, View};
 
 /// Images whose reconstructions are shown.
-const RECONSTRUCTED: usize = 12;
+const RECONSTRUCTED: usize = 8;
 /// Images in the projection.
 const PROJECTED: usize = 2000;
+/// Training images that neighbours are looked for in: as many as the demo's neighbours.png has for ten classes.
+const GALLERY: usize = 2000;
+/// Rows of neighbours, and neighbours in each.
+const QUERIES: usize = 10;
+const NEIGHBOURS: usize = 8;
 /// Stands for removed patches.
 const REMOVED: Rgb<u8> = Rgb([128, 128, 128]);
 
-/// Looks at the run's best checkpoint (its last one where there is no best).  Without `data` the projection shows
-/// the samples only.
+/// The run's encoder and what goes into it.
+struct Eye {
+    encoder: Encoder,
+    preprocess: Preprocess,
+    pooling: Pooling,
+}
+
+impl Eye {
+    /// Features and labels of these images of a split, and which of them could be read.
+    fn features(&self, split: &dyn Dataset, chosen: &[usize]) -> Result<(Features, Vec<usize>)> {
+        let dim = self.encoder.config().width;
+        let (mut all, mut indices) = (Features { values: Vec::new(), labels: Vec::new(), dim }, Vec::new());
+        stream(split, chosen, &self.encoder, &self.preprocess, |images| {
+            let features = images.encode(&self.encoder, &self.preprocess, self.pooling)?;
+            all.values.extend(features.values);
+            all.labels.extend(features.labels);
+            indices.extend_from_slice(&images.indices);
+            Ok(())
+        })?;
+        Ok((all, indices))
+    }
+}
+
+/// Looks at the run's best checkpoint (its last one where there is no best).  Without `data` the samples stand for the
+/// training images and for the projection's.
 ///
 /// # Errors
 /// A missing or damaged checkpoint or samples.safetensors.
 pub fn gather(run: &Run, data: Option<&Data>) -> Result<Material> {
     let path = if run.best().exists() { run.best() } else { run.last() };
     let (encoder, config, step) = load_encoder(&path)?;
-    let preprocess = Preprocess::from_config(&config);
-    let samples = read_samples(run, &config)?;
+    let eye = Eye { encoder, preprocess: Preprocess::from_config(&config), pooling: config.evaluate.pooling };
+    let (samples, known) = samples::read(run, &config)?;
     let images = as_images(&samples.pixels, config.encoder.image_size);
     let shown = &images[..images.len().min(RECONSTRUCTED)];
     let (strong, weak) = reconstructions(&State::load(&path)?.0, &config, shown)?;
-    let pooling = config.evaluate.pooling;
-    let features = samples.encode(&encoder, &preprocess, pooling)?;
-    let projected = data
-        .and_then(|data| data.test.as_ref())
-        // Without labels there is nothing to colour by: the samples will do.
-        .and_then(|test| Images::read(test.as_ref(), PROJECTED, &preprocess).ok())
-        .map(|images| images.encode(&encoder, &preprocess, pooling))
-        .transpose()?;
+    let features = samples.encode(&eye.encoder, &eye.preprocess, eye.pooling)?;
+    let queries = Queries { images: &images, features: &features, labels: &known };
+    let (neighbours, gallery) = match data {
+        Some(data) => queries.among_training(&eye, data)?,
+        None => queries.among_themselves(),
+    };
+    let held = data.and_then(|data| data.test.as_ref());
+    let projected = match held {
+        Some(test) => eye.features(test.as_ref(), &samples::draw(test.as_ref(), PROJECTED))?.0,
+        None => features,
+    };
     let labels = match run.probe() {
         path if path.exists() => Probe::read(&path)?.labels,
         _ => data.map(|data| data.classes.clone()).unwrap_or_default(),
@@ -53,28 +88,75 @@ pub fn gather(run: &Run, data: Option<&Data>) -> Result<Material> {
         provenance.push(("data".into(), format!("{}, {} training images", data.format, data.train.len())));
     }
     provenance.push(("network computed on".into(), format!("CPU, {} threads", rayon::current_num_threads())));
-    Ok(Material { strong, weak, samples: Some(Samples { images, features }), projected, labels, provenance })
+    let unlabelled = known.iter().all(Option::is_none);
+    Ok(Material { strong, weak, neighbours, gallery, projected: Some(projected), unlabelled, labels, provenance })
 }
 
-/// The images that the run put aside when it began; those without a label count as class 0.
-fn read_samples(run: &Run, config: &Config) -> Result<Images> {
-    let path = run.samples();
-    let named = || format!("cannot read {}", path.display());
-    let tensors = candle_core::safetensors::load(&path, &Device::Cpu).with_context(named)?;
-    let tensor = |name: &str| tensors.get(name).with_context(|| format!("{}: no tensor `{name}`", path.display()));
-    let (pixels, labels) = (tensor("pixels")?, tensor("labels")?.to_vec1::<i64>().with_context(named)?);
-    let (n, size) = (labels.len(), config.encoder.image_size);
-    let found = pixels.dims();
-    ensure!(
-        n > 0 && found == [n, size, size, 3],
-        "{}: expected `pixels` of shape [{n}, {size}, {size}, 3], found {found:?}",
-        path.display()
-    );
-    Ok(Images {
-        pixels: pixels.flatten_all()?.to_vec1().with_context(named)?,
-        labels: labels.iter().map(|label| u32::try_from(*label).unwrap_or(0)).collect(),
-        indices: (0..n).collect(),
-    })
+/// The samples, to look for neighbours of.
+struct Queries<'a> {
+    images: &'a [RgbImage],
+    features: &'a Features,
+    labels: &'a [Option<u32>],
+}
+
+impl Queries<'_> {
+    /// The nearest of a fixed draw of the training images, and what that was, in words.
+    fn among_training(&self, eye: &Eye, data: &Data) -> Result<(Vec<Neighbourhood>, String)> {
+        let train = data.train.as_ref();
+        let (gallery, indices) = eye.features(train, &samples::draw(train, GALLERY))?;
+        let near = |query: &RgbImage, index: u32| {
+            let i = *indices.get(index as usize)?;
+            let image = eye.preprocess.fit(&*train.image(i).ok()?);
+            // Where nothing is held out the samples are training images: an image is not its own neighbour.
+            (data.test.is_some() || image != *query).then(|| (image, train.label(i)))
+        };
+        Ok((self.nearest(&gallery, near), format!("{} training images", indices.len())))
+    }
+
+    /// The same among the samples.
+    fn among_themselves(&self) -> (Vec<Neighbourhood>, String) {
+        let near = |query: &RgbImage, index: u32| {
+            let (image, label) = (self.images.get(index as usize)?, self.labels.get(index as usize)?);
+            (image != query).then(|| (image.clone(), *label))
+        };
+        (self.nearest(self.features, near), format!("{} held-out images", self.images.len()))
+    }
+
+    fn nearest(
+        &self,
+        gallery: &Features,
+        near: impl Fn(&RgbImage, u32) -> Option<(RgbImage, Option<u32>)>,
+    ) -> Vec<Neighbourhood> {
+        let chosen = spread(self.labels, QUERIES);
+        let queries = self.features.select(&chosen);
+        // Some may be the query itself.
+        let found = knn::neighbours(&gallery.values, &queries.values, gallery.dim, NEIGHBOURS + 4);
+        let rows = chosen.into_iter().zip(found).filter_map(|(i, found)| {
+            let query = self.images.get(i)?.clone();
+            let seen = found.into_iter().filter_map(|n| {
+                let (image, label) = near(&query, n.index)?;
+                Some(Near { image, label, similarity: n.similarity })
+            });
+            let near = seen.take(NEIGHBOURS).collect();
+            Some(Neighbourhood { query, label: self.labels.get(i).copied().flatten(), near })
+        });
+        rows.collect()
+    }
+}
+
+/// At most `count` image numbers, one of each class before a second of any.
+fn spread(labels: &[Option<u32>], count: usize) -> Vec<usize> {
+    let mut seen = std::collections::HashMap::new();
+    let mut order: Vec<(usize, usize)> = labels
+        .iter()
+        .enumerate()
+        .map(|(i, label)| {
+            let rank = seen.entry(*label).and_modify(|n| *n += 1).or_insert(0usize);
+            (*rank, i)
+        })
+        .collect();
+    order.sort_unstable();
+    order.into_iter().take(count).map(|(_, i)| i).collect()
 }
 
 /// (n, S, S, 3) u8 -> n images.
@@ -156,6 +238,12 @@ fn put(image: &mut RgbImage, config: &Config, patches: &[f32], which: &[u32]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_class_comes_before_a_second_of_any() {
+        assert_eq!(spread(&[0, 0, 0, 1, 2, 1].map(Some), 4), [0, 3, 4, 1]);
+        assert_eq!(spread(&[None; 3], 2), [0, 1]);
+    }
 
     #[test]
     fn a_view_turns_back_into_its_image() {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::chart::{Chart, Scale, Series};
+use super::html::escape;
 
 /// Every logged number, by kind of line.
 #[derive(Debug, Default)]
@@ -29,7 +30,7 @@ const CHARTS: &[Plan] = &[
         &[("reconstruction_strong", "strong"), ("reconstruction_weak", "weak")],
         Scale::Linear,
     ),
-    ("kNN accuracy on held-out images (%)", true, &[("knn", "kNN")], Scale::Percent),
+    ("Online kNN: training images judged by others (%)", true, &[("knn", "kNN")], Scale::Percent),
     (
         "Similarity of query and key",
         false,
@@ -78,6 +79,11 @@ impl Metrics {
         self.steps.values().rev().find_map(|line| line[key].as_f64())
     }
 
+    /// The last value of a key among lines of kind `eval`.
+    pub(super) fn last_check(&self, key: &str) -> Option<f64> {
+        self.evals.values().rev().find_map(|line| line[key].as_f64())
+    }
+
     /// The last step logged.
     pub(super) fn last_step(&self) -> Option<u64> {
         self.steps.keys().chain(self.evals.keys()).max().copied()
@@ -89,19 +95,90 @@ impl Metrics {
         Series { name: name.into(), points: points.collect(), marked: eval }
     }
 
-    /// A chart for everything that was logged.
+    /// A chart for everything that was logged and that changed; what stayed the same is told in a line.
     pub(super) fn charts(&self) -> String {
-        let charts: Vec<String> = CHARTS
-            .iter()
-            .filter_map(|(title, eval, keys, scale)| {
-                let mut series: Vec<Series> = keys.iter().map(|(key, name)| self.series(*eval, key, name)).collect();
-                series.retain(|s| !s.points.is_empty());
-                (!series.is_empty()).then(|| Chart { title, series, scale: *scale }.html())
-            })
-            .collect();
-        if charts.is_empty() {
-            return String::new();
+        let (mut charts, mut constants) = (Vec::new(), Vec::new());
+        for (title, eval, keys, scale) in CHARTS {
+            let mut series: Vec<Series> = keys.iter().map(|(key, name)| self.series(*eval, key, name)).collect();
+            series.retain(|s| !s.points.is_empty());
+            if series.is_empty() {
+                continue;
+            }
+            let chart = Chart { title, series, scale: *scale };
+            match chart.constant() {
+                Some(values) => constants.push(format!("{} {values}", escape(title))),
+                None => charts.push(chart.html()),
+            }
         }
-        format!("<div class=\"charts\">\n{}\n</div>", charts.join("\n"))
+        let constants = match constants.is_empty() {
+            true => String::new(),
+            false => format!(
+                "<p class=\"note\">Without a curve, because one value is all there is: {}.</p>",
+                constants.join("; ")
+            ),
+        };
+        grid(&charts) + &constants
+    }
+}
+
+/// Charts in rows of three where the page is wide enough; the first ones are wider where that fills the last row.
+pub(super) fn grid(charts: &[String]) -> String {
+    let wide = match charts.len() % 3 {
+        0 => 0,
+        1 => 4,
+        _ => 2,
+    };
+    let class = match (charts.len(), charts.len() % 2) {
+        (0, _) => return String::new(),
+        (1, _) => "charts one",
+        (_, 1) => "charts odd",
+        _ => "charts",
+    };
+    let charts: Vec<String> = charts
+        .iter()
+        .enumerate()
+        .map(
+            |(i, chart)| {
+                if i < wide { chart.replacen("<figure>", "<figure class=\"wide\">", 1) } else { chart.clone() }
+            },
+        )
+        .collect();
+    format!("<div class=\"{class}\">\n{}\n</div>", charts.join("\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_constant_gets_a_line_and_no_chart() {
+        let line = |i: u32| {
+            let (loss, rate) = (5.0 - f64::from(i) / 10.0, 2.5e-4);
+            format!(r#"{{"kind":"step","step":{i},"loss":{loss},"lr":{rate},"bank_norm":1.0000{}}}"#, i % 3)
+        };
+        let text: Vec<String> = (1..=20).map(line).collect();
+        let mut metrics = Metrics::parse(&text.join("\n"));
+        let page = metrics.charts();
+        assert_eq!(page.matches("<figure").count(), 1, "{page}");
+        assert!(page.contains("Learning rate 2.5e-4") && page.contains("Length of the bank&#39;s keys 1;"), "{page}");
+        // A single check is no curve either.
+        metrics.evals.insert(20, serde_json::json!({"knn": 0.5, "rank": 12.5}));
+        let page = metrics.charts();
+        assert!(
+            page.matches("<figure").count() == 1 && page.contains("others (%) 50") && page.contains("12.5"),
+            "{page}"
+        );
+        assert_eq!(Metrics::default().charts(), "");
+    }
+
+    #[test]
+    fn rows_of_charts_have_no_gap() {
+        for count in 1..=13usize {
+            let page = grid(&vec!["<figure>x</figure>".to_string(); count]);
+            let wide = page.matches("class=\"wide\"").count();
+            // In sixths of a row: a wide one takes three, the others two.
+            assert!(count == 1 || (3 * wide + 2 * (count - wide)) % 6 == 0, "{count}: {wide}");
+            assert_eq!(page.contains("odd"), count > 1 && count % 2 == 1);
+        }
     }
 }

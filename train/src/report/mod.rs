@@ -4,6 +4,7 @@
 //! [`Material`], which [`gather`] makes.  Parts that aren't there are left out, so that a report can be written at any time.
 
 mod chart;
+mod confusion;
 mod evaluation;
 mod finetune;
 mod html;
@@ -36,13 +37,26 @@ pub struct Reconstruction {
     pub reconstructed: RgbImage,
 }
 
-/// Held-out images with their features.
+/// A held-out image and those that are nearest to it.
 #[derive(Debug, Clone)]
-pub struct Samples {
-    /// n images.
-    pub images: Vec<RgbImage>,
-    /// Features and labels of the same n images.
-    pub features: Features,
+pub struct Neighbourhood {
+    /// What is looked for.
+    pub query: RgbImage,
+    /// Its class, where it has one.
+    pub label: Option<u32>,
+    /// Nearest first.
+    pub near: Vec<Near>,
+}
+
+/// One neighbour.
+#[derive(Debug, Clone)]
+pub struct Near {
+    /// The image.
+    pub image: RgbImage,
+    /// Its class, where it has one.
+    pub label: Option<u32>,
+    /// Cosine.
+    pub similarity: f32,
 }
 
 /// What the report shows beside what the run's folder holds; everything may be empty.
@@ -52,10 +66,14 @@ pub struct Material {
     pub strong: Vec<Reconstruction>,
     /// The same images through the weak branch.
     pub weak: Vec<Reconstruction>,
-    /// Images whose nearest neighbours among each other are shown.
-    pub samples: Option<Samples>,
-    /// Features for the projection; those of `samples` where there are none.
+    /// Held-out images and their nearest in the gallery.
+    pub neighbours: Vec<Neighbourhood>,
+    /// What the gallery is: `2000 training images`.
+    pub gallery: String,
+    /// Features for the projection.
     pub projected: Option<Features>,
+    /// Whether no image has a label.
+    pub unlabelled: bool,
     /// Class names in label order; empty where there are none.
     pub labels: Vec<String>,
     /// Lines of the provenance: (`device`, `cpu`), (`commit`, `1a2b3c4`), ...
@@ -100,19 +118,17 @@ pub fn render(run: &Path, material: &Material) -> Result<String> {
     let name = run.file_name().map_or_else(|| "run".into(), |name| name.to_string_lossy().into_owned());
     let mut page = Page::new(&name);
     page.push(evaluation::headline(&name, judged.as_ref(), &metrics));
-    page.push(evaluation::sections(judged.as_ref()));
+    page.push(evaluation::sections(judged.as_ref(), &run.display().to_string(), &metrics, material.unlabelled));
     page.push(finetune::section(run)?);
     page.push(section("curves", "Training", &metrics.charts()));
     page.push(pictures::reconstructions(&material.strong, &material.weak));
-    if let Some(samples) = &material.samples {
-        page.push(pictures::neighbours(samples, &material.labels));
-    }
-    if let Some(features) = material.projected.as_ref().or(material.samples.as_ref().map(|s| &s.features)) {
-        page.push(projection::section(features, &material.labels));
+    page.push(pictures::neighbours(&material.neighbours, &material.gallery, &material.labels));
+    if let Some(features) = &material.projected {
+        page.push(projection::section(features, &material.labels, !material.unlabelled));
     }
     page.push(provenance(&material.provenance, &metrics));
     if !config.is_empty() {
-        let body = format!("<pre><code>{}</code></pre>", escape(config.trim_end()));
+        let body = format!("<pre class=\"config\"><code>{}</code></pre>", escape(config.trim_end()));
         page.push(section("config", "Configuration, resolved", &body));
     }
     Ok(page.finish())

@@ -1,17 +1,18 @@
 //! Images in the page: reconstructions and nearest neighbours.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
+use image::codecs::jpeg::JpegEncoder;
 use image::{ImageFormat, RgbImage, imageops};
 
 use super::html::{class_name, escape, section};
-use super::{Reconstruction, Samples};
-use crate::evaluate::knn;
+use super::{Neighbourhood, Reconstruction};
 
-/// Larger images are shown smaller, so that the page stays small.
-const LARGEST: u32 = 112;
-/// Rows of neighbours, and neighbours in each.
-const QUERIES: usize = 10;
-const NEIGHBOURS: usize = 8;
+/// Larger reconstructions and neighbours are shown smaller, so that the page stays small.
+const RECONSTRUCTION: u32 = 192;
+const NEIGHBOUR: u32 = 144;
+/// Images up to this edge are stored without loss: their pixels are seen one by one.
+const EXACT: u32 = 64;
+const QUALITY: u8 = 88;
 
 /// Input, what the encoder sees, and what the decoder makes of it, in both branches.
 pub(super) fn reconstructions(strong: &[Reconstruction], weak: &[Reconstruction]) -> String {
@@ -24,101 +25,124 @@ pub(super) fn reconstructions(strong: &[Reconstruction], weak: &[Reconstruction]
     if rows.is_empty() {
         return String::new();
     }
-    let note = "<p class=\"note\">In each group: the decoder's target, what the encoder sees (removed patches greyed out), \
-                what the decoder makes of it (patches that it was shown are put back where only the removed ones are \
-                judged). Left the strong branch, right the weak one.</p>";
+    let note = "<p class=\"note\">Of three images, the first is the decoder's target, the second what the encoder sees \
+                (removed patches greyed out), the third what the decoder makes of it (patches that it was shown are put \
+                back where only the removed ones are judged).</p>";
     section("reconstructions", "Reconstructions of both branches", &format!("{note}<div class=\"pairs\">{rows}</div>"))
 }
 
 fn triple(branch: &str, images: Option<&Reconstruction>) -> String {
     let Some(images) = images else { return String::new() };
     let parts = [("target", &images.input), ("seen", &images.corrupted), ("reconstructed", &images.reconstructed)];
-    let tags: String = parts.iter().map(|(name, image)| tag(image, &format!("{branch}: {name}"), "")).collect();
-    format!("<div class=\"triple\">{tags}</div>")
+    let tags: String =
+        parts.iter().map(|(name, image)| tag(image, RECONSTRUCTION, &format!("{branch}: {name}"), "")).collect();
+    format!("<div class=\"branch\"><span>{branch}</span><div class=\"triple\">{tags}</div></div>")
 }
 
-/// Images and those that are nearest to them, other classes marked.
-pub(super) fn neighbours(samples: &Samples, labels: &[String]) -> String {
-    let Samples { images, features } = samples;
-    // Each image's nearest is itself.
-    let found = knn::neighbours(&features.values, &features.values, features.dim, NEIGHBOURS + 1);
-    let rows: String = spread(features.labels.as_slice(), QUERIES)
-        .into_iter()
-        .filter(|&i| i < images.len())
-        .map(|i| {
-            let name = |j: usize| class_name(labels, features.labels[j] as usize);
-            let query = tag(&images[i], &name(i), "");
-            let others = found[i].iter().filter(|n| n.index as usize != i).take(NEIGHBOURS);
-            let near: String = others
-                .filter_map(|n| {
-                    let j = n.index as usize;
-                    let class = if features.labels[i] == features.labels[j] { "same" } else { "other" };
-                    Some(tag(images.get(j)?, &format!("{}, cosine {:.3}", name(j), n.similarity), class))
+/// Held-out images and those of the gallery that are nearest to them; another class than the query's is marked.
+pub(super) fn neighbours(rows: &[Neighbourhood], gallery: &str, labels: &[String]) -> String {
+    if rows.is_empty() {
+        return String::new();
+    }
+    let labelled = rows.iter().any(|row| row.label.is_some());
+    let name = |label: Option<u32>| label.map_or_else(String::new, |l| class_name(labels, l as usize));
+    let body: String = rows
+        .iter()
+        .map(|row| {
+            let near: String = row
+                .near
+                .iter()
+                .map(|near| {
+                    let class = match (row.label, near.label) {
+                        (Some(own), Some(other)) if own != other => "other",
+                        _ => "",
+                    };
+                    let text = format!("{}, cosine {:.3}", name(near.label), near.similarity);
+                    tag(&near.image, NEIGHBOUR, text.trim_start_matches(", "), class)
                 })
                 .collect();
-            format!("<div class=\"near\"><div>{query}<span>{}</span></div><div>{near}</div></div>", escape(&name(i)))
+            let own = name(row.label);
+            let caption = if own.is_empty() { String::new() } else { format!("<span>{}</span>", escape(&own)) };
+            let text = if own.is_empty() { "query" } else { own.as_str() };
+            let query = tag(&row.query, NEIGHBOUR, text, "");
+            format!(
+                "<div class=\"near\"><div class=\"query\">{query}{caption}</div><div class=\"found\">{near}</div></div>"
+            )
         })
         .collect();
+    let marked = if labelled { " Another class than the query's is outlined in red." } else { "" };
     let note = format!(
-        "<p class=\"note\">Left the query, right the nearest of {} held-out images by cosine, nearest first. \
-         Another class than the query's is outlined in red.</p>",
-        images.len()
+        "<p class=\"note\">Left a held-out image, right the nearest of {} by cosine, nearest first.{marked}</p>",
+        escape(gallery)
     );
-    section("neighbours", "Nearest neighbours", &format!("{note}{rows}"))
-}
-
-/// At most `count` image numbers, one of each class before a second of any.
-fn spread(labels: &[u32], count: usize) -> Vec<usize> {
-    let mut seen = std::collections::HashMap::new();
-    let mut order: Vec<(usize, usize)> = labels
-        .iter()
-        .enumerate()
-        .map(|(i, label)| {
-            let rank = seen.entry(*label).and_modify(|n| *n += 1).or_insert(0usize);
-            (*rank, i)
-        })
-        .collect();
-    order.sort_unstable();
-    order.into_iter().take(count).map(|(_, i)| i).collect()
+    section("neighbours", "Nearest neighbours", &format!("{note}{body}"))
 }
 
 /// An image as part of the page.
-fn tag(image: &RgbImage, text: &str, class: &str) -> String {
+fn tag(image: &RgbImage, largest: u32, text: &str, class: &str) -> String {
     let edge = image.width().max(image.height()).max(1);
     let small;
-    let shown = if edge > LARGEST {
-        let scaled = |x: u32| (x * LARGEST / edge).max(1);
+    let shown = if edge > largest {
+        let scaled = |x: u32| (x * largest / edge).max(1);
         small = imageops::thumbnail(image, scaled(image.width()), scaled(image.height()));
         &small
     } else {
         image
     };
     let mut bytes = std::io::Cursor::new(Vec::new());
-    if shown.write_to(&mut bytes, ImageFormat::Png).is_err() {
+    let (kind, written) = match edge <= EXACT {
+        true => ("png", shown.write_to(&mut bytes, ImageFormat::Png)),
+        false => ("jpeg", shown.write_with_encoder(JpegEncoder::new_with_quality(&mut bytes, QUALITY))),
+    };
+    if written.is_err() {
         // Only an image without pixels can't be written.
         return String::new();
     }
     let text = escape(text);
-    let class = if class.is_empty() { String::new() } else { format!(" class=\"{class}\"") };
+    let exact = if edge <= EXACT { "exact" } else { "" };
+    let class = format!("{class} {exact}");
+    let class = if class.trim().is_empty() { String::new() } else { format!(" class=\"{}\"", class.trim()) };
     let data = STANDARD.encode(bytes.into_inner());
-    format!("<img{class} alt=\"{text}\" title=\"{text}\" src=\"data:image/png;base64,{data}\">")
+    format!("<img{class} alt=\"{text}\" title=\"{text}\" src=\"data:image/{kind};base64,{data}\">")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::report::Near;
 
     #[test]
-    fn every_class_comes_before_a_second_of_any() {
-        assert_eq!(spread(&[0, 0, 0, 1, 2, 1], 4), [0, 3, 4, 1]);
+    fn large_images_are_shown_smaller_and_small_ones_exactly() {
+        let decode = |tag: &str| {
+            let bytes = STANDARD.decode(tag.split("base64,").nth(1).unwrap().trim_end_matches("\">")).unwrap();
+            image::load_from_memory(&bytes).unwrap().to_rgb8()
+        };
+        let big = tag(&RgbImage::new(448, 224), 112, "a \"b\"", "other");
+        assert_eq!(decode(&big).dimensions(), (112, 56));
+        assert!(
+            big.contains("alt=\"a &quot;b&quot;\"") && big.contains("class=\"other\"") && big.contains("image/jpeg")
+        );
+        let small = RgbImage::from_fn(32, 32, |x, y| image::Rgb([x as u8 * 8, y as u8 * 8, (x * y) as u8]));
+        let text = tag(&small, 112, "x", "");
+        assert_eq!(decode(&text), small);
+        assert!(text.contains("class=\"exact\""));
     }
 
     #[test]
-    fn large_images_are_shown_smaller() {
-        let big = tag(&RgbImage::new(448, 224), "a \"b\"", "same");
-        let bytes = STANDARD.decode(big.split("base64,").nth(1).unwrap().trim_end_matches("\">")).unwrap();
-        let read = image::load_from_memory(&bytes).unwrap();
-        assert_eq!((read.width(), read.height()), (112, 56));
-        assert!(big.contains("alt=\"a &quot;b&quot;\""));
+    fn only_labels_are_compared() {
+        let near = |label| Near { image: RgbImage::new(8, 8), label, similarity: 0.5 };
+        let row = |label, others: [Option<u32>; 2]| Neighbourhood {
+            query: RgbImage::new(8, 8),
+            label,
+            near: others.map(near).to_vec(),
+        };
+        let names = ["cat".to_string(), "dog".to_string()];
+        let text = neighbours(&[row(Some(0), [Some(0), Some(1)])], "64 images", &names);
+        assert!(
+            text.matches("\"other exact\"").count() == 1 && text.contains("outlined") && text.contains("dog, cosine")
+        );
+        let text = neighbours(&[row(None, [None, None])], "64 images", &[]);
+        assert!(!text.contains("other") && !text.contains("outlined") && !text.contains("<span>"), "{text}");
+        assert!(text.contains("title=\"cosine 0.500\"") && text.contains("title=\"query\""));
     }
 }

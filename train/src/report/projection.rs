@@ -1,4 +1,5 @@
-//! Features in two dimensions: principal components of the L2-normalised features, coloured by class.
+//! Features in two dimensions: principal components of the L2-normalised features, coloured by class where there are
+//! labels.
 
 use std::fmt::Write;
 
@@ -15,8 +16,8 @@ const POINTS: usize = 3000;
 /// Classes that get a colour of their own; of more, their hue turns.
 const COLOURS: usize = 10;
 
-/// The scatter plot and its legend.
-pub(super) fn section(features: &Features, labels: &[String]) -> String {
+/// The scatter plot and its legend; one colour where the images have no labels.
+pub(super) fn section(features: &Features, labels: &[String], labelled: bool) -> String {
     if features.len() < 3 {
         return String::new();
     }
@@ -28,22 +29,29 @@ pub(super) fn section(features: &Features, labels: &[String]) -> String {
     let every = features.len().div_ceil(POINTS);
     for (point, label) in points.iter().zip(&features.labels).step_by(every) {
         let (x, y) = (place(point[0]), EDGE - place(point[1]));
-        let name = escape(&class_name(labels, *label as usize));
-        let _ = writeln!(
-            svg,
-            "<circle {} cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"4\"><title>{name}</title></circle>",
-            colour(*label as usize, classes)
-        );
+        let (style, title) = match labelled {
+            true => (
+                colour(*label as usize, classes),
+                format!("<title>{}</title>", escape(&class_name(labels, *label as usize))),
+            ),
+            false => ("class=\"s0\"".to_string(), String::new()),
+        };
+        let _ = writeln!(svg, "<circle {style} cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"4\">{title}</circle>");
     }
     svg.push_str("</svg>\n");
+    let (coloured, overlap) = match labelled {
+        true => (", coloured by class", " Classes that overlap here may still be apart in the other directions."),
+        false => ("", " Images that lie together here may still be apart in the other directions."),
+    };
     let note = format!(
-        "<p class=\"note\">The two directions in which {} features of held-out images vary most ({:.0} and {:.0} % of their variance), \
-         coloured by class. Classes that overlap here may still be apart in the other directions.</p>",
+        "<p class=\"note\">The two directions in which the features of {} held-out images vary most ({:.0} and {:.0} % \
+         of their variance){coloured}.{overlap}</p>",
         features.len(),
         100.0 * explained[0],
         100.0 * explained[1]
     );
-    let body = format!("{note}<div class=\"projection\">{svg}{}</div>", legend(labels, classes));
+    let legend = if labelled { legend(labels, classes) } else { String::new() };
+    let body = format!("<div class=\"projection\">{svg}<div>{note}{legend}</div></div>");
     super::html::section("projection", "Features in two dimensions", &body)
 }
 
@@ -94,7 +102,15 @@ mod tests {
     #[test]
     fn collapsed_features_still_draw() {
         let features = Features { values: vec![1.0; 30], labels: vec![0; 10], dim: 3 };
-        let text = section(&features, &[]);
+        let text = section(&features, &[], true);
         assert!(text.contains("<circle") && !text.contains("NaN"));
+    }
+
+    #[test]
+    fn without_labels_nothing_is_named_after_a_class() {
+        let features = Features { values: draws(40, 2), labels: vec![0; 10], dim: 4 };
+        let text = section(&features, &[], false);
+        assert!(text.matches("<circle").count() == 10 && !text.contains("<title>") && !text.contains("<ul>"));
+        assert!(!text.contains("class by") && !text.contains("coloured") && !text.contains("Classes"), "{text}");
     }
 }

@@ -15,6 +15,7 @@ fn metrics_text() -> String {
     };
     let mut lines: Vec<String> = (1..=200).map(step).collect();
     lines.push(r#"{"kind":"eval","step":100,"epoch":1,"knn":0.5,"feature_std":0.8,"rank":20.5}"#.into());
+    lines.push(r#"{"kind":"eval","step":200,"epoch":2,"knn":0.6,"feature_std":0.9,"rank":25.5}"#.into());
     lines.push(r#"{"kind":"step","step":200,"epoch":2,"loss":1.25}"#.into());
     lines.push(r#"{"kind":"step","step":20"#.into());
     lines.join("\n")
@@ -27,10 +28,13 @@ fn material() -> Material {
     Material {
         strong: vec![triple.clone(); 2],
         weak: vec![triple; 2],
-        samples: Some(Samples {
-            images: (0..20).map(|i| picture(i * 10)).collect(),
-            features: Features { values: draws(80, 1), labels, dim: 4 },
-        }),
+        neighbours: vec![Neighbourhood {
+            query: picture(0),
+            label: Some(0),
+            near: vec![Near { image: picture(10), label: Some(1), similarity: 0.9 }],
+        }],
+        gallery: "200 training images".into(),
+        projected: Some(Features { values: draws(80, 1), labels, dim: 4 }),
         labels: vec!["<script>alert(1)</script>".into(), "b".into(), "c".into()],
         provenance: vec![("device".into(), "cpu".into())],
         ..Material::default()
@@ -63,6 +67,9 @@ fn a_whole_run_gives_a_whole_page() {
     assert!(page.contains("<h1>my &amp; run</h1>") && page.contains("71.0 %") && page.contains("x&lt;y"));
     // The later of two lines for the same step counts; the one that was cut off is counted.
     assert!(page.contains("<b>1.25</b>") && page.contains("1, left out"));
+    // The table's kNN and the curve's are told apart.
+    assert!(page.contains("Two kNN numbers: the one here (71.0 %)") && page.contains("last 60.0 %"));
+    assert!(page.contains("200 training images") && page.contains("outlined in red"));
     // Self-contained, and nothing that a class name smuggles in.
     assert!(!page.contains("http") && !page.contains("<script") && !page.contains("NaN"));
     for tag in ["section", "figure", "svg", "table", "div", "dl", "ul"] {
@@ -79,6 +86,46 @@ fn an_empty_run_gives_a_page_that_says_so() {
     let folder = tempfile::tempdir().unwrap();
     let page = render(folder.path(), &Material::default()).unwrap();
     assert!(page.contains("Not evaluated yet") && !page.contains("id=\"curves\""));
+}
+
+#[test]
+fn a_run_without_labels_has_its_own_page() {
+    let folder = tempfile::tempdir().unwrap();
+    let metrics: Vec<String> = metrics_text().lines().map(|line| line.replace("\"knn\":0.5,", "")).collect();
+    std::fs::write(folder.path().join("metrics.jsonl"), metrics.join("\n").replace("\"knn\":0.6,", "")).unwrap();
+    let mut material = Material { unlabelled: true, labels: Vec::new(), ..material() };
+    material.neighbours[0].label = None;
+    material.neighbours[0].near[0].label = None;
+    let page = render(folder.path(), &material).unwrap();
+    assert!(page.contains("No image has a label") && page.contains("measures how far the features spread"));
+    let about_labels =
+        ["coloured by class", "outlined", "Not evaluated yet", "kNN", "linear probe", "<ul>", "Another class"];
+    for words in about_labels {
+        assert!(!page.contains(words), "{words}");
+    }
+    let spread = ["macrl", "random"].map(|features| crate::evaluate::unlabelled::Spread {
+        features,
+        images: 64,
+        dim: 192,
+        feature_std: 0.75,
+        rank: 20.5,
+    });
+    let settings = crate::evaluate::Settings {
+        k: 20,
+        temperature: 0.07,
+        pooling: macrl_models::config::Pooling::Mean,
+        seed: 0,
+        split: "test".into(),
+        labels: Vec::new(),
+        averaged: None,
+    };
+    let evaluation = crate::evaluate::unlabelled::evaluation(&spread, &settings).to_json();
+    std::fs::write(folder.path().join("evaluation.json"), evaluation).unwrap();
+    let page = render(folder.path(), &material).unwrap();
+    assert!(
+        page.contains("Evaluation without labels") && page.contains("20.5 of 192") && page.contains("<td>0.75</td>")
+    );
+    assert!(!page.contains("id=\"confusion\"") && !page.contains("<td>0.0</td>"));
 }
 
 #[test]

@@ -1,0 +1,69 @@
+//! What a check judges, over orders and sizes of classes.
+
+use std::sync::Arc;
+
+use image::{Rgb, RgbImage};
+use macrl_models::vit::Encoder;
+
+use super::*;
+use crate::data::memory::Memory;
+
+fn config() -> Config {
+    let set = ["encoder.image_size=8", "encoder.width=24", "encoder.depth=1", "evaluate.k=3"].map(String::from);
+    Config::parse("", "test", &set).unwrap()
+}
+
+/// Images whose colour is their class's, each a little different; `None` has no label.
+fn data(labels: &[Option<u32>]) -> Data {
+    let shade = |class: u32, channel: u32| (class.wrapping_mul(2_654_435_761) >> (8 * channel)) as u8 / 2;
+    let image = |(i, label): (usize, &Option<u32>)| {
+        let class = label.unwrap_or(i as u32);
+        RgbImage::from_fn(8, 8, |x, y| {
+            Rgb([0, 1, 2].map(|channel| shade(class, channel) + ((i as u32 + x * y) % 7) as u8 + 20))
+        })
+    };
+    let images = labels.iter().enumerate().map(image).collect();
+    Data {
+        train: Arc::new(Memory::new("train", images, labels.to_vec())),
+        test: None,
+        classes: Vec::new(),
+        format: "test",
+        skipped: Vec::new(),
+        notes: Vec::new(),
+    }
+}
+
+fn check(labels: &[Option<u32>]) -> Option<f64> {
+    let config = config();
+    let encoder = Encoder::init(&config.encoder, 0).unwrap();
+    Online::prepare(&config, &data(labels)).unwrap().check(&encoder).unwrap().knn
+}
+
+#[test]
+fn classes_in_turn_are_all_judged_and_found() {
+    // With every sixth image judged, six classes in turn were 0 % for ever, and of two only one was judged.
+    for classes in [2, 3, 6, 12] {
+        let size = 10;
+        let turns: Vec<Option<u32>> = (0..classes * size).map(|i| Some(i % classes)).collect();
+        let sorted: Vec<Option<u32>> = (0..classes * size).map(|i| Some(i / size)).collect();
+        for labels in [turns, sorted] {
+            let knn = check(&labels).unwrap();
+            assert!(knn > 0.9, "{classes} classes: {knn}");
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_judged_is_not() {
+    // One image of its own class among others: looked up in, not judged.
+    let mut labels: Vec<Option<u32>> = (0..20).map(|i| Some(i % 2)).collect();
+    labels.push(Some(9));
+    assert_eq!(check(&labels), Some(1.0));
+    // One class, or one image each: nothing can be mistaken, nothing can be found.
+    assert_eq!(check(&[Some(4); 20]), None);
+    assert_eq!(check(&(0..20).map(Some).collect::<Vec<_>>()), None);
+    assert_eq!(check(&[None; 20]), None);
+    // Some labels are enough.
+    labels.extend([None; 30]);
+    assert_eq!(check(&labels), Some(1.0));
+}

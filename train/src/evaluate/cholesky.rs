@@ -6,8 +6,20 @@ use super::matrix::{BLOCK, View, accumulate, dot, multiply};
 
 /// Lower triangle L, row-major, of a symmetric positive definite matrix L L^T (D, D).  A pivot that rounding has made
 /// tiny is lifted, so that the factor always exists.
-pub(crate) fn cholesky(mut a: Vec<f64>, dim: usize) -> Vec<f64> {
-    let floor = 1e-12 * (0..dim).map(|i| a[i * dim + i]).fold(f64::MIN_POSITIVE, f64::max);
+pub(crate) fn cholesky(a: Vec<f64>, dim: usize) -> Vec<f64> {
+    factor(a, dim, |square, largest| square.max(1e-12 * largest).sqrt())
+}
+
+/// The same of a positive semidefinite matrix: a row that depends on those before it gets an infinite pivot, so that its
+/// column is zero and dividing by it leaves nothing.
+pub(crate) fn semidefinite(a: Vec<f64>, dim: usize) -> Vec<f64> {
+    // Above what single precision of the rows leaves of an exact zero: its square, 1e-14, times their number.
+    factor(a, dim, |square, largest| if square > 1e-10 * largest { square.sqrt() } else { f64::INFINITY })
+}
+
+/// `pivot` turns what is left of a diagonal entry into L's, given the matrix' largest.
+fn factor(mut a: Vec<f64>, dim: usize, pivot: impl Fn(f64, f64) -> f64) -> Vec<f64> {
+    let largest = (0..dim).map(|i| a[i * dim + i]).fold(f64::MIN_POSITIVE, f64::max);
     for first in (0..dim).step_by(BLOCK) {
         let (end, width) = ((first + BLOCK).min(dim), BLOCK.min(dim - first));
         let (upper, below) = a.split_at_mut(end * dim);
@@ -15,7 +27,7 @@ pub(crate) fn cholesky(mut a: Vec<f64>, dim: usize) -> Vec<f64> {
         for j in 0..width {
             let (above, rest) = corner.split_at_mut((j + 1) * dim);
             let row = &mut above[j * dim + first..j * dim + end];
-            let pivot = (row[j] - dot(&row[..j], &row[..j])).max(floor).sqrt();
+            let pivot = pivot(row[j] - dot(&row[..j], &row[..j]), largest);
             row[j] = pivot;
             rest.chunks_mut(dim).for_each(|other| {
                 let other = &mut other[first..end];

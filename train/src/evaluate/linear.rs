@@ -6,11 +6,11 @@
 use macrl_models::probe::Probe;
 use rayon::prelude::*;
 
-use super::cholesky::{Inverse, cholesky, divide};
+use super::cholesky::{Inverse, divide, semidefinite};
 use super::draw::shuffled;
 use super::features::Features;
 use super::lbfgs::{Stop, minimise};
-use super::matrix::{View, gram, multiply, products};
+use super::matrix::{View, accumulate, gram, multiply, products};
 
 /// L2 strengths tried, strongest first: each fit starts from the one before.
 pub const L2_GRID: [f64; 6] = [1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6];
@@ -116,9 +116,10 @@ struct Problem {
     parameters: Vec<f64>,
 }
 
-/// Rows x (n, D) as coordinates in an orthonormal basis of their span: x = L Q, L (n, n) lower triangular.
+/// Rows x (n, D) as coordinates in an orthonormal basis of their span: x = L Q, L (n, n) lower triangular; a row that
+/// depends on others has no direction of its own.
 struct Span {
-    x: Vec<f32>,
+    x: Vec<f64>,
     lower: Vec<f64>,
 }
 
@@ -130,8 +131,10 @@ impl Problem {
         let x = standardised(values, &mean, &std);
         let n = labels.len();
         let (z, width, span) = if n < dim {
-            let lower = cholesky(products(&x, dim), n);
-            (lower.iter().map(|l| *l as f32).collect(), n, Some(Span { x, lower }))
+            let x: Vec<f64> = x.into_iter().map(f64::from).collect();
+            let lower = semidefinite(products(&x, dim), n);
+            let coordinate = |l: &f64| if l.is_finite() { *l as f32 } else { 0.0 };
+            (lower.iter().map(coordinate).collect(), n, Some(Span { x, lower }))
         } else {
             (x, dim, None)
         };
@@ -211,11 +214,10 @@ impl Span {
     fn weight(&self, coordinates: &[f64], dim: usize) -> Vec<f32> {
         let (n, mut shares) = (self.x.len() / dim, coordinates.to_vec());
         divide(&mut shares, &self.lower, n);
-        let shares: Vec<f32> = shares.into_iter().map(|x| x as f32).collect();
         let rows = shares.len() / n;
-        let mut weight = vec![0.0f32; rows * dim];
-        multiply(View::new(&shares, rows, n), View::new(&self.x, n, dim), &mut weight, 0.0);
-        weight
+        let mut weight = vec![0.0f64; rows * dim];
+        accumulate(View::new(&shares, rows, n), View::new(&self.x, n, dim), &mut weight, dim, 0.0, 1.0, false);
+        weight.into_iter().map(|w| w as f32).collect()
     }
 }
 
@@ -356,6 +358,23 @@ mod tests {
         -0.018271, -0.162914,
     ];
     const FEW_BIAS: [f32; 3] = [-0.066005, 0.025183, 0.040822];
+
+    #[test]
+    fn repeated_images_do_not_show() {
+        // 24 images, of which 3 are different, in 40 dimensions: what separates them is one direction for each pair.
+        let three = testing::draws(3 * 40, 5);
+        let labels: Vec<u32> = (0..24).map(|i| i % 3).collect();
+        let values = labels.iter().flat_map(|l| three[*l as usize * 40..][..40].to_vec()).collect();
+        let train = Features { values, labels, dim: 40 };
+        // A quarter of the first class is called the second: no weight can tell them apart.
+        let mut noisy = train.clone();
+        [0, 12].iter().for_each(|i| noisy.labels[*i] = 1);
+        for l2 in [1e-1, 1e-6] {
+            let probe = fit_with(&noisy, &[], l2).probe;
+            assert_eq!(predict(&probe, &train), train.labels, "{l2}");
+        }
+        assert_eq!(predict(&fit(&noisy, &[], 0).probe, &train), train.labels);
+    }
 
     #[test]
     fn constant_and_collapsed_features_stay_finite() {

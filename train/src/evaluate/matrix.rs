@@ -144,13 +144,12 @@ fn wide_gram(values: &[f32], dim: usize) -> Vec<f64> {
 }
 
 /// X X^T of rows (n, D), as (n, n).
-pub(crate) fn products(values: &[f32], dim: usize) -> Vec<f64> {
+pub(crate) fn products(values: &[f64], dim: usize) -> Vec<f64> {
     let n = values.len() / dim;
     let mut out = vec![0.0f64; n * n];
     out.par_chunks_mut(BLOCK * n).zip(values.par_chunks(BLOCK * dim)).for_each(|(out, own)| {
-        let mut part = vec![0.0f32; out.len()];
-        multiply(View::new(own, own.len() / dim, dim), View::new(values, n, dim).transposed(), &mut part, 0.0);
-        out.iter_mut().zip(part).for_each(|(o, p)| *o = f64::from(p));
+        let all = View::new(values, n, dim).transposed();
+        accumulate(View::new(own, own.len() / dim, dim), all, out, n, 0.0, 1.0, false);
     });
     out
 }
@@ -268,7 +267,8 @@ mod tests {
     fn sums_of_products_agree() {
         let (n, dim) = (70, NARROW + 9);
         let x = draws(n * dim, 1);
-        let (wide, rows) = (gram(&x, dim), products(&x, dim));
+        let exact: Vec<f64> = x.iter().map(|x| f64::from(*x)).collect();
+        let (wide, rows) = (gram(&x, dim), products(&exact, dim));
         let column = |i: usize| (0..n).map(move |r| r * dim + i);
         for (i, j) in [(0, 0), (3, dim - 1), (dim - 1, 3), (200, 300)] {
             let exact: f64 = column(i).zip(column(j)).map(|(a, b)| f64::from(x[a]) * f64::from(x[b])).sum();
@@ -276,7 +276,7 @@ mod tests {
         }
         for (i, j) in [(0, 0), (3, 69), (69, 3)] {
             let exact: f64 = (0..dim).map(|k| f64::from(x[i * dim + k]) * f64::from(x[j * dim + k])).sum();
-            assert!((rows[i * n + j] - exact).abs() < 1e-3);
+            assert!((rows[i * n + j] - exact).abs() < 1e-9);
         }
     }
 

@@ -56,8 +56,9 @@ fn a_whole_run_gives_a_whole_page() {
     let finetune: serde_json::Value = serde_json::from_str(evaluation).unwrap();
     std::fs::write(run.join("finetune.json"), finetune["finetune"].to_string()).unwrap();
     std::fs::create_dir_all(run.join("finetune/macrl")).unwrap();
-    let tuning = r#"{"kind":"eval","step":10,"epoch":1,"accuracy":0.654}"#;
-    std::fs::write(run.join("finetune/macrl/metrics.jsonl"), tuning).unwrap();
+    let tuning = [(10, 0.554), (20, 0.654)]
+        .map(|(step, accuracy)| format!(r#"{{"kind":"eval","step":{step},"accuracy":{accuracy}}}"#));
+    std::fs::write(run.join("finetune/macrl/metrics.jsonl"), tuning.join("\n")).unwrap();
     let page = std::fs::read_to_string(write(&run, &material()).unwrap()).unwrap();
     let sections = "evaluation confusion finetune curves reconstructions neighbours projection provenance config";
     for id in sections.split(' ') {

@@ -8,18 +8,20 @@ use super::html::{class_name, escape, percent};
 const MATRIX: usize = 20;
 /// With more columns than this, counts do not fit a narrow screen.
 const NUMBERED: usize = 10;
-/// Lines of each list beside a matrix, and where there is none.
-const BESIDE: usize = 8;
+/// Lines of a list beside a matrix, and where there is none.
+const BESIDE: usize = 10;
 const ALONE: usize = 20;
 
-/// The matrix where it can be read, the commonest confusions, and the classes that are hardest.
+/// The matrix where it can be read, with the commonest confusions beside it; else these and the hardest classes.
 pub(super) fn confusions(row: &Row, labels: &[String]) -> String {
     let classes = row.confusion.len();
     if classes == 0 {
         return String::new();
     }
-    let (matrix, lines) = if classes <= MATRIX { (matrix(row, labels), BESIDE) } else { (String::new(), ALONE) };
-    let lists = [commonest(row, labels, lines), hardest(row, labels, lines)].concat();
+    let (matrix, lists) = match classes <= MATRIX {
+        true => (matrix(row, labels), commonest(row, labels, BESIDE)),
+        false => (String::new(), commonest(row, labels, ALONE) + &hardest(row, labels, ALONE)),
+    };
     format!("<div class=\"confusions\">{matrix}<div class=\"lists\">{lists}</div></div>")
 }
 

@@ -20,7 +20,7 @@ use crate::state::State;
 use crate::views::{Batch, Recipe, Scratch, View};
 
 /// Images whose reconstructions are shown.
-const RECONSTRUCTED: usize = 8;
+const RECONSTRUCTED: usize = 6;
 /// Images in the projection.
 const PROJECTED: usize = 2000;
 /// Training images that neighbours are looked for in: as many as the demo's neighbours.png has for ten classes.

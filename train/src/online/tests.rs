@@ -29,6 +29,7 @@ fn data(labels: &[Option<u32>]) -> Data {
         classes: Vec::new(),
         format: "test",
         skipped: Vec::new(),
+        left_out: Vec::new(),
         notes: Vec::new(),
     }
 }

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
 use candle_core::Device;
+use macrl_models::atomic;
 use macrl_models::config::Config;
 use macrl_models::ops::graph::with_values;
 use macrl_models::ops::info_nce::Contrast;

@@ -216,7 +216,15 @@ impl Span {
         divide(&mut shares, &self.lower, n);
         let rows = shares.len() / n;
         let mut weight = vec![0.0f64; rows * dim];
-        accumulate(View::new(&shares, rows, n), View::new(&self.x, n, dim), &mut weight, dim, 0.0, 1.0, false);
+        accumulate(
+            View::new(&shares[..], rows, n),
+            View::new(&self.x[..], n, dim),
+            &mut weight[..],
+            dim,
+            0.0,
+            1.0,
+            false,
+        );
         weight.into_iter().map(|w| w as f32).collect()
     }
 }

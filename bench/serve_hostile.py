@@ -3,11 +3,14 @@
     python bench/serve_hostile.py http://127.0.0.1:8080 FOLDER_OF_IMAGES GOOD_IMAGE [MUTATIONS]
 
 Every file of the folder, mutated copies of them (byte flips, truncations, announced sizes that lie), wrong types, deep
-JSON, decompression bombs, endless bodies and slow-loris connections.  Meanwhile an ordinary client asks for GOOD_IMAGE up to fifty times a second.
-Fails on any 5xx, any missing answer, or where the ordinary client's p99 exceeds twice its p99 under a load of the same
-images unharmed.
+JSON, decompression bombs, endless bodies, packed bombs and slow-loris connections; and clients that keep their connections, over every
+answer that comes before the body (serve_keepalive.py) and over the refusals of a full queue.  Meanwhile an ordinary client asks for
+GOOD_IMAGE up to fifty times a second.  Fails on any 5xx, any missing or lost answer, or where the ordinary client's p99 exceeds twice
+its p99 under a load of the same images unharmed.
 """
-import collections, http.client, multiprocessing, os, random, socket, struct, sys, threading, time, urllib.parse, zlib
+import base64, collections, gzip, http.client, json, multiprocessing, os, random, socket, struct, sys, threading, time, urllib.parse, zlib
+
+import serve_keepalive
 
 url, folder, good = urllib.parse.urlparse(sys.argv[1]), sys.argv[2], open(sys.argv[3], "rb").read()
 mutations = int(sys.argv[4]) if len(sys.argv) > 4 else 5000
@@ -15,16 +18,16 @@ host, port = url.hostname, url.port
 statuses, faults = collections.Counter(), []
 
 
-def post(body, kind="image/png", path="/embed", connection=None):
+def post(body, kind="image/png", path="/embed", connection=None, **more):
     c = connection or http.client.HTTPConnection(host, port, timeout=60)
-    c.request("POST", path, body, {"Content-Type": kind})
+    c.request("POST", path, body, {"Content-Type": kind, **more})
     answer = c.getresponse()
     return answer.status, answer.read()
 
 
-def attack(name, body, kind="image/png", path="/embed"):
+def attack(name, body, kind="image/png", path="/embed", **more):
     try:
-        status, text = post(body, kind, path)
+        status, text = post(body, kind, path, **more)
     except OSError as error:
         faults.append(f"{name}: no answer ({error})")
         return
@@ -148,6 +151,11 @@ odd = [
     ("unknown route", good, "image/png", "/../../etc/passwd"),
 ]
 several(attack, odd)
+packed = gzip.compress(bytes(1 << 30), 1)  # a GiB of nothing in 5 MB
+for coding, body in (("gzip", packed), ("gzip", packed[:1000]), ("br", os.urandom(100_000)), ("zstd", os.urandom(100_000)), ("gzip, gzip", packed)):
+    attack(f"packed as {coding}", body, **{"Content-Encoding": coding})
+print(f"odd and packed bodies: {dict(statuses)}")
+statuses.clear()
 
 
 several(attack, bombs * 3)
@@ -174,6 +182,29 @@ def endless():
 
 print(f"endless body cut off after {endless() / 1e6:.0f} MB; others: {dict(statuses)}")
 hostile = ordinary.p99()
+
+
+def keeps_asking(number, refused):
+    """One connection through a full queue: each answer is 200 or 429, and none is lost."""
+    connection = http.client.HTTPConnection(host, port, timeout=120)
+    body = json.dumps({"images": [base64.b64encode(good).decode()] * 64})
+    for _ in range(20):
+        try:
+            status, text = post(body, "application/json", connection=connection)
+        except Exception as error:
+            faults.append(f"kept connection {number}: {type(error).__name__} {error}")
+            connection = http.client.HTTPConnection(host, port, timeout=120)
+            continue
+        statuses[status] += 1
+        if status not in (200, 429):
+            faults.append(f"kept connection {number}: {status} {text[:200]}")
+
+
+several(keeps_asking, [(i, None) for i in range(16)], threads=16)
+print(f"16 kept connections through a full queue: {dict(statuses)}")
+sent, lost = serve_keepalive.run(url, 100)
+faults.extend(lost)
+print(f"kept connections over answers before the body: {dict(sent)} requests, {len(lost)} lost")
 print(f"ordinary client's p99 meanwhile {hostile * 1e3:.1f} ms ({hostile / usual:.2f} x usual)")
 if hostile > 2 * max(usual, 0.005):
     faults.append("the ordinary client was slowed down more than twofold")

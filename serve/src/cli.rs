@@ -1,6 +1,7 @@
 //! The command line -> [`Settings`] and a command, validated once.
 
 use std::ffi::OsStr;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -8,13 +9,14 @@ use anyhow::{Result, bail};
 use clap::builder::{TypedValueParser, ValueParserFactory};
 use clap::error::ErrorKind;
 use clap::{Arg, Args, Parser, Subcommand, ValueEnum};
-use macrl_models::bundle::Bundle;
 use macrl_models::decode::DecodeLimits;
 use macrl_models::runtime::Device;
 
 use crate::engine::EngineOptions;
 use crate::index::Location;
-use crate::limits::Limits;
+use crate::limits::{Limits, MOST_INPUTS};
+use crate::origin::Origin;
+use crate::process::connections_within_files;
 use crate::state::Settings;
 use crate::{demo, ingest, server, transfer};
 
@@ -85,6 +87,10 @@ struct ServeArgs {
     /// Images per request; over it 413.
     #[arg(long, default_value_t = 64, value_name = "IMAGES")]
     max_images: usize,
+    /// Inputs per request of /v1/embeddings, at most 2048; more than --max-images are embedded in several steps
+    /// [default: --max-images].
+    #[arg(long, value_name = "IMAGES", value_parser = clap::value_parser!(u16).range(1..=MOST_INPUTS as i64))]
+    max_inputs: Option<u16>,
     /// Bytes of one body; over it 413.
     #[arg(long, default_value_t = 32 << 20, value_name = "BYTES")]
     max_body: usize,
@@ -94,10 +100,14 @@ struct ServeArgs {
     /// Bytes of memory that the items of the index may take; over it 413.
     #[arg(long, default_value_t = 2 << 30, value_name = "BYTES")]
     max_index: usize,
-    /// Connections at once; over it the one that has been idle longest is closed.
+    /// Connections at once, fewer where the limit of open files (`ulimit -n`) is low; over it the one that has been idle
+    /// longest is closed.
     #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u16).range(1..))]
     max_connections: u16,
-    /// Seconds for a request's header to arrive.
+    /// Seconds for which an idle connection stays open: more than the proxy before the server keeps its side.
+    #[arg(long, default_value_t = 75.0, value_name = "S")]
+    keep_alive: f64,
+    /// Seconds for a request's header to arrive, from its first byte.
     #[arg(long, default_value_t = 10.0, value_name = "S")]
     header_timeout: f64,
     /// Seconds for a body to arrive.
@@ -106,15 +116,18 @@ struct ServeArgs {
     /// Seconds from a body's arrival to the answer.
     #[arg(long, default_value_t = 30.0, value_name = "S")]
     request_timeout: f64,
-    /// Seconds for accepted requests to finish after SIGTERM.
+    /// Seconds after SIGTERM in which /ready says 503 and connections are still accepted, for load balancers to notice.
+    #[arg(long, default_value_t = 0.0, value_name = "S")]
+    drain_delay: f64,
+    /// Seconds for accepted requests to finish after SIGTERM and --drain-delay.
     #[arg(long, default_value_t = 20.0, value_name = "S")]
     grace: f64,
     /// Asks every request for `Authorization: Bearer KEY` [or environment MACRL_API_KEY, which does not show in `ps`].
     #[arg(long, value_name = "KEY")]
     api_key: Option<String>,
-    /// Web origin whose pages may call this server; may be repeated.
+    /// Web origin whose pages may call this server, like https://example.org, or * for all; may be repeated.
     #[arg(long = "cors-origin", value_name = "ORIGIN")]
-    cors_origins: Vec<String>,
+    cors_origins: Vec<Origin>,
     /// Log lines on stderr.
     #[arg(long, value_enum, default_value = "text")]
     log: LogFormat,
@@ -183,14 +196,35 @@ impl ServeArgs {
         if self.listen.rsplit_once(':').is_none_or(|(host, port)| host.is_empty() || port.parse::<u16>().is_err()) {
             return Err(usage(format!("--listen must be HOST:PORT, like 127.0.0.1:8080, found {}", self.listen)));
         }
-        let settings = self.settings()?;
+        let mut settings = self.settings()?;
         start_log(self.log, self.log_level);
-        let bundle = Bundle::open(dir)?;
+        settings.limits.connections = connections_within_files(settings.limits.connections);
+        self.warn(&settings);
         // Few: the cores are inference's, and a hand-over between async threads costs more than most of their work.
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let mut runtime = tokio::runtime::Builder::new_multi_thread();
         let runtime = runtime.worker_threads(cores.div_ceil(2)).max_blocking_threads(64).enable_all().build()?;
-        runtime.block_on(server::serve(bundle, &self.listen, settings))
+        let outcome = runtime.block_on(server::serve(dir, &self.listen, settings));
+        // A thread that still waits for a data base, or loads a model, must not hold up the end.
+        runtime.shutdown_background();
+        outcome
+    }
+
+    /// What is allowed, and seldom meant.
+    fn warn(&self, settings: &Settings) {
+        if settings.api_key.is_none() && !is_loopback(&self.listen) {
+            tracing::warn!(
+                "{} can be reached from other machines and no key is asked for: set MACRL_API_KEY, unless something \
+                 before the server checks who asks",
+                self.listen
+            );
+        }
+        let (allowed, asked) = (settings.limits.connections, usize::from(self.max_connections));
+        if allowed < asked {
+            tracing::warn!(
+                "the limit of open files leaves room for {allowed} connections, not {asked}: raise `ulimit -n`"
+            );
+        }
     }
 
     fn settings(&self) -> Result<Settings> {
@@ -202,24 +236,27 @@ impl ServeArgs {
             let (images, queue) = (self.max_images, self.queue);
             return Err(usage(format!("--max-images must be in 1..={queue} (the queue), found {images}")));
         }
+        if self.drain_delay != 0.0 {
+            seconds("--drain-delay", self.drain_delay)?;
+        }
         if !(0.0..=1000.0).contains(&self.batch_wait) {
             bail!(usage(format!("--batch-wait must be in 0..=1000 ms, found {}", self.batch_wait)));
         }
         let key = self.api_key.clone().or_else(|| std::env::var("MACRL_API_KEY").ok());
-        if let Some(bad) = self.cors_origins.iter().find(|o| !o.starts_with("http://") && !o.starts_with("https://")) {
-            return Err(usage(format!("--cors-origin must be like https://example.org, found {bad}")));
-        }
         let limits = Limits {
             body_bytes: self.max_body,
             images: self.max_images,
+            inputs: self.max_inputs.map_or(self.max_images, usize::from),
             queue: self.queue,
             decode: DecodeLimits { max_pixels: self.max_pixels, ..DecodeLimits::default() },
             index_bytes: self.max_index,
             exact_up_to: self.exact_up_to,
             connections: usize::from(self.max_connections),
+            keep_alive: seconds("--keep-alive", self.keep_alive)?,
             header_timeout: seconds("--header-timeout", self.header_timeout)?,
             body_timeout: seconds("--body-timeout", self.body_timeout)?,
             request_timeout: seconds("--request-timeout", self.request_timeout)?,
+            drain_delay: Duration::from_secs_f64(self.drain_delay),
             grace: seconds("--grace", self.grace)?,
             ..Limits::default()
         };
@@ -227,7 +264,8 @@ impl ServeArgs {
             limits,
             engine: self.engine(),
             index: self.index.clone().unwrap_or_default(),
-            api_key: key.filter(|k| !k.is_empty()),
+            // A file's last newline is no part of the key that it holds.
+            api_key: key.map(|k| k.trim().to_string()).filter(|k| !k.is_empty()),
             cors_origins: self.cors_origins.clone(),
         })
     }
@@ -244,6 +282,12 @@ impl ServeArgs {
     }
 }
 
+/// Whether only this machine reaches such an address.
+fn is_loopback(listen: &str) -> bool {
+    let host = listen.rsplit_once(':').map_or(listen, |(host, _)| host).trim_matches(['[', ']']);
+    host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
 /// Logs to stderr; a line that cannot be written (disk full) is lost and nothing else.
 fn start_log(format: LogFormat, level: tracing_subscriber::filter::LevelFilter) {
     let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(level).log_internal_errors(false);
@@ -253,4 +297,19 @@ fn start_log(format: LogFormat, level: tracing_subscriber::filter::LevelFilter) 
     };
     // Only a second call in one process fails, and then a log exists.
     drop(started);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_of_this_machine_are_told_from_others() {
+        for listen in ["127.0.0.1:80", "[::1]:80", "localhost:80", "127.9.9.9:0"] {
+            assert!(is_loopback(listen), "{listen}");
+        }
+        for listen in ["0.0.0.0:80", "[::]:80", "192.168.0.2:80", "example.org:80"] {
+            assert!(!is_loopback(listen), "{listen}");
+        }
+    }
 }

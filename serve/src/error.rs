@@ -1,7 +1,7 @@
 //! Every way in which a request can fail, and the HTTP status that says so: the one place where they meet.
 
 use axum::Json;
-use axum::http::header::RETRY_AFTER;
+use axum::http::header::{ACCEPT_ENCODING, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use macrl_models::decode::DecodeError;
@@ -55,8 +55,11 @@ pub enum ApiError {
     /// 413: items.
     #[error("the index is full: its items may take {0} bytes")]
     IndexFull(usize),
+    /// 415: a coding that is not read.
+    #[error("expected Content-Encoding gzip, deflate, br, zstd or none, found {0}")]
+    UnsupportedEncoding(String),
     /// 415: neither an image, nor a form, nor JSON.
-    #[error("expected Content-Type image/*, multipart/form-data or application/json, found {0}")]
+    #[error("{0}")]
     UnsupportedType(String),
     /// 422: bytes that are not an image, or a broken one.
     #[error("{0}")]
@@ -97,7 +100,7 @@ impl ApiError {
             Self::BodyTooLarge(_) | Self::ImageTooLarge(_) | Self::TooManyImages { .. } | Self::IndexFull(_) => {
                 StatusCode::PAYLOAD_TOO_LARGE
             }
-            Self::UnsupportedType(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::UnsupportedType(_) | Self::UnsupportedEncoding(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Undecodable(_) => StatusCode::UNPROCESSABLE_ENTITY,
             Self::QueueFull { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::Starting | Self::Stopping | Self::IndexUnavailable(_) | Self::Timeout(_) => {
@@ -122,6 +125,7 @@ impl ApiError {
             Self::TooManyImages { .. } => "too_many_images",
             Self::IndexFull(_) => "index_full",
             Self::UnsupportedType(_) => "unsupported_type",
+            Self::UnsupportedEncoding(_) => "unsupported_encoding",
             Self::Undecodable(_) => "image_undecodable",
             Self::QueueFull { .. } => "queue_full",
             Self::Starting => "starting",
@@ -141,9 +145,24 @@ impl ApiError {
         }
     }
 
+    /// OpenAI's word for the kind of error.
+    fn openai_type(&self) -> &'static str {
+        match self.status() {
+            StatusCode::UNAUTHORIZED => "authentication_error",
+            StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+            status if status.is_server_error() => "server_error",
+            _ => "invalid_request_error",
+        }
+    }
+
     /// This error, caused by the `index`-th image of the request.
     pub fn at(self, index: usize) -> Failure {
-        Failure { error: self, index: Some(index) }
+        Failure { error: self, index: Some(index), param: None }
+    }
+
+    /// This error, caused by the field `param` of the request.
+    pub fn of(self, param: &'static str) -> Failure {
+        Failure { error: self, index: None, param: Some(param) }
     }
 }
 
@@ -177,6 +196,8 @@ pub struct Failure {
     pub error: ApiError,
     /// Position in the request, from 0.
     pub index: Option<usize>,
+    /// The field at fault, where OpenAI's shape has a place for it.
+    pub param: Option<&'static str>,
 }
 
 impl From<IndexError> for Failure {
@@ -187,7 +208,7 @@ impl From<IndexError> for Failure {
 
 impl From<ApiError> for Failure {
     fn from(error: ApiError) -> Self {
-        Self { error, index: None }
+        Self { error, index: None, param: None }
     }
 }
 
@@ -202,7 +223,40 @@ impl Failure {
         }
         Value::Object(inner)
     }
+
+    /// This failure, caused by the field `param`.
+    pub fn of(self, param: &'static str) -> Self {
+        Self { param: Some(param), ..self }
+    }
+
+    /// The answer in OpenAI's shape: `{"message", "type", "param", "code", "index"?}`.
+    pub fn into_openai_response(self) -> Response {
+        let mut inner = self.to_json();
+        inner["type"] = self.error.openai_type().into();
+        inner["param"] = self.param.into();
+        self.respond(inner)
+    }
+
+    fn respond(self, inner: Value) -> Response {
+        let mut response = (self.error.status(), Json(json!({ "error": inner }))).into_response();
+        let headers = response.headers_mut();
+        if let Some(seconds) = self.error.retry_after() {
+            headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        match self.error {
+            ApiError::Unauthorized => drop(headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))),
+            ApiError::UnsupportedEncoding(_) => {
+                drop(headers.insert(ACCEPT_ENCODING, HeaderValue::from_static(CODINGS)))
+            }
+            _ => {}
+        }
+        response.extensions_mut().insert(ErrorCode(self.error.code()));
+        response
+    }
 }
+
+/// Codings of bodies that are read.
+const CODINGS: &str = "gzip, deflate, br, zstd";
 
 /// The error's code, for the request counters and the log.
 #[derive(Debug, Clone, Copy)]
@@ -213,11 +267,9 @@ impl IntoResponse for Failure {
         if let ApiError::Internal(cause) | ApiError::IndexUnavailable(cause) = &self.error {
             tracing::error!(cause, "a request failed");
         }
-        let mut response = (self.error.status(), Json(json!({ "error": self.to_json() }))).into_response();
-        if let Some(seconds) = self.error.retry_after() {
-            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
-        }
-        response.extensions_mut().insert(ErrorCode(self.error.code()));
+        let mut response = self.clone().respond(self.to_json());
+        // Below `/v1` it is written in another shape.
+        response.extensions_mut().insert(self);
         response
     }
 }

@@ -15,6 +15,7 @@ use sha2::{Digest, Sha256};
 use crate::engine::Pixels;
 use crate::error::{ApiError, Failure};
 use crate::index::ContentHash;
+use crate::pool::Share;
 use crate::state::{App, Model};
 
 /// Longest edge of a stored picture, pixels.
@@ -49,7 +50,17 @@ pub async fn each(
     images: Vec<Bytes>,
     thumbnails: bool,
 ) -> Result<Vec<Result<Feature, ApiError>>, ApiError> {
-    let _room = app.admit(images.len())?;
+    let room = app.admit(images.len())?;
+    admitted(app, model, images, thumbnails, room).await
+}
+
+async fn admitted(
+    app: &Arc<App>,
+    model: &Arc<Model>,
+    images: Vec<Bytes>,
+    thumbnails: bool,
+    _room: Share,
+) -> Result<Vec<Result<Feature, ApiError>>, ApiError> {
     let limit = app.settings.limits.request_timeout;
     let all = join_all(images.into_iter().map(|bytes| one(app, model, bytes, thumbnails)));
     tokio::time::timeout(limit, all).await.map_err(|_| ApiError::Timeout(limit.as_secs()))
@@ -62,6 +73,25 @@ pub async fn each(
 pub async fn all(app: &Arc<App>, model: &Arc<Model>, images: Vec<Bytes>) -> Result<Vec<Feature>, Failure> {
     let outcomes = each(app, model, images, false).await?;
     outcomes.into_iter().enumerate().map(|(i, outcome)| outcome.map_err(|e| e.at(i))).collect()
+}
+
+/// [`all`] of more images than one request may otherwise have: so many at a time, each time with the whole time of a request.
+///
+/// # Errors
+/// The first of any kind.
+pub async fn all_in_steps(app: &Arc<App>, model: &Arc<Model>, images: Vec<Bytes>) -> Result<Vec<Feature>, Failure> {
+    let step = app.settings.limits.images;
+    let mut features = Vec::with_capacity(images.len());
+    for part in images.chunks(step) {
+        let first = features.len();
+        // Whoever is let in at all is served to the end: only the first step is refused where the queue is full.
+        let room = if first == 0 { app.admit(part.len())? } else { app.admit_later(part.len()).await? };
+        let outcomes = admitted(app, model, part.to_vec(), false, room).await?;
+        for (i, outcome) in outcomes.into_iter().enumerate() {
+            features.push(outcome.map_err(|e| e.at(first + i))?);
+        }
+    }
+    Ok(features)
 }
 
 async fn one(app: &Arc<App>, model: &Arc<Model>, bytes: Bytes, thumbnail: bool) -> Result<Feature, ApiError> {

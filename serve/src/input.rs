@@ -1,32 +1,32 @@
 //! A request's body -> its kind and its parts, within the limits.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::body::{Body, Bytes};
-use axum::extract::{FromRequest, Multipart, Request};
-use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE, EXPECT};
+use axum::extract::{FromRequest, Request};
+use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use axum::http::request::Parts;
 use base64::Engine as _;
-use base64::alphabet::STANDARD;
+use base64::alphabet::{STANDARD, URL_SAFE};
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use http_body_util::BodyExt;
 use serde::de::DeserializeOwned;
 
-use crate::door::Guest;
+use crate::coding::{codings, unpack};
+use crate::connection::Connection;
+use crate::disposition::percent_decoded;
 use crate::error::{ApiError, Failure};
 use crate::pool::Share;
 use crate::state::{App, AppState};
 
-/// Base64 with or without its final `=`.
-const BASE64: GeneralPurpose = GeneralPurpose::new(
-    &STANDARD,
-    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
-);
+const LENIENT: GeneralPurposeConfig =
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
 
-/// How long, and how much, of the rest of a body that is too large is taken in before the answer.
-const PATIENCE: Duration = Duration::from_secs(2);
-const PATIENCE_BYTES: usize = 256 << 20;
+/// Base64 with or without its final `=`.
+pub(crate) const BASE64: GeneralPurpose = GeneralPurpose::new(&STANDARD, LENIENT);
+
+/// The same with `-` and `_` for `+` and `/`, as addresses and tokens have it.
+const BASE64_URL: GeneralPurpose = GeneralPurpose::new(&URL_SAFE, LENIENT);
 
 /// What the `Content-Type` announces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,37 +50,6 @@ pub struct Received {
     _share: Share,
 }
 
-/// One part of a form.
-#[derive(Debug, Clone, Default)]
-pub struct Part {
-    /// The field's name.
-    pub name: String,
-    /// The file's name, where it is a file.
-    pub file_name: Option<String>,
-    /// Whether it is to be read as an image.
-    pub image: bool,
-    /// Its content.
-    pub bytes: Bytes,
-}
-
-impl Part {
-    /// The content as text.
-    ///
-    /// # Errors
-    /// [`ApiError::Malformed`] where it is not UTF-8.
-    pub fn text(&self) -> Result<&str, ApiError> {
-        std::str::from_utf8(&self.bytes).map_err(|_| malformed(format!("field `{}` is not text", self.name)))
-    }
-
-    /// The content as JSON.
-    ///
-    /// # Errors
-    /// [`ApiError::Malformed`].
-    pub fn json<T: DeserializeOwned>(&self) -> Result<T, ApiError> {
-        serde_json::from_slice(&self.bytes).map_err(|e| malformed(format!("field `{}`: {e}", self.name)))
-    }
-}
-
 /// 400 with this message.
 pub fn malformed(message: impl Into<String>) -> ApiError {
     ApiError::Malformed(message.into())
@@ -92,32 +61,22 @@ impl FromRequest<AppState> for Received {
     async fn from_request(request: Request, state: &AppState) -> Result<Self, Failure> {
         let (parts, body) = request.into_parts();
         let kind = kind_of(&parts)?;
-        let (bytes, share) = read_body(&parts, body, state).await?;
+        let codings = codings(&parts.headers)?;
+        let (mut bytes, mut share) = read_body(&parts, body, state).await?;
+        if !codings.is_empty() {
+            let app = state.clone();
+            let work = move || {
+                let limit = app.settings.limits.body_bytes;
+                let plain = unpack(bytes, &codings, limit, &mut share, || app.queue_full())?;
+                Ok((plain, share))
+            };
+            (bytes, share) = state.pool.run(work).await?;
+        }
         Ok(Self { kind, parts, bytes, _share: share })
     }
 }
 
 impl Received {
-    /// The form's parts, in order.
-    ///
-    /// # Errors
-    /// [`ApiError::Malformed`].
-    pub async fn form(&self) -> Result<Vec<Part>, ApiError> {
-        let request = Request::from_parts(self.parts.clone(), Body::from(self.bytes.clone()));
-        let fault = |e: &dyn std::fmt::Display| malformed(format!("the form cannot be read: {e}"));
-        let mut form = Multipart::from_request(request, &()).await.map_err(|e| fault(&e.body_text()))?;
-        let mut parts = Vec::new();
-        while let Some(field) = form.next_field().await.map_err(|e| fault(&e.body_text()))? {
-            let name = field.name().unwrap_or_default().to_string();
-            let file_name = field.file_name().map(str::to_string);
-            let typed = field.content_type().is_some_and(|t| t.starts_with("image/"));
-            let named = matches!(name.as_str(), "image" | "images" | "image[]" | "images[]" | "file" | "files");
-            let bytes = field.bytes().await.map_err(|e| fault(&e.body_text()))?;
-            parts.push(Part { image: file_name.is_some() || typed || named, name, file_name, bytes });
-        }
-        Ok(parts)
-    }
-
     /// The body as JSON, parsed on a blocking thread: it may be megabytes.
     ///
     /// # Errors
@@ -132,7 +91,7 @@ impl Received {
 
 fn kind_of(parts: &Parts) -> Result<Kind, ApiError> {
     let Some(value) = parts.headers.get(CONTENT_TYPE) else {
-        return Err(ApiError::UnsupportedType("none".into()));
+        return Err(unsupported("none"));
     };
     let value = String::from_utf8_lossy(value.as_bytes()).to_ascii_lowercase();
     let essence = value.split(';').next().unwrap_or_default().trim();
@@ -141,40 +100,28 @@ fn kind_of(parts: &Parts) -> Result<Kind, ApiError> {
         "application/json" => Ok(Kind::Json),
         other if other.starts_with("application/") && other.ends_with("+json") => Ok(Kind::Json),
         other if other.starts_with("image/") => Ok(Kind::Image),
-        other => Err(ApiError::UnsupportedType(format!("`{}`", other.chars().take(100).collect::<String>()))),
+        other => Err(unsupported(&format!("`{}`", other.chars().take(100).collect::<String>()))),
     }
+}
+
+fn unsupported(found: &str) -> ApiError {
+    let expected = "image/*, multipart/form-data or application/json";
+    ApiError::UnsupportedType(format!("expected Content-Type {expected}, found {found}"))
 }
 
 async fn read_body(parts: &Parts, body: Body, state: &AppState) -> Result<(Bytes, Share), ApiError> {
     let limits = &state.settings.limits;
-    let guest = parts.extensions.get::<Arc<Guest>>();
-    guest.inspect(|guest| guest.owes());
+    let connection = parts.extensions.get::<Arc<Connection>>();
+    connection.inspect(|connection| connection.awaits_body());
     let announced = parts.headers.get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<usize>().ok());
     if announced.is_some_and(|length| length > limits.body_bytes) {
-        if !parts.headers.contains_key(EXPECT) {
-            discard(body).await;
-        }
         return Err(ApiError::BodyTooLarge(limits.body_bytes));
     }
     let reading = collect(body, announced.unwrap_or(0), state);
     let slow = |_| ApiError::SlowBody(limits.body_timeout.as_secs());
     let received = tokio::time::timeout(limits.body_timeout, reading).await.map_err(slow)?;
-    guest.inspect(|guest| guest.is_owed());
+    connection.inspect(|connection| connection.serves());
     received
-}
-
-/// Takes in what a client is sending already, for a while: an answer beside a closed door would be lost on most clients,
-/// who write the whole body before they read.
-async fn discard(mut body: Body) {
-    let mut left = PATIENCE_BYTES;
-    let rest = async {
-        while let Some(Ok(frame)) = body.frame().await
-            && left > 0
-        {
-            left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
-        }
-    };
-    let _ = tokio::time::timeout(PATIENCE, rest).await;
 }
 
 async fn collect(mut body: Body, expected: usize, state: &AppState) -> Result<(Bytes, Share), ApiError> {
@@ -186,7 +133,6 @@ async fn collect(mut body: Body, expected: usize, state: &AppState) -> Result<(B
         let frame = frame.map_err(|_| malformed("the body ended before it was complete"))?;
         let Ok(data) = frame.into_data() else { continue };
         if bytes.len() + data.len() > limit {
-            discard(body).await;
             return Err(ApiError::BodyTooLarge(limit));
         }
         if !share.grow(data.len()) {
@@ -203,22 +149,34 @@ async fn collect(mut body: Body, expected: usize, state: &AppState) -> Result<(B
 /// [`ApiError::Malformed`]; addresses are not fetched.
 pub fn decode_base64(text: &str) -> Result<Bytes, ApiError> {
     let text = text.trim();
-    let encoded = match text.strip_prefix("data:") {
-        Some(rest) => match rest.split_once(',') {
+    let scheme = |name: &str| text.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name));
+    let encoded = if scheme("data:") {
+        match text.split_once(',') {
             Some((head, data)) if head.to_ascii_lowercase().ends_with(";base64") => data,
             _ => return Err(malformed("a data: URI must be data:image/...;base64,...")),
-        },
-        None if text.starts_with("http://") || text.starts_with("https://") => {
-            return Err(malformed("addresses are not fetched; send the image itself, as base64"));
         }
-        None => text,
-    };
-    let decoded = if encoded.bytes().any(|b| b.is_ascii_whitespace()) {
-        BASE64.decode(encoded.split_ascii_whitespace().collect::<String>())
+    } else if scheme("http://") || scheme("https://") {
+        return Err(malformed("addresses are not fetched; send the image itself, as base64"));
     } else {
-        BASE64.decode(encoded)
+        text
     };
-    decoded.map(Bytes::from).map_err(|e| malformed(format!("expected an image as base64: {e}")))
+    base64_bytes(encoded).map(Bytes::from).map_err(|e| malformed(format!("expected an image as base64: {e}")))
+}
+
+fn base64_bytes(text: &str) -> Result<Vec<u8>, base64::DecodeError> {
+    let either = |text: &[u8]| {
+        BASE64.decode(text).or_else(|error| match error {
+            base64::DecodeError::InvalidByte(_, b'-' | b'_') => BASE64_URL.decode(text),
+            // A data: URI may be written as addresses are.
+            base64::DecodeError::InvalidByte(_, b'%') => BASE64.decode(percent_decoded(text)),
+            error => Err(error),
+        })
+    };
+    if text.bytes().any(|b| b.is_ascii_whitespace()) {
+        either(text.split_ascii_whitespace().collect::<String>().as_bytes())
+    } else {
+        either(text.as_bytes())
+    }
 }
 
 /// Values as OpenAI's `encoding_format: base64` has them: little-endian f32.

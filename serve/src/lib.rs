@@ -9,19 +9,27 @@
 
 pub mod cli;
 pub mod client;
+mod coding;
+pub mod connection;
 pub mod demo;
+mod disposition;
 pub mod door;
 pub mod engine;
 pub mod error;
 pub mod features;
+pub mod form;
 pub mod index;
 pub mod ingest;
 pub mod input;
 pub mod limits;
 pub mod metrics;
+mod openai_input;
 pub mod openapi;
+pub mod origin;
 pub mod pictures;
 pub mod pool;
+pub mod process;
+mod rest;
 pub mod routes;
 pub mod server;
 pub mod sheet;

@@ -1,10 +1,15 @@
 //! Counters and histograms, written in Prometheus' text format by `GET /metrics`.
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
-use std::sync::Mutex;
+use std::fmt::{Display, Write};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use axum::http::Method;
+
+use crate::process;
+pub use crate::process::resident_bytes;
 
 /// Upper bounds of the time histograms, seconds.
 const SECONDS: [f64; 12] = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0, 30.0];
@@ -38,26 +43,69 @@ impl Histogram {
     }
 
     fn write(&self, out: &mut String, name: &str, help: &str) {
-        let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} histogram");
+        head(out, name, help, "histogram");
+        self.write_series(out, name, "");
+    }
+
+    /// `labels`: `a="b",` or nothing.
+    fn write_series(&self, out: &mut String, name: &str, labels: &str) {
         let mut total = 0;
         for (count, bound) in self.counts.iter().zip(self.bounds.iter().map(f64::to_string).chain(["+Inf".into()])) {
             total += count.load(Relaxed);
-            let _ = writeln!(out, "{name}_bucket{{le=\"{bound}\"}} {total}");
+            let _ = writeln!(out, "{name}_bucket{{{labels}le=\"{bound}\"}} {total}");
         }
         let sum = self.micros.load(Relaxed) as f64 / 1e6;
-        let _ = writeln!(out, "{name}_sum {sum}\n{name}_count {total}");
+        let own = labels.trim_end_matches(',');
+        let own = if own.is_empty() { String::new() } else { format!("{{{own}}}") };
+        let _ = writeln!(out, "{name}_sum{own} {sum}\n{name}_count{own} {total}");
+    }
+}
+
+/// Requests by route and method.  Both come from fixed lists: a client must not be able to make a series.
+#[derive(Debug, Default)]
+struct Requests {
+    /// With the status -> answers.
+    answers: BTreeMap<(String, &'static str, u16), u64>,
+    seconds: BTreeMap<(String, &'static str), Histogram>,
+}
+
+/// The method as a label: one that HTTP defines, or `OTHER`.
+pub fn method_label(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::HEAD => "HEAD",
+        Method::POST => "POST",
+        Method::PUT => "PUT",
+        Method::DELETE => "DELETE",
+        Method::OPTIONS => "OPTIONS",
+        Method::PATCH => "PATCH",
+        _ => "OTHER",
+    }
+}
+
+/// One open connection; counted until it is dropped.
+#[derive(Debug)]
+pub struct Open(Arc<Metrics>);
+
+impl Open {
+    /// `evicted`: to make room for another.
+    pub fn ended(self, evicted: bool) {
+        self.0.evicted.fetch_add(u64::from(evicted), Relaxed);
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Relaxed);
     }
 }
 
 /// Everything that is counted.
 #[derive(Debug)]
 pub struct Metrics {
-    /// (route, method, status) -> requests.
-    requests: Mutex<BTreeMap<(String, String, u16), u64>>,
+    requests: Mutex<Requests>,
     /// Error code -> answers.
     rejections: Mutex<BTreeMap<&'static str, u64>>,
-    /// Whole requests, body included, seconds.
-    pub request_seconds: Histogram,
     /// Decoding and resizing of one image, seconds.
     pub decode_seconds: Histogram,
     /// An image's wait for its batch, seconds.
@@ -74,6 +122,13 @@ pub struct Metrics {
     pub reloads: AtomicU64,
     /// Bundles refused while serving.
     pub failed_reloads: AtomicU64,
+    /// Connections that are open.
+    connections: AtomicU64,
+    /// Connections since the start.
+    accepted: AtomicU64,
+    /// Idle connections that were closed for another.
+    evicted: AtomicU64,
+    started: SystemTime,
 }
 
 impl Default for Metrics {
@@ -81,7 +136,6 @@ impl Default for Metrics {
         Self {
             requests: Mutex::default(),
             rejections: Mutex::default(),
-            request_seconds: Histogram::new(&SECONDS),
             decode_seconds: Histogram::new(&SECONDS),
             queue_seconds: Histogram::new(&SECONDS),
             inference_seconds: Histogram::new(&SECONDS),
@@ -90,6 +144,10 @@ impl Default for Metrics {
             abandoned: AtomicU64::new(0),
             reloads: AtomicU64::new(0),
             failed_reloads: AtomicU64::new(0),
+            connections: AtomicU64::new(0),
+            accepted: AtomicU64::new(0),
+            evicted: AtomicU64::new(0),
+            started: SystemTime::now(),
         }
     }
 }
@@ -99,45 +157,77 @@ impl Default for Metrics {
 pub struct Gauges {
     /// Images admitted and not yet answered.
     pub in_flight: usize,
+    /// At most.
+    pub in_flight_limit: usize,
     /// Images waiting for a batch.
     pub queued: usize,
-    /// Items in the index.
-    pub items: usize,
+    /// Bytes of bodies in memory.
+    pub buffered: usize,
+    /// At most.
+    pub buffered_limit: usize,
+    /// Items in the index; `None` where it does not answer.
+    pub items: Option<usize>,
+    /// Connections at most.
+    pub connections_limit: usize,
     /// `cpu` or `cuda`.
     pub device: &'static str,
+    /// Name and weights of the model, once it is loaded.
+    pub model: Option<(String, String)>,
+    /// Whether `/ready` says so.
+    pub ready: bool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|e| e.into_inner())
 }
 
+fn head(out: &mut String, name: &str, help: &str, kind: &str) {
+    let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
+}
+
+fn single(out: &mut String, name: &str, help: &str, kind: &str, value: impl Display) {
+    head(out, name, help, kind);
+    let _ = writeln!(out, "{name} {value}");
+}
+
+/// A series that is always 1, for what its labels say.
+fn info(out: &mut String, name: &str, help: &str, labels: &[(&str, &str)]) {
+    head(out, name, help, "gauge");
+    let labels: Vec<String> = labels.iter().map(|(name, value)| format!("{name}=\"{}\"", escaped(value))).collect();
+    let _ = writeln!(out, "{name}{{{}}} 1", labels.join(","));
+}
+
+/// A label's value as the format wants it.
+fn escaped(value: &str) -> String {
+    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
 impl Metrics {
     /// Counts one answer.
-    pub fn request(&self, route: &str, method: &str, status: u16, code: Option<&'static str>, elapsed: Duration) {
-        *lock(&self.requests).entry((route.into(), method.into(), status)).or_default() += 1;
+    pub fn request(&self, route: &str, method: &Method, status: u16, code: Option<&'static str>, elapsed: Duration) {
+        let method = method_label(method);
+        {
+            let mut requests = lock(&self.requests);
+            *requests.answers.entry((route.into(), method, status)).or_default() += 1;
+            let seconds = requests.seconds.entry((route.into(), method)).or_insert_with(|| Histogram::new(&SECONDS));
+            seconds.time(elapsed);
+        }
         if let Some(code) = code {
             *lock(&self.rejections).entry(code).or_default() += 1;
         }
-        self.request_seconds.time(elapsed);
+    }
+
+    /// Counts a connection, open until the result is dropped.
+    pub fn connection(self: &Arc<Self>) -> Open {
+        self.accepted.fetch_add(1, Relaxed);
+        self.connections.fetch_add(1, Relaxed);
+        Open(self.clone())
     }
 
     /// The whole page.
     pub fn render(&self, gauges: &Gauges) -> String {
         let mut out = String::new();
-        out.push_str(
-            "# HELP macrl_requests_total Answers by route, method and status.\n# TYPE macrl_requests_total counter\n",
-        );
-        for ((route, method, status), count) in lock(&self.requests).iter() {
-            let _ = writeln!(
-                out,
-                "macrl_requests_total{{route=\"{route}\",method=\"{method}\",status=\"{status}\"}} {count}"
-            );
-        }
-        out.push_str("# HELP macrl_rejections_total Errors by cause.\n# TYPE macrl_rejections_total counter\n");
-        for (code, count) in lock(&self.rejections).iter() {
-            let _ = writeln!(out, "macrl_rejections_total{{code=\"{code}\"}} {count}");
-        }
-        self.request_seconds.write(&mut out, "macrl_request_seconds", "Time from a request's header to its answer.");
+        self.render_requests(&mut out);
         self.decode_seconds.write(&mut out, "macrl_decode_seconds", "Decoding and resizing of one image.");
         self.queue_seconds.write(&mut out, "macrl_queue_seconds", "An image's wait for its batch.");
         self.inference_seconds.write(&mut out, "macrl_inference_seconds", "One call of ONNX Runtime.");
@@ -147,29 +237,95 @@ impl Metrics {
             ("macrl_abandoned_images_total", "Images whose client had gone before inference.", &self.abandoned),
             ("macrl_reloads_total", "Bundles swapped in while serving.", &self.reloads),
             ("macrl_failed_reloads_total", "Bundles refused while serving.", &self.failed_reloads),
+            ("macrl_connections_accepted_total", "Connections since the start.", &self.accepted),
+            ("macrl_connections_evicted_total", "Idle connections closed to make room for others.", &self.evicted),
         ] {
-            let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} counter\n{name} {}", value.load(Relaxed));
+            single(&mut out, name, help, "counter", value.load(Relaxed));
         }
-        for (name, help, value) in [
-            ("macrl_images_in_flight", "Images admitted and not yet answered.", gauges.in_flight as u64),
-            ("macrl_queue_depth", "Images waiting for a batch.", gauges.queued as u64),
-            ("macrl_index_items", "Items in the index.", gauges.items as u64),
-            ("process_resident_memory_bytes", "Resident memory.", resident_bytes()),
-        ] {
-            let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}");
-        }
+        self.render_gauges(&mut out, gauges);
+        self.render_process(&mut out);
         let device = if gauges.device.is_empty() { "none" } else { gauges.device };
-        let _ = writeln!(
-            out,
-            "# HELP macrl_device Where inference runs.\n# TYPE macrl_device gauge\nmacrl_device{{device=\"{device}\"}} 1"
-        );
+        info(&mut out, "macrl_device", "Where inference runs.", &[("device", device)]);
+        info(&mut out, "macrl_build_info", "The program.", &[("version", env!("CARGO_PKG_VERSION"))]);
+        if let Some((name, weights)) = &gauges.model {
+            let labels = [("name", name.as_str()), ("weights_sha256", weights)];
+            info(&mut out, "macrl_model_info", "The model in use.", &labels);
+        }
         out
+    }
+
+    fn render_requests(&self, out: &mut String) {
+        let requests = lock(&self.requests);
+        head(out, "macrl_requests_total", "Answers by route, method and status.", "counter");
+        for ((route, method, status), count) in &requests.answers {
+            let labels = format!("route=\"{route}\",method=\"{method}\",status=\"{status}\"");
+            let _ = writeln!(out, "macrl_requests_total{{{labels}}} {count}");
+        }
+        head(
+            out,
+            "macrl_request_seconds",
+            "Time from a request's header to its answer, by route and method.",
+            "histogram",
+        );
+        for ((route, method), seconds) in &requests.seconds {
+            seconds.write_series(out, "macrl_request_seconds", &format!("route=\"{route}\",method=\"{method}\","));
+        }
+        head(out, "macrl_rejections_total", "Errors by cause.", "counter");
+        for (code, count) in lock(&self.rejections).iter() {
+            let _ = writeln!(out, "macrl_rejections_total{{code=\"{code}\"}} {count}");
+        }
+    }
+
+    fn render_gauges(&self, out: &mut String, gauges: &Gauges) {
+        for (name, help, value) in [
+            ("macrl_ready", "Whether /ready answers 200.", u64::from(gauges.ready)),
+            ("macrl_images_in_flight", "Images admitted and not yet answered.", gauges.in_flight as u64),
+            ("macrl_images_in_flight_limit", "Images admitted at once, at most.", gauges.in_flight_limit as u64),
+            ("macrl_queue_depth", "Images waiting for a batch.", gauges.queued as u64),
+            ("macrl_buffered_bytes", "Bodies in memory.", gauges.buffered as u64),
+            ("macrl_buffered_limit_bytes", "Bodies in memory, at most.", gauges.buffered_limit as u64),
+            ("macrl_index_up", "Whether the index answers.", u64::from(gauges.items.is_some())),
+            ("macrl_index_items", "Items in the index; 0 where it does not answer.", gauges.items.unwrap_or(0) as u64),
+            ("macrl_connections", "Connections that are open.", self.connections.load(Relaxed)),
+            ("macrl_connections_limit", "Connections at once, at most.", gauges.connections_limit as u64),
+        ] {
+            single(out, name, help, "gauge", value);
+        }
+    }
+
+    fn render_process(&self, out: &mut String) {
+        single(out, "process_resident_memory_bytes", "Resident memory.", "gauge", resident_bytes());
+        single(out, "process_open_fds", "Open files.", "gauge", process::open_files());
+        if let Some(most) = process::max_files() {
+            single(out, "process_max_fds", "Open files, at most.", "gauge", most);
+        }
+        single(out, "process_cpu_seconds_total", "Processor time.", "counter", process::cpu_seconds());
+        let started = self.started.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+        single(out, "process_start_time_seconds", "Start, in seconds since 1970.", "gauge", started);
     }
 }
 
-/// Resident memory of this process as Linux counts it; 0 elsewhere.
-pub fn resident_bytes() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"));
-    line.and_then(|l| l.trim().trim_end_matches(" kB").trim().parse::<u64>().ok()).unwrap_or(0) * 1024
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clients_words_never_become_series() {
+        let metrics = Metrics::default();
+        for number in 0..1000 {
+            let method = Method::from_bytes(format!("M{number}").as_bytes()).unwrap();
+            metrics.request("/embed", &method, 405, Some("method_not_allowed"), Duration::ZERO);
+        }
+        let page = metrics.render(&Gauges::default());
+        let answers: Vec<&str> = page.lines().filter(|l| l.starts_with("macrl_requests_total{")).collect();
+        assert_eq!(answers, ["macrl_requests_total{route=\"/embed\",method=\"OTHER\",status=\"405\"} 1000"]);
+    }
+
+    #[test]
+    fn label_values_are_escaped() {
+        let model = Some(("a \"b\"\\\n".to_string(), "f00".to_string()));
+        let page = Metrics::default().render(&Gauges { model, ..Gauges::default() });
+        let line = r#"macrl_model_info{name="a \"b\"\\\n",weights_sha256="f00"} 1"#;
+        assert!(page.lines().any(|l| l == line), "{page}");
+    }
 }

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::{OpenApi, ToSchema};
 
-use crate::routes::{embed, explore, info, items, search};
+use crate::routes::{embed, explore, info, items, openai, search};
 
 /// `GET /openapi.json`.
 pub async fn document() -> Json<utoipa::openapi::OpenApi> {
@@ -21,7 +21,9 @@ pub async fn document() -> Json<utoipa::openapi::OpenApi> {
     paths(
         embed::embed,
         embed::classify,
-        embed::openai,
+        openai::embeddings,
+        openai::models,
+        openai::model,
         search::search,
         items::post,
         items::list,
@@ -117,7 +119,7 @@ pub(crate) struct Prediction {
     score: f32,
 }
 
-/// OpenAI's request, with images as data URIs in `input`.
+/// OpenAI's request, with images in `input`: data URIs (or base64), or objects that hold one.
 #[derive(ToSchema)]
 #[allow(dead_code, reason = "described, not built")]
 pub(crate) struct OpenAiBody {
@@ -135,8 +137,74 @@ pub(crate) struct OpenAiBody {
 #[serde(untagged)]
 #[allow(dead_code, reason = "described, not built")]
 pub(crate) enum OneOrManyImages {
-    One(String),
-    Many(Vec<String>),
+    One(OpenAiImage),
+    Many(Vec<OpenAiImage>),
+}
+
+#[derive(ToSchema, Deserialize)]
+#[serde(untagged)]
+#[allow(dead_code, reason = "described, not built")]
+pub(crate) enum OpenAiImage {
+    /// A data URI, or base64.
+    Text(String),
+    /// As in OpenAI's messages.
+    Object(OpenAiImagePart),
+}
+
+#[derive(ToSchema, Deserialize)]
+#[allow(dead_code, reason = "described, not built")]
+pub(crate) struct OpenAiImagePart {
+    /// image_url
+    #[schema(example = "image_url")]
+    r#type: String,
+    image_url: OpenAiImageUrl,
+}
+
+#[derive(ToSchema, Deserialize)]
+#[allow(dead_code, reason = "described, not built")]
+pub(crate) struct OpenAiImageUrl {
+    /// A data URI; addresses are not fetched.
+    url: String,
+}
+
+#[derive(ToSchema, Serialize)]
+pub(crate) struct OpenAiModels {
+    /// list
+    pub(crate) object: &'static str,
+    pub(crate) data: Vec<OpenAiModel>,
+}
+
+#[derive(ToSchema, Serialize)]
+pub(crate) struct OpenAiModel {
+    pub(crate) id: String,
+    /// model
+    pub(crate) object: &'static str,
+    /// Seconds since 1970.
+    pub(crate) created: u64,
+    pub(crate) owned_by: &'static str,
+}
+
+/// An error in OpenAI's shape.
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "described, not built")]
+pub(crate) struct OpenAiErrorBody {
+    error: OpenAiErrorDetail,
+}
+
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "described, not built")]
+pub(crate) struct OpenAiErrorDetail {
+    message: String,
+    #[schema(example = "invalid_request_error")]
+    r#type: String,
+    /// The field at fault.
+    #[schema(required = true, example = "input")]
+    param: Option<String>,
+    #[schema(example = "malformed")]
+    code: String,
+    /// Position in `input`, from 0.
+    #[schema(required = false, nullable = false)]
+    index: Option<usize>,
 }
 
 #[derive(ToSchema, Serialize)]

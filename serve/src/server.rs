@@ -2,42 +2,70 @@
 
 use std::io::Write;
 use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use hyper_util::server::graceful::GracefulShutdown;
 use macrl_models::bundle::Bundle;
 use macrl_models::runtime;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinHandle;
 
 use crate::door::Door;
+use crate::process::memory_limit;
 use crate::routes::app;
 use crate::state::{App, AppState, Settings};
 
-/// Serves a bundle until SIGTERM or SIGINT, then finishes what was accepted.
+/// The signals that are listened to, from before anything else is done.
+struct Signals {
+    term: Signal,
+    int: Signal,
+    hup: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self> {
+        let on = |kind| signal(kind).context("signals cannot be listened to");
+        let (term, int, hup) = (SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup());
+        Ok(Self { term: on(term)?, int: on(int)?, hup: on(hup)? })
+    }
+
+    /// SIGTERM or SIGINT; cancel-safe.
+    async fn end(&mut self) {
+        tokio::select! {
+            _ = self.term.recv() => {}
+            _ = self.int.recv() => {}
+        }
+    }
+}
+
+/// Serves the bundle in `dir` until SIGTERM or SIGINT, then finishes what was accepted.
 ///
 /// The socket takes connections at once; they are answered when the index is open, and `/ready` tells when the model is
-/// loaded.
+/// loaded.  A signal that ends the process does so at any time, whatever is being waited for.
 ///
 /// # Errors
 /// A bundle, library or port that cannot be used.
-pub async fn serve(bundle: Bundle, listen: &str, settings: Settings) -> Result<()> {
-    runtime::load()?;
-    let listener = bind(listen).await?;
-    let address = listener.local_addr()?;
-    let name = bundle.config.macrl.name.clone();
-    // A large index takes seconds to read.
-    let open = move || App::new(&bundle, settings).map(|state| (bundle, state));
-    let (bundle, state) = tokio::task::spawn_blocking(open).await.context("the index's loader failed")??;
+pub async fn serve(dir: &Path, listen: &str, settings: Settings) -> Result<()> {
+    let mut signals = Signals::new()?;
+    let started = tokio::select! {
+        started = start(dir, listen, settings) => started?,
+        () = signals.end() => {
+            announce("stopping: nothing was served yet");
+            return Ok(());
+        }
+    };
+    let Started { listener, bundle, state } = started;
+    let (address, name) = (listener.local_addr()?, bundle.config.macrl.name.clone());
+    warn_of_memory(&state);
     let loader = state.clone();
     let mut loading = tokio::task::spawn_blocking(move || loader.start(bundle));
     announce(&format!("listening on http://{address}"));
 
     let graceful = GracefulShutdown::new();
-    let mut door = Door::new(listener, app(state.clone()), &state.settings.limits);
-    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let mut hup = signal(SignalKind::hangup())?;
+    let mut door = Door::new(listener, app(state.clone()), &state.settings.limits, state.metrics.clone());
     let mut loaded = false;
     loop {
         tokio::select! {
@@ -47,13 +75,70 @@ pub async fn serve(bundle: Bundle, listen: &str, settings: Settings) -> Result<(
                 outcome.context("the loader failed")??;
                 announce(&format!("ready: {name} on {}", device(&state)));
             }
-            _ = hup.recv() => drop(reload(&state)),
-            _ = term.recv() => break,
-            _ = int.recv() => break,
+            // Until the model is loaded a signal waits: the bundle may have been replaced while it was read.
+            _ = signals.hup.recv(), if loaded => drop(reload(&state)),
+            _ = signals.term.recv() => break,
+            _ = signals.int.recv() => break,
         }
     }
+    drain(&state, &mut door, &graceful, &mut signals).await;
     drop(door);
-    finish(&state, graceful).await
+    finish(&state, graceful, &mut signals).await
+}
+
+/// What there is before the model is loaded.
+struct Started {
+    listener: TcpListener,
+    bundle: Bundle,
+    state: AppState,
+}
+
+/// Binds the port and opens bundle and index, which may take seconds.
+async fn start(dir: &Path, listen: &str, settings: Settings) -> Result<Started> {
+    let dir = dir.to_path_buf();
+    let open = move || {
+        let bundle = Bundle::open(&dir)?;
+        runtime::load()?;
+        anyhow::Ok(bundle)
+    };
+    let bundle = tokio::task::spawn_blocking(open).await.context("the bundle's loader failed")??;
+    let listener = bind(listen).await?;
+    let open = move || App::new(&bundle, settings).map(|state| (bundle, state));
+    let (bundle, state) = tokio::task::spawn_blocking(open).await.context("the index's loader failed")??;
+    Ok(Started { listener, bundle, state })
+}
+
+/// The limits of one request are generous; whether this machine can keep them for all is another question.
+fn warn_of_memory(state: &AppState) {
+    let worst = state.worst_case_bytes();
+    if let Some(memory) = memory_limit().filter(|memory| *memory < worst) {
+        tracing::warn!(
+            "all requests together may take {} MiB at their worst, of {} MiB of memory: see docs/operating.md, Memory",
+            worst >> 20,
+            memory >> 20
+        );
+    }
+}
+
+/// `/ready` says 503 and everything else goes on, until load balancers have noticed.
+async fn drain(state: &AppState, door: &mut Door, graceful: &GracefulShutdown, signals: &mut Signals) {
+    state.stop();
+    let delay = state.settings.limits.drain_delay;
+    if delay.is_zero() {
+        return;
+    }
+    announce(&format!("draining: accepting for another {} s", delay.as_secs_f64()));
+    let accept = async {
+        loop {
+            door.next(graceful).await;
+        }
+    };
+    tokio::select! {
+        () = accept => {}
+        () = tokio::time::sleep(delay) => {}
+        // Asked twice: no more waiting.
+        () = signals.end() => {}
+    }
 }
 
 /// Lines for people and scripts, on stdout; a closed or full stdout is no reason to end.
@@ -87,15 +172,22 @@ async fn bind(listen: &str) -> Result<TcpListener> {
 }
 
 /// Answers what was accepted, for at most the grace period.
-async fn finish(state: &AppState, graceful: GracefulShutdown) -> Result<()> {
-    state.stop();
+async fn finish(state: &AppState, graceful: GracefulShutdown, signals: &mut Signals) -> Result<()> {
     let grace = state.settings.limits.grace;
     let open = graceful.count();
     announce(&format!("stopping: {open} connections open"));
-    if tokio::time::timeout(grace, graceful.shutdown()).await.is_err() {
-        tracing::warn!("some requests were not finished within {} s", grace.as_secs());
+    tokio::select! {
+        () = graceful.shutdown() => {}
+        () = tokio::time::sleep(grace) => {
+            tracing::warn!("some requests were not finished within {} s", grace.as_secs_f64());
+        }
+        () = signals.end() => tracing::warn!("asked a second time to end: some requests were not finished"),
     }
     let state = state.clone();
-    let _ = tokio::task::spawn_blocking(move || state.unload()).await;
+    let unload = tokio::task::spawn_blocking(move || state.unload());
+    let _ = tokio::time::timeout(UNLOADING, unload).await;
     Ok(())
 }
+
+/// For workers to end; those that do not have nobody left to answer.
+const UNLOADING: Duration = Duration::from_secs(5);

@@ -14,6 +14,7 @@ use crate::error::ApiError;
 use crate::index::{self, Encoder, Index, IndexError, Location, OpenOptions};
 use crate::limits::Limits;
 use crate::metrics::{Gauges, Metrics};
+use crate::origin::Origin;
 use crate::pool::{Budget, Pool, Share, SlowLane};
 
 /// Servers and their data base are often started together: one that is not there yet is waited for.
@@ -57,7 +58,7 @@ pub struct Settings {
     /// Where asked for, every request that reads or changes anything must name it.
     pub api_key: Option<String>,
     /// Web origins whose pages may call this server.
-    pub cors_origins: Vec<String>,
+    pub cors_origins: Vec<Origin>,
 }
 
 /// Shared by every request.
@@ -94,22 +95,22 @@ impl App {
     /// # Errors
     /// An index that cannot be opened, or holds vectors of another encoder.
     pub fn new(bundle: &Bundle, settings: Settings) -> Result<AppState, IndexError> {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let (decoders, slow_decoders) = decoders();
         let limits = &settings.limits;
         let (max_bytes, exact_up_to) = (limits.index_bytes, limits.exact_up_to);
         let options = OpenOptions { max_bytes, exact_up_to, patience: INDEX_PATIENCE };
         Ok(Arc::new(Self {
             metrics: Arc::default(),
             index: index::open(&settings.index, &Encoder::of(bundle), &options)?,
-            pool: Pool::new(cores),
-            slow_lane: SlowLane::new(cores / 2),
+            pool: Pool::new(decoders),
+            slow_lane: SlowLane::new(slow_decoders),
             admitted: Budget::new(limits.queue),
             buffered: Budget::new(limits.buffered_bytes),
             started: Instant::now(),
             bundle_dir: bundle.dir.clone(),
             model: RwLock::new(None),
             stopping: AtomicBool::new(false),
-            key_hash: settings.api_key.as_deref().map(hash),
+            key_hash: settings.api_key.as_ref().map(|key| hash(key.as_bytes())),
             reloading: tokio::sync::Mutex::new(()),
             settings,
         }))
@@ -182,6 +183,31 @@ impl App {
         self.admitted.take(images).ok_or_else(|| self.queue_full())
     }
 
+    /// Waits for room where [`App::admit`] finds none: for a request that has been admitted before and goes on.
+    ///
+    /// # Errors
+    /// [`ApiError::Timeout`] where there is none within the request's time.
+    pub async fn admit_later(&self, images: usize) -> Result<Share, ApiError> {
+        let limit = self.settings.limits.request_timeout;
+        let until = Instant::now() + limit;
+        loop {
+            match self.admit(images) {
+                Err(ApiError::QueueFull { .. }) if Instant::now() < until => {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+                Err(ApiError::QueueFull { .. }) => return Err(ApiError::Timeout(limit.as_secs())),
+                outcome => return outcome,
+            }
+        }
+    }
+
+    /// Bytes that all requests together may take at their worst: what decoders may allocate, one image each, and bodies.
+    pub fn worst_case_bytes(&self) -> u64 {
+        let limits = &self.settings.limits;
+        let (decoders, slow_decoders) = decoders();
+        (decoders + slow_decoders) as u64 * limits.decode.max_alloc + limits.buffered_bytes as u64
+    }
+
     /// When the queue should have emptied, by the pace so far.
     pub fn queue_full(&self) -> ApiError {
         let images = self.metrics.images.load(Ordering::Relaxed).max(1) as f64;
@@ -207,7 +233,7 @@ impl App {
 
     /// Whether a request that names this key may pass.  Hashes are compared: their first different byte tells nothing
     /// about the key's.
-    pub fn key_fits(&self, given: Option<&str>) -> bool {
+    pub fn key_fits(&self, given: Option<&[u8]>) -> bool {
         match (&self.key_hash, given) {
             (None, _) => true,
             (Some(expected), Some(given)) => {
@@ -217,19 +243,32 @@ impl App {
         }
     }
 
-    /// What `/metrics` shows beside the counters; no items where the index does not answer.
+    /// What `/metrics` shows beside the counters.
     pub async fn gauges(&self) -> Gauges {
         let model = self.model().ok();
-        let items = self.index.status().await.map_or(0, |status| status.items);
+        let items = self.index.status().await.ok().map(|status| status.items);
+        let limits = &self.settings.limits;
         Gauges {
             in_flight: self.admitted.used(),
+            in_flight_limit: limits.queue,
             queued: model.as_ref().map_or(0, |m| m.engine.queued()),
+            buffered: self.buffered.used(),
+            buffered_limit: limits.buffered_bytes,
             items,
+            connections_limit: limits.connections,
+            ready: model.is_some() && !self.is_stopping(),
+            model: model.as_ref().map(|m| (m.name().to_string(), m.bundle.config.macrl.weights_sha256.clone())),
             device: model.and_then(|m| m.engine.devices().first().copied()).unwrap_or_default(),
         }
     }
 }
 
-fn hash(key: &str) -> [u8; 32] {
-    Sha256::digest(key.as_bytes()).into()
+/// Images that are decoded at once: ordinary ones, and large ones beside them.
+fn decoders() -> (usize, usize) {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    (cores, (cores / 2).max(1))
+}
+
+fn hash(key: &[u8]) -> [u8; 32] {
+    Sha256::digest(key).into()
 }

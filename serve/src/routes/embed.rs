@@ -1,4 +1,4 @@
-//! `POST /embed`, `POST /classify`, `POST /v1/embeddings`: images in, numbers out.
+//! `POST /embed`, `POST /classify`: images in, numbers out.
 
 use axum::Json;
 use axum::body::Bytes;
@@ -12,10 +12,7 @@ use crate::error::{ApiError, Failure};
 use crate::features::{self, Feature};
 use crate::index::normalized;
 use crate::input::{Kind, Received, decode_base64, encode_base64, malformed};
-use crate::openapi::{
-    Embeddings, EncodingFormat, ErrorBody, ImagesBody, OpenAiBody, OpenAiEmbedding, OpenAiEmbeddings, OpenAiUsage,
-    Predictions, Vector,
-};
+use crate::openapi::{Embeddings, EncodingFormat, ErrorBody, ImagesBody, Predictions, Vector};
 use crate::state::{App, AppState};
 
 /// How numbers are written.
@@ -30,7 +27,7 @@ pub(super) enum Encoding {
 }
 
 impl Encoding {
-    fn write(self, vector: Vec<f32>) -> Vector {
+    pub(super) fn write(self, vector: Vec<f32>) -> Vector {
         match self {
             Self::Float => Vector::Numbers(vector),
             Self::Base64 => Vector::Base64(encode_base64(&vector)),
@@ -106,7 +103,7 @@ pub(super) async fn decode_all(images: Vec<String>, app: &App) -> Result<Vec<Byt
     decoded.into_iter().enumerate().map(|(i, image)| image.map_err(|e| e.at(i))).collect()
 }
 
-fn finish(raw: Vec<f32>, normalize: bool) -> Result<Vec<f32>, ApiError> {
+pub(super) fn finish(raw: Vec<f32>, normalize: bool) -> Result<Vec<f32>, ApiError> {
     if normalize { normalized(raw).map_err(ApiError::Internal) } else { Ok(raw) }
 }
 
@@ -184,69 +181,4 @@ fn predict(bundle: &Bundle, feature: &[f32], top_k: usize) -> Value {
     let mut scored: Vec<(f32, &String)> = probe.probabilities(feature).into_iter().zip(&probe.labels).collect();
     scored.sort_by(|a, b| b.0.total_cmp(&a.0));
     scored.iter().take(top_k).map(|(score, label)| json!({ "label": label, "score": score })).collect()
-}
-
-/// OpenAI's request; fields that make no difference here (`user`) are ignored, as OpenAI's own server does.
-#[derive(Deserialize)]
-struct OpenAi {
-    input: OneOrMany,
-    model: Option<String>,
-    encoding_format: Option<Encoding>,
-    dimensions: Option<usize>,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum OneOrMany {
-    One(String),
-    Many(Vec<String>),
-}
-
-/// OpenAI's `/v1/embeddings`, with images as data URIs (or base64) in `input`.
-#[utoipa::path(
-    post,
-    path = "/v1/embeddings",
-    tag = "images",
-    request_body(content((OpenAiBody = "application/json"))),
-    responses(
-        (status = 200, description = "one vector for each image, OpenAI's shape", body = OpenAiEmbeddings),
-        (status = 400, description = "malformed", body = ErrorBody),
-        (status = 401, description = "a key is asked for", body = ErrorBody),
-        (status = 408, description = "the body came too slowly", body = ErrorBody),
-        (status = 413, description = "too large", body = ErrorBody),
-        (status = 415, description = "unsupported type", body = ErrorBody),
-        (status = 422, description = "undecodable image", body = ErrorBody),
-        (status = 429, description = "queue full", body = ErrorBody),
-        (status = 503, description = "starting, stopping or timed out", body = ErrorBody),
-        (status = 409, description = "wrong dimension, or a conflict", body = ErrorBody),
-    )
-)]
-pub(crate) async fn openai(State(app): State<AppState>, received: Received) -> Result<Json<OpenAiEmbeddings>, Failure> {
-    let model = app.model()?;
-    if received.kind != Kind::Json {
-        return Err(ApiError::UnsupportedType("another one than application/json".into()).into());
-    }
-    let body: OpenAi = received.json(&app).await?;
-    if let Some(found) = body.dimensions.filter(|d| *d != model.dim()) {
-        return Err(ApiError::Dimension { expected: model.dim(), found }.into());
-    }
-    let input = match body.input {
-        OneOrMany::One(image) => vec![image],
-        OneOrMany::Many(images) => images,
-    };
-    if input.is_empty() {
-        return Err(malformed("expected at least one image in `input`, found none").into());
-    }
-    let images = decode_all(input, &app).await?;
-    let tokens = images.len() * (1 + model.bundle.config.encoder().patches());
-    let encoding = body.encoding_format.unwrap_or_default();
-    let features = features::all(&app, &model, images).await?;
-    let mut data = Vec::new();
-    for (index, feature) in features.into_iter().enumerate() {
-        let embedding = encoding.write(finish(feature.raw, true)?);
-        data.push(OpenAiEmbedding { object: "embedding", index, embedding });
-    }
-    let model = body.model.unwrap_or_else(|| model.name().to_string());
-    let usage = OpenAiUsage { prompt_tokens: tokens, total_tokens: tokens };
-    Ok(Json(OpenAiEmbeddings { object: "list", data, model, usage }))
 }

@@ -17,8 +17,9 @@ use super::search::check_vector;
 use super::{filter_text, query, query_of};
 use crate::error::{ApiError, Failure};
 use crate::features::{self, Feature};
+use crate::form::Part;
 use crate::index::{Item, Listing, Metadata, check_id, normalized};
-use crate::input::{Kind, Part, Received, decode_base64, malformed};
+use crate::input::{Kind, Received, decode_base64, malformed};
 use crate::openapi::{ErrorBody, ItemBody, ItemDescription, ItemsBody, ItemsPage, Outcome, Results};
 use crate::state::{App, AppState, Model};
 
@@ -165,7 +166,9 @@ async fn form_draft(id: String, received: &Received) -> Result<Draft, ApiError> 
     for part in received.form().await? {
         match part.name.as_str() {
             _ if part.image => images.push(part.bytes),
+            // JSON in a form of images describes them, whatever the field is called.
             "metadata" => metadata = parse_metadata(part.text()?)?,
+            _ if part.json => metadata = parse_metadata(part.text()?)?,
             other => return Err(malformed(format!("the form has an unknown field `{other}`"))),
         }
     }
@@ -228,7 +231,9 @@ fn form_drafts(parts: Vec<Part>) -> Result<Vec<Result<Draft, ApiError>>, ApiErro
     for part in parts {
         match part.name.as_str() {
             _ if part.image => images.push(part),
+            // JSON in a form of images describes them, whatever the field is called.
             "metadata" => metadata = parse_metadata(part.text()?)?,
+            _ if part.json => metadata = parse_metadata(part.text()?)?,
             other => return Err(malformed(format!("the form has an unknown field `{other}`"))),
         }
     }

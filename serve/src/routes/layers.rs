@@ -3,33 +3,62 @@
 use std::any::Any;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::header::{AUTHORIZATION, HeaderName};
+use axum::http::header::{AUTHORIZATION, CONNECTION, HeaderName, RETRY_AFTER};
 use axum::http::{HeaderMap, HeaderValue, Method};
-use axum::middleware::{Next, from_fn_with_state};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use tower_http::catch_panic::CatchPanicLayer;
-use tower_http::cors::{Any as AnyHeader, CorsLayer};
+use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 use crate::error::{ApiError, ErrorCode, Failure};
+use crate::metrics::method_label;
+use crate::origin::Origin;
 use crate::state::AppState;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Puts the layers around the routes; the outermost first in a request's way.
 pub(super) fn wrap(routes: Router<AppState>, state: &AppState) -> Router<AppState> {
-    let origins: Vec<HeaderValue> = state.settings.cors_origins.iter().filter_map(|o| o.parse().ok()).collect();
-    let routes = routes.layer(CatchPanicLayer::custom(panicked));
-    let routes = if origins.is_empty() {
-        routes
-    } else {
-        let methods = [Method::GET, Method::POST, Method::PUT, Method::DELETE];
-        routes.layer(CorsLayer::new().allow_origin(origins).allow_methods(methods).allow_headers(AnyHeader))
+    let routes = routes.layer(CatchPanicLayer::custom(panicked)).layer(from_fn(openai_errors));
+    let routes = match cors(&state.settings.cors_origins) {
+        Some(layer) => routes.layer(layer),
+        None => routes,
     };
     routes.layer(from_fn_with_state(state.clone(), observe))
+}
+
+/// Answers to the pages of these origins, and to nobody's where there are none.
+fn cors(origins: &[Origin]) -> Option<CorsLayer> {
+    if origins.is_empty() {
+        return None;
+    }
+    let allowed = if origins.contains(&Origin::Any) {
+        AllowOrigin::any()
+    } else {
+        AllowOrigin::list(origins.iter().filter_map(Origin::header))
+    };
+    let layer = CorsLayer::new()
+        .allow_origin(allowed)
+        .allow_methods([Method::GET, Method::POST, Method::PUT, Method::DELETE])
+        // Each by its name, as the page's browser asked: `*` does not cover Authorization.
+        .allow_headers(AllowHeaders::mirror_request())
+        .expose_headers([REQUEST_ID, RETRY_AFTER])
+        .max_age(Duration::from_secs(600));
+    Some(layer)
+}
+
+/// Errors below `/v1` in OpenAI's shape.
+async fn openai_errors(request: Request, next: Next) -> Response {
+    let openai = request.uri().path().split('/').nth(1) == Some("v1");
+    let mut response = next.run(request).await;
+    match response.extensions_mut().remove::<Failure>() {
+        Some(failure) if openai => failure.into_openai_response(),
+        _ => response,
+    }
 }
 
 /// A panic of ours ends one request, not the process; its text stays in the log.
@@ -39,9 +68,10 @@ fn panicked(_: Box<dyn Any + Send>) -> Response {
 
 /// 401 where a key is asked for and another or none is given.
 pub(super) async fn authorize(State(app): State<AppState>, request: Request, next: Next) -> Response {
-    let given = request.headers().get(AUTHORIZATION).and_then(|v| v.to_str().ok()).and_then(|v| {
-        let (scheme, key) = v.split_once(' ')?;
-        scheme.eq_ignore_ascii_case("bearer").then(|| key.trim())
+    let given = request.headers().get(AUTHORIZATION).and_then(|value| {
+        // Bytes: a key may hold other letters than ASCII's.
+        let (scheme, key) = value.as_bytes().split_at_checked(7)?;
+        scheme.eq_ignore_ascii_case(b"bearer ").then(|| key.trim_ascii())
     });
     if app.key_fits(given) { next.run(request).await } else { Failure::from(ApiError::Unauthorized).into_response() }
 }
@@ -56,11 +86,15 @@ async fn observe(State(app): State<AppState>, request: Request, next: Next) -> R
     let mut response = next.run(request).await;
     let (status, elapsed) = (response.status().as_u16(), started.elapsed());
     let code = response.extensions().get::<ErrorCode>().map(|c| c.0);
-    let method = if method.as_str().len() <= 8 { method.as_str() } else { "OTHER" };
-    app.metrics.request(&route, method, status, code, elapsed);
+    app.metrics.request(&route, &method, status, code, elapsed);
+    let method = method_label(&method);
     let ms = elapsed.as_secs_f64() * 1e3;
     tracing::info!(request_id = id.to_str().unwrap_or_default(), method, route, status, code, ms, "request");
     response.headers_mut().insert(REQUEST_ID, id);
+    if app.is_stopping() {
+        // So that clients and balancers open their next connection elsewhere.
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     response
 }
 

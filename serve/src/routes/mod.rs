@@ -5,6 +5,7 @@ pub(crate) mod explore;
 pub(crate) mod info;
 pub(crate) mod items;
 mod layers;
+pub(crate) mod openai;
 pub(crate) mod search;
 
 use axum::Router;
@@ -26,7 +27,9 @@ pub fn app(state: AppState) -> Router {
     let guarded = Router::new()
         .route("/embed", post(embed::embed))
         .route("/classify", post(embed::classify))
-        .route("/v1/embeddings", post(embed::openai))
+        .route("/v1/embeddings", post(openai::embeddings))
+        .route("/v1/models", get(openai::models))
+        .route("/v1/models/{*model}", get(openai::model))
         .route("/search", post(search::search))
         .route("/items", post(items::post).get(items::list))
         .route("/items/{id}", get(items::get).put(items::put).delete(items::delete))
@@ -45,11 +48,22 @@ pub fn app(state: AppState) -> Router {
         .route("/ready", get(info::ready));
     let routes = guarded
         .merge(open)
-        .fallback(async |uri: Uri| Failure::from(ApiError::NotFound(format!("there is no route {}", uri.path()))))
+        .fallback(async |uri: Uri| Failure::from(no_route(uri.path())))
         .method_not_allowed_fallback(async || Failure::from(ApiError::Method))
         // Bodies are bounded where they are read (`input.rs`), with an answer in our own words.
         .layer(DefaultBodyLimit::disable());
     layers::wrap(routes, &state).with_state(state)
+}
+
+/// 404; an id with slashes in it looks like a route that there is not.
+fn no_route(path: &str) -> ApiError {
+    let clipped = |text: &str| text.chars().take(200).collect::<String>();
+    let Some(id) = path.strip_prefix("/items/").filter(|id| id.contains('/')) else {
+        return ApiError::NotFound(format!("there is no route {}", clipped(path)));
+    };
+    let (id, picture) = id.strip_suffix("/image").map_or((id, ""), |id| (id, "/image"));
+    let right = clipped(&format!("/items/{}{picture}", id.replace('/', "%2F")));
+    ApiError::NotFound(format!("there is no route {}; slashes in an id are written %2F: {right}", clipped(path)))
 }
 
 /// The query string as `T`.

@@ -125,7 +125,11 @@ async fn the_server_describes_itself() {
     let info = server.get("/info").await.json();
     assert_eq!((info["model"]["dim"].as_u64(), info["device"].as_str()), (Some(8), Some("cpu")));
     assert_eq!(info["model"]["labels"], json!(["red", "green", "blue"]));
-    assert_eq!(info["limits"]["images_per_request"], 64);
+    let limits = &info["limits"];
+    assert_eq!((limits["images_per_request"].as_u64(), limits["keep_alive_seconds"].as_f64()), (Some(64), Some(75.0)));
+    // One image in each decoder at least, and the bodies.
+    let (one, all) = (limits["decoder_bytes_per_image"].as_u64().unwrap(), limits["bytes_of_all_requests"].as_u64());
+    assert!(all.unwrap() >= 2 * one + limits["buffered_bytes"].as_u64().unwrap());
     server.post_image("/embed", png(0)).await;
     server.post_image("/embed", b"no".to_vec()).await;
     let metrics = String::from_utf8(server.get("/metrics").await.body).unwrap();
@@ -135,6 +139,14 @@ async fn the_server_describes_itself() {
         "macrl_rejections_total{code=\"image_undecodable\"} 1",
         "macrl_images_total 1",
         "macrl_device{device=\"cpu\"} 1",
+        "macrl_request_seconds_count{route=\"/embed\",method=\"POST\"} 2",
+        "macrl_request_seconds_bucket{route=\"/embed\",method=\"POST\",le=\"+Inf\"} 2",
+        "macrl_ready 1",
+        "macrl_index_up 1",
+        "macrl_connections 0",
+        "macrl_connections_limit 1024",
+        "macrl_model_info{name=\"tiny\",weights_sha256=\"tiny\"} 1",
+        concat!("macrl_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1"),
     ] {
         assert!(metrics.lines().any(|l| l == line), "{line} is not in\n{metrics}");
     }
@@ -164,6 +176,8 @@ async fn pages_and_the_description_need_no_network() {
         ("/duplicates", "get"),
         ("/map", "get"),
         ("/v1/embeddings", "post"),
+        ("/v1/models", "get"),
+        ("/v1/models/{model}", "get"),
         ("/info", "get"),
         ("/health", "get"),
         ("/ready", "get"),

@@ -108,7 +108,6 @@ async fn a_vector_of_another_length_is_409() {
         server.post_json("/search", json!({ "vector": [1, 2, 3] })).await,
         server.post_json("/search", json!({ "vector": [] })).await,
         server.call("PUT", "/items/a", "application/json", json!({ "vector": [1] }).to_string()).await,
-        server.post_json("/v1/embeddings", json!({ "input": base64(&png(0)), "dimensions": 3 })).await,
     ] {
         assert_eq!((answer.status.as_u16(), answer.code().as_str()), (409, "dimension_mismatch"));
     }
@@ -239,10 +238,12 @@ async fn a_key_is_asked_for_where_one_is_set() {
         let request = Request::get("/info").header("Authorization", key).body(Body::empty()).unwrap();
         server.send(request)
     };
-    for wrong in ["", "secret", "Bearer", "Bearer secre", "Bearer secrets", "Basic secret"] {
+    for wrong in ["", "secret", "Bearer", "Bearer ", "Bearer secre", "Bearer secrets", "Basic secret", "Bearersecret"] {
         assert_eq!(ask(wrong).await.code(), "unauthorized", "{wrong}");
     }
-    assert_eq!(ask("Bearer secret").await.status, 200);
+    for right in ["Bearer secret", "bearer secret", "BEARER   secret "] {
+        assert_eq!(ask(right).await.status, 200, "{right}");
+    }
     assert_eq!(server.post_image("/embed", png(0)).await.status, 401);
     assert_eq!(server.get("/metrics").await.status, 401);
     for open in ["/health", "/ready", "/", "/docs"] {
@@ -250,15 +251,103 @@ async fn a_key_is_asked_for_where_one_is_set() {
     }
 }
 
+fn with_origins(origins: &[&str]) -> Server {
+    let cors_origins = origins.iter().map(|o| o.parse().unwrap()).collect();
+    server_with(Settings { api_key: Some("k".into()), cors_origins, ..settings() })
+}
+
 #[tokio::test]
 async fn origins_are_only_those_that_were_named() {
-    let server = server_with(Settings { cors_origins: vec!["https://a.example".into()], ..settings() });
+    let server = with_origins(&["HTTPS://A.example:443/", "http://localhost:3000/"]);
     let ask = |origin: &'static str| {
         server.send(Request::get("/health").header("Origin", origin).body(Body::empty()).unwrap())
     };
-    assert_eq!(ask("https://a.example").await.headers["access-control-allow-origin"], "https://a.example");
-    assert!(!ask("https://b.example").await.headers.contains_key("access-control-allow-origin"));
+    for origin in ["https://a.example", "http://localhost:3000"] {
+        assert_eq!(ask(origin).await.headers["access-control-allow-origin"], origin);
+    }
+    for origin in ["https://b.example", "http://a.example", "https://a.example:444", "null", "http://localhost"] {
+        assert!(!ask(origin).await.headers.contains_key("access-control-allow-origin"), "{origin}");
+    }
     assert!(!crate::support::server().get("/health").await.headers.contains_key("access-control-allow-origin"));
+    let all = with_origins(&["*"]);
+    let any = Request::get("/health").header("Origin", "https://b.example").body(Body::empty()).unwrap();
+    assert_eq!(all.send(any).await.headers["access-control-allow-origin"], "*");
+}
+
+#[tokio::test]
+async fn a_page_may_send_the_key_and_read_a_refusal() {
+    let server = with_origins(&["https://a.example"]);
+    let preflight = Request::options("/embed")
+        .header("Origin", "https://a.example")
+        .header("Access-Control-Request-Method", "POST")
+        .header("Access-Control-Request-Headers", "authorization,content-type,x-stainless-os")
+        .body(Body::empty())
+        .unwrap();
+    let answer = server.send(preflight).await;
+    // Without the key: browsers send none with a preflight.
+    assert!(answer.status.is_success(), "{answer:?}");
+    let allowed = answer.headers["access-control-allow-headers"].to_str().unwrap().to_ascii_lowercase();
+    assert!(["authorization", "content-type", "x-stainless-os"].iter().all(|h| allowed.contains(h)), "{allowed}");
+    let request = Request::post("/embed").header("Origin", "https://a.example").header("Content-Type", "image/png");
+    let refused = server.send(request.body(Body::from(png(0))).unwrap()).await;
+    assert_eq!((refused.status.as_u16(), refused.headers["www-authenticate"].to_str().unwrap()), (401, "Bearer"));
+    assert_eq!(refused.headers["access-control-allow-origin"], "https://a.example");
+    let exposed = refused.headers["access-control-expose-headers"].to_str().unwrap();
+    assert!(exposed.contains("retry-after") && exposed.contains("x-request-id"), "{exposed}");
+}
+
+#[tokio::test]
+async fn packed_bodies_are_read_within_the_limits_and_other_codings_are_named() {
+    use std::io::Write;
+    let server = limited(|limits| limits.body_bytes = 100_000);
+    let pack = |bytes: &[u8]| {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    };
+    let post = |kind: &'static str, coding: &'static str, body: Vec<u8>| {
+        let request = Request::post("/embed").header("Content-Type", kind).header("Content-Encoding", coding);
+        server.send(request.body(Body::from(body)).unwrap())
+    };
+    let expected = server.post_image("/embed", png(0)).await.json()["embeddings"].clone();
+    let json = json!({ "images": [base64(&png(0))] }).to_string();
+    let (form_type, form_body) = form(&[("image", Some("a.png"), &png(0))]);
+    assert_eq!(form_type, "multipart/form-data; boundary=XX");
+    for answer in [
+        post("image/png", "gzip", pack(&png(0))).await,
+        post("image/png", "X-GZIP", pack(&png(0))).await,
+        post("image/png", "identity", png(0)).await,
+        post("application/json", "gzip, gzip", pack(&pack(json.as_bytes()))).await,
+        post("multipart/form-data; boundary=XX", "gzip", pack(&form_body)).await,
+    ] {
+        assert_eq!(answer.json()["embeddings"], expected);
+    }
+    let bomb = post("image/png", "gzip", pack(&vec![0; 20_000_000])).await;
+    assert_eq!((bomb.status.as_u16(), bomb.code().as_str()), (413, "body_too_large"));
+    let cut = pack(&png(0));
+    assert_eq!(post("image/png", "gzip", cut[..cut.len() - 9].to_vec()).await.code(), "malformed");
+    assert_eq!(post("image/png", "gzip", png(0)).await.code(), "malformed");
+    let other = post("image/png", "compress", png(0)).await;
+    assert_eq!((other.status.as_u16(), other.code().as_str()), (415, "unsupported_encoding"));
+    assert!(other.json()["error"]["message"].as_str().unwrap().ends_with("found `compress`"));
+    assert_eq!(other.headers["accept-encoding"], "gzip, deflate, br, zstd");
+    assert_eq!(server.state.buffered.used(), 0);
+}
+
+#[tokio::test]
+async fn slashes_in_an_id_are_told_how_they_are_written() {
+    let server = server();
+    for (method, path, right) in [
+        ("PUT", "/items/a/b.png", "/items/a%2Fb.png"),
+        ("GET", "/items/2019/Rome%20trip/x.jpg", "/items/2019%2FRome%20trip%2Fx.jpg"),
+        ("GET", "/items/a/b.png/image", "/items/a%2Fb.png/image"),
+    ] {
+        let answer = server.call(method, path, "image/png", png(0)).await;
+        assert_eq!((answer.status.as_u16(), answer.code().as_str()), (404, "not_found"));
+        let message = answer.json()["error"]["message"].as_str().unwrap().to_string();
+        assert!(message.ends_with(&format!("slashes in an id are written %2F: {right}")), "{message}");
+        assert!(!server.call("GET", right, "", "").await.json()["error"]["message"].as_str().unwrap().contains("%2F"));
+    }
 }
 
 #[tokio::test]

@@ -130,6 +130,59 @@ async fn a_batch_has_a_result_for_each_item() {
     assert_eq!(server.get("/items/one.png").await.json()["metadata"], json!({ "y": 2 }));
 }
 
+/// A form whose parts have headers of their own.
+fn parts(parts: &[(&str, &[u8])]) -> (&'static str, Vec<u8>) {
+    let part = |(head, content): &(&str, &[u8])| [b"--XX\r\n", head.as_bytes(), b"\r\n\r\n", content, b"\r\n"].concat();
+    (
+        "multipart/form-data; boundary=XX",
+        [parts.iter().map(part).collect::<Vec<_>>().concat(), b"--XX--\r\n".to_vec()].concat(),
+    )
+}
+
+#[tokio::test]
+async fn forms_are_read_as_clients_write_them() {
+    let server = server();
+    let (kind, body) = parts(&[
+        // curl -F 'metadata=@m.json;type=application/json' -F images=@...
+        (
+            "Content-Disposition: form-data; name=\"metadata\"; filename=\"m.json\"\r\nContent-Type: application/json",
+            r#"{"Größe.png": {"from": "net"}, "plain.png": {"from": "curl"}}"#.as_bytes(),
+        ),
+        // .NET's MultipartFormDataContent
+        (
+            "Content-Disposition: form-data; name=images; filename=\"=?utf-8?B?R3LDtsOfZS5wbmc=?=\"; filename*=utf-8''Gr%C3%B6%C3%9Fe.png\r\nContent-Type: image/png",
+            &png(0),
+        ),
+        ("Content-Disposition: form-data; name=\"images\"; filename=\"plain.png\"", &png(1)),
+        ("Content-Disposition: form-data; name=\"images\"; filename=\"=?UTF-8?Q?B=C3=A4r.png?=\"", &png(2)),
+    ]);
+    let results = server.call("POST", "/items", kind, body).await.json()["results"].clone();
+    let ids: Vec<&str> = results.as_array().unwrap().iter().map(|r| r["id"].as_str().unwrap()).collect();
+    assert_eq!(ids, ["Größe.png", "plain.png", "Bär.png"]);
+    assert_eq!(server.get("/items/Gr%C3%B6%C3%9Fe.png").await.json()["metadata"], json!({ "from": "net" }));
+    assert_eq!(server.get("/items/plain.png").await.json()["metadata"], json!({ "from": "curl" }));
+    // One item, its metadata in a file whose field has another name, or another type.
+    for head in [
+        "Content-Disposition: form-data; name=\"about\"; filename=\"m.json\"\r\nContent-Type: application/json; charset=utf-8",
+        "Content-Disposition: form-data; name=\"metadata\"; filename=\"m.json\"\r\nContent-Type: application/octet-stream",
+    ] {
+        let image = "Content-Disposition: form-data; name=\"image\"; filename=\"a.png\"\r\nContent-Type: image/png";
+        let (kind, body) = parts(&[(head, br#"{"x": 1}"#), (image, &png(3))]);
+        assert!(server.call("PUT", "/items/one", kind, body).await.status.is_success());
+        assert_eq!(server.get("/items/one").await.json()["metadata"], json!({ "x": 1 }));
+        server.call("DELETE", "/items/one", "", "").await;
+    }
+    let (kind, body) = parts(&[
+        ("Content-Disposition: form-data; name=\"image\"; filename=\"a.png\"", &png(0)),
+        (
+            "Content-Disposition: form-data; name=\"filter\"; filename=\"f.json\"\r\nContent-Type: application/json",
+            br#"{"from": "curl"}"#,
+        ),
+    ]);
+    let answer = server.call("POST", "/search", kind, body).await;
+    assert_eq!(self::ids(&answer), ["plain.png"]);
+}
+
 #[tokio::test]
 async fn pages_walk_through_all_items() {
     let server = filled().await;

@@ -2,12 +2,15 @@
 
 mod bundle;
 mod bundles;
+mod connections;
 mod embed;
 mod errors;
 mod explore;
 mod images;
 mod ingest;
 mod items;
+mod openai;
 mod process;
 mod reload;
+mod signals;
 mod support;

@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 
 use crate::support::*;
 
-const BINARY: &str = env!("CARGO_BIN_EXE_macrl-serve");
+pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_macrl-serve");
 
 /// A running server; killed when dropped.
 pub(crate) struct Process {
-    child: Child,
+    pub(crate) child: Child,
     pub(crate) url: String,
 }
 
@@ -34,11 +34,11 @@ impl Process {
         Self { child, url }
     }
 
-    fn address(&self) -> &str {
+    pub(crate) fn address(&self) -> &str {
         self.url.strip_prefix("http://").unwrap()
     }
 
-    fn signal(&self, name: &str) {
+    pub(crate) fn signal(&self, name: &str) {
         assert!(Command::new("kill").args([name, &self.child.id().to_string()]).status().unwrap().success());
     }
 
@@ -51,7 +51,7 @@ impl Process {
         answer
     }
 
-    fn wait(&mut self, patience: Duration) -> Option<i32> {
+    pub(crate) fn wait(&mut self, patience: Duration) -> Option<i32> {
         let since = Instant::now();
         while since.elapsed() < patience {
             if let Some(status) = self.child.try_wait().unwrap() {
@@ -76,7 +76,7 @@ pub(crate) fn bundle() -> tempfile::TempDir {
     dir
 }
 
-fn request(body: &[u8]) -> Vec<u8> {
+pub(crate) fn request(body: &[u8]) -> Vec<u8> {
     let head = format!(
         "POST /embed HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: image/png\r\nContent-Length: {}\r\n\r\n",
         body.len()
@@ -187,6 +187,11 @@ fn mistakes_are_one_line_with_the_right_exit_code() {
         &["--bundle", path, "--workers", "0"],
         &["--bundle", path, "--grace", "-1"],
         &["--bundle", path, "--max-images", "500"],
+        &["--bundle", path, "--max-inputs", "2049"],
+        &["--bundle", path, "--keep-alive", "0"],
+        &["--bundle", path, "--drain-delay", "-1"],
+        &["--bundle", path, "--cors-origin", "example.org"],
+        &["--bundle", path, "--cors-origin", "https://example.org/page"],
         &["ingest", path],
         &["ingest", "--url", "http://x", "--index", "y", path],
         &["--bundle", path, "--index", "mysql://x"],

@@ -1,0 +1,63 @@
+#!/bin/sh
+# Requests through nginx, which keeps its connections to the server for 60 s: is one lost where both sides might close?
+#
+#   bench/serve_nginx.sh BUNDLE IMAGE [KEEP_ALIVE]
+#
+# Sixty clients at once: each sends an image, pauses, and sends it again; the pauses lie around 10 s and around 60 s.  nginx never repeats a
+# POST, so a connection that the server closes at that moment is a lost request (502).  KEEP_ALIVE is the server's --keep-alive: with 10 the
+# losses can be seen.  Needs nginx, takes 70 s.
+set -eu
+bundle=$1 image=$2 keep=${3:-75}
+work=$(mktemp -d)
+trap 'kill $pid $proxy 2>/dev/null || true; rm -rf "$work"' EXIT
+"${MACRL_SERVE:-target/release/macrl-serve}" --bundle "$bundle" --listen 127.0.0.1:8975 --keep-alive "$keep" > "$work/log" &
+pid=$!
+cat > "$work/nginx.conf" <<CONF
+daemon off;
+pid $work/pid;
+error_log $work/error.log;
+events {}
+http {
+  access_log off;
+  client_body_temp_path $work/body; proxy_temp_path $work/proxy; fastcgi_temp_path $work/f; uwsgi_temp_path $work/u; scgi_temp_path $work/s;
+  upstream macrl { server 127.0.0.1:8975; keepalive 100; keepalive_timeout 60s; }
+  server {
+    listen 127.0.0.1:8976;
+    keepalive_timeout 120s;
+    location / { proxy_pass http://macrl; proxy_http_version 1.1; proxy_set_header Connection ""; }
+  }
+}
+CONF
+until curl -sf http://127.0.0.1:8975/ready > /dev/null; do kill -0 $pid && sleep 0.1; done
+nginx -c "$work/nginx.conf" -p "$work" 2> /dev/null &
+proxy=$!
+until curl -sf http://127.0.0.1:8976/ready > /dev/null; do kill -0 $proxy && sleep 0.1; done
+python3 - "$image" <<'PYTHON'
+import collections, http.client, sys, threading, time
+
+image = open(sys.argv[1], "rb").read()
+statuses = collections.Counter()
+
+
+def client(pause):
+    connection = http.client.HTTPConnection("127.0.0.1", 8976, timeout=60)
+    for wait in (0, pause):
+        time.sleep(wait)
+        try:
+            connection.request("POST", "/embed", image, {"Content-Type": "image/png"})
+            answer = connection.getresponse()
+            answer.read()
+            statuses[answer.status] += 1
+        except OSError as error:
+            statuses[type(error).__name__] += 1
+
+
+# From just before to just after: a race needs both ends at the same moment.
+pauses = [10 + (i - 15) * 0.004 for i in range(30)] + [60 + (i - 15) * 0.02 for i in range(30)]
+threads = [threading.Thread(target=client, args=(pause,)) for pause in pauses]
+[t.start() for t in threads]
+[t.join() for t in threads]
+lost = sum(count for status, count in statuses.items() if status != 200)
+print(f"{sum(statuses.values())} requests, {lost} lost: {dict(statuses)}")
+sys.exit(1 if lost else 0)
+PYTHON

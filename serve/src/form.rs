@@ -1,0 +1,115 @@
+//! `multipart/form-data`: the parts of a form, their names, and which of them are images.
+
+use axum::body::{Body, Bytes};
+use axum::extract::{FromRequest, Multipart, Request};
+use axum::http::HeaderMap;
+use axum::http::header::{CONTENT_DISPOSITION, CONTENT_TYPE};
+use serde::de::DeserializeOwned;
+
+use crate::disposition::Disposition;
+use crate::error::ApiError;
+use crate::input::{Received, malformed};
+
+/// Fields that are options even where they come as a file.
+const OPTIONS: [&str; 7] = ["metadata", "normalize", "top_k", "encoding_format", "filter", "exact", "k"];
+
+/// Fields that are images even where nothing else says so.
+const IMAGES: [&str; 6] = ["image", "images", "image[]", "images[]", "file", "files"];
+
+/// One part of a form.
+#[derive(Debug, Clone, Default)]
+pub struct Part {
+    /// The field's name.
+    pub name: String,
+    /// The file's name, where it is a file.
+    pub file_name: Option<String>,
+    /// Whether it is to be read as an image.
+    pub image: bool,
+    /// Whether its type is JSON's.
+    pub json: bool,
+    /// Its content.
+    pub bytes: Bytes,
+}
+
+impl Part {
+    fn new(headers: &HeaderMap) -> Self {
+        let disposition =
+            headers.get(CONTENT_DISPOSITION).map(|v| Disposition::parse(v.as_bytes())).unwrap_or_default();
+        let Disposition { name, file_name } = disposition;
+        let name = name.unwrap_or_default();
+        let kind = headers.get(CONTENT_TYPE).map(|v| String::from_utf8_lossy(v.as_bytes()).to_ascii_lowercase());
+        let kind = kind.as_deref().and_then(|k| k.split(';').next()).unwrap_or_default().trim();
+        let json = kind == "application/json" || kind.starts_with("application/") && kind.ends_with("+json");
+        let untyped = IMAGES.contains(&&*name) || file_name.is_some() && !OPTIONS.contains(&&*name);
+        let image = kind.starts_with("image/") || !json && untyped;
+        Self { name, file_name, image, json, bytes: Bytes::new() }
+    }
+
+    /// The content as text.
+    ///
+    /// # Errors
+    /// [`ApiError::Malformed`] where it is not UTF-8.
+    pub fn text(&self) -> Result<&str, ApiError> {
+        std::str::from_utf8(&self.bytes).map_err(|_| malformed(format!("field `{}` is not text", self.name)))
+    }
+
+    /// The content as JSON.
+    ///
+    /// # Errors
+    /// [`ApiError::Malformed`].
+    pub fn json<T: DeserializeOwned>(&self) -> Result<T, ApiError> {
+        serde_json::from_slice(&self.bytes).map_err(|e| malformed(format!("field `{}`: {e}", self.name)))
+    }
+}
+
+impl Received {
+    /// The form's parts, in order.
+    ///
+    /// # Errors
+    /// [`ApiError::Malformed`].
+    pub async fn form(&self) -> Result<Vec<Part>, ApiError> {
+        let request = Request::from_parts(self.parts.clone(), Body::from(self.bytes.clone()));
+        let fault = |e: &dyn std::fmt::Display| malformed(format!("the form cannot be read: {e}"));
+        let mut form = Multipart::from_request(request, &()).await.map_err(|e| fault(&e.body_text()))?;
+        let mut parts = Vec::new();
+        while let Some(field) = form.next_field().await.map_err(|e| fault(&e.body_text()))? {
+            let part = Part::new(field.headers());
+            let bytes = field.bytes().await.map_err(|e| fault(&e.body_text()))?;
+            parts.push(Part { bytes, ..part });
+        }
+        Ok(parts)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn part(disposition: &str, kind: &str) -> Part {
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_DISPOSITION, disposition.parse().unwrap());
+        if !kind.is_empty() {
+            headers.insert(CONTENT_TYPE, kind.parse().unwrap());
+        }
+        Part::new(&headers)
+    }
+
+    #[test]
+    fn a_part_is_an_image_by_its_type_its_name_or_its_file_name() {
+        for (disposition, kind, image) in [
+            ("form-data; name=x; filename=a.png", "image/png", true),
+            ("form-data; name=x; filename=a.png", "", true),
+            ("form-data; name=x; filename=a.png", "application/octet-stream", true),
+            ("form-data; name=x", "image/png", true),
+            ("form-data; name=image", "", true),
+            ("form-data; name=metadata", "", false),
+            ("form-data; name=metadata; filename=m.json", "application/json", false),
+            ("form-data; name=metadata; filename=m.json", "application/octet-stream", false),
+            ("form-data; name=metadata; filename=m.png", "image/png", true),
+            ("form-data; name=file; filename=m.json", "Application/JSON; charset=utf-8", false),
+            ("form-data; name=k", "", false),
+        ] {
+            assert_eq!(part(disposition, kind).image, image, "{disposition} {kind}");
+        }
+    }
+}

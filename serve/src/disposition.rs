@@ -37,7 +37,9 @@ fn parameters(value: &[u8]) -> Vec<(String, Vec<u8>)> {
     let mut found = Vec::new();
     let mut rest = after(value, b';');
     while let Some(at) = rest.iter().position(|b| *b == b'=') {
-        let attribute = String::from_utf8_lossy(&rest[..at]).trim().trim_start_matches(';').trim().to_ascii_lowercase();
+        // An attribute without a value may stand before this one.
+        let attribute = String::from_utf8_lossy(&rest[..at]).to_ascii_lowercase();
+        let attribute = attribute.rsplit(';').next().unwrap_or_default().trim().to_string();
         rest = rest[at + 1..].trim_ascii_start();
         let content = if rest.first() == Some(&b'"') {
             let (content, left) = quoted(&rest[1..]);
@@ -161,6 +163,7 @@ mod tests {
             (r#"form-data; name="n"; filename="a b.png""#, "a b.png"),
             ("form-data;name=n;filename=a.png", "a.png"),
             ("form-data; NAME=n; FileName = a.png", "a.png"),
+            ("form-data; odd; name=n; odd; filename=a.png", "a.png"),
             (r#"form-data; name="n"; filename="Größe.png""#, "Größe.png"),
             (r#"form-data; name="n"; filename="a\"b\\c;d=e.png""#, r#"a"b\c;d=e.png"#),
             (r#"form-data; name="n"; filename="C:\photos\a.png""#, r"C:\photos\a.png"),

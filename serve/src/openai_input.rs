@@ -220,7 +220,7 @@ mod tests {
     fn everything_else_is_named() {
         for (json, index, word, count) in [
             ("[1, 2, 3]", 0, "token ids", 1),
-            ("[[1, 2], [3]]", 0, "token ids", 2),
+            ("[[1, 2], [3]]", 0, "token ids", 1),
             (r#"["x", [1]]"#, 1, "token ids", 2),
             (r#"["x", null]"#, 1, "null", 2),
             (r#"[{"type": "text", "text": "a cat"}]"#, 0, "type `text`", 1),

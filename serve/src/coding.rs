@@ -131,7 +131,7 @@ impl Read for Frames<'_> {
 
 /// RFC 1950: method 8, and both bytes together divisible by 31.
 fn has_zlib_header(bytes: &[u8]) -> bool {
-    matches!(bytes, [first, second, ..] if first & 15 == 8 && (u16::from(*first) << 8 | u16::from(*second)) % 31 == 0)
+    matches!(bytes, [first, second, ..] if first & 15 == 8 && ((u16::from(*first) << 8) | u16::from(*second)) % 31 == 0)
 }
 
 #[cfg(test)]
@@ -153,13 +153,13 @@ mod tests {
 
     /// RFC 7932: window 16, one uncompressed meta-block, an empty last one.
     fn brotli() -> Vec<u8> {
-        let head = ((TEXT.len() as u32 - 1) << 4 | 1 << 20).to_le_bytes();
+        let head = (((TEXT.len() as u32 - 1) << 4) | (1 << 20)).to_le_bytes();
         [&head[..3], TEXT, &[3]].concat()
     }
 
     /// RFC 8878: one segment with its size, one raw block, which is the last.
     fn zstd() -> Vec<u8> {
-        let (size, block) = ((TEXT.len() as u32).to_le_bytes(), ((TEXT.len() as u32) << 3 | 1).to_le_bytes());
+        let (size, block) = ((TEXT.len() as u32).to_le_bytes(), (((TEXT.len() as u32) << 3) | 1).to_le_bytes());
         [&[0x28, 0xb5, 0x2f, 0xfd, 0xa0], &size[..], &block[..3], TEXT].concat()
     }
 

@@ -27,7 +27,7 @@ fn until_it_listens(child: &Child) {
         let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
         let caught = status.lines().find_map(|l| l.strip_prefix("SigCgt:")).unwrap_or("0").trim().to_string();
         let caught = u64::from_str_radix(&caught, 16).unwrap_or(0);
-        if [1, 2, 15].iter().all(|signal| caught >> (signal - 1) & 1 == 1) {
+        if [1, 2, 15].iter().all(|signal| (caught >> (signal - 1)) & 1 == 1) {
             return;
         }
         assert!(since.elapsed() < Duration::from_secs(60), "no handlers");

@@ -7,14 +7,18 @@ use std::sync::Arc;
 use roaring::RoaringBitmap;
 
 use super::super::{ContentHash, Filter, Hit, Item, Listing, Metadata, Page};
+use super::graph::Graph;
+use super::nodes::{Nodes, key};
 use super::postings::Postings;
 
 /// What belongs to a slot beside its vector.
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) id: Arc<str>,
-    /// Number of the write that made it; greater than those of all earlier writes, and never used again.
+    /// Number of the write that made it: its picture is stored under it.
     pub(super) seq: u64,
+    /// Its node of the graph; see [`key`].
+    node: u64,
     /// JSON: a parsed object takes several times its place.
     metadata: Box<str>,
     hash: Option<Box<ContentHash>>,
@@ -35,7 +39,7 @@ pub(super) struct Record {
 }
 
 /// See the module's documentation.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Gallery {
     /// D.
     dim: usize,
@@ -43,10 +47,9 @@ pub(super) struct Gallery {
     vectors: Vec<f32>,
     entries: Vec<Option<Entry>>,
     places: BTreeMap<Arc<str>, u32>,
-    /// Number of the write -> slot.
-    live: BTreeMap<u64, u32>,
     free: Vec<u32>,
     postings: Postings,
+    nodes: Nodes,
     bytes: usize,
 }
 
@@ -131,9 +134,10 @@ impl Gallery {
         self.vectors[start..start + self.dim].copy_from_slice(&record.vector);
         self.postings.add(slot, &parse(&record.metadata));
         self.places.insert(record.id.clone(), slot);
-        self.live.insert(seq, slot);
+        let node = key(&record.vector);
+        self.nodes.add(node, slot);
         let Record { id, metadata, hash, pictured, image, .. } = record;
-        let entry = Entry { id, seq, metadata, hash: hash.map(Box::new), pictured, image };
+        let entry = Entry { id, seq, node, metadata, hash: hash.map(Box::new), pictured, image };
         self.bytes += self.entry_cost(&entry);
         self.entries[slot as usize] = Some(entry);
         created
@@ -152,7 +156,7 @@ impl Gallery {
         let Some(slot) = self.places.remove(id) else { return false };
         if let Some(old) = self.entries[slot as usize].take() {
             self.bytes -= self.entry_cost(&old);
-            self.live.remove(&old.seq);
+            self.nodes.remove(old.node, slot);
             self.postings.remove(slot, &parse(&old.metadata));
         }
         let start = slot as usize * self.dim;
@@ -161,14 +165,19 @@ impl Gallery {
         true
     }
 
-    /// The slot of the item that was written under this number, where it is still there.
-    pub(super) fn written(&self, seq: u64) -> Option<u32> {
-        self.live.get(&seq).copied()
+    /// Which items share a node of the graph, and which nodes it lacks.
+    pub(super) fn nodes(&self) -> &Nodes {
+        &self.nodes
     }
 
-    /// Number and slot of the items written after this number, oldest first.
-    pub(super) fn written_after(&self, seq: u64) -> impl Iterator<Item = (u64, u32)> + '_ {
-        self.live.range((Bound::Excluded(seq), Bound::Unbounded)).map(|(seq, slot)| (*seq, *slot))
+    /// Searches use this graph from now on, unless it is for vectors of another length.
+    pub(super) fn set_graph(&mut self, graph: Option<Arc<Graph>>) {
+        self.nodes.set_graph(graph.filter(|graph| graph.dim() == self.dim));
+    }
+
+    /// The graph has these nodes now.
+    pub(super) fn cover(&mut self, nodes: &[u64]) {
+        self.nodes.cover(nodes);
     }
 
     /// Slots that meet a filter; `None` where there is nothing to meet.
@@ -245,8 +254,9 @@ mod tests {
         assert!(gallery.delete("b") && !gallery.delete("b"));
         assert!(gallery.put(4, record("c", [0.6, 0.8])));
         assert_eq!((gallery.len(), gallery.slots(), gallery.bytes()), (2, 2, bytes));
-        assert_eq!(gallery.written_after(0).map(|(seq, _)| seq).collect::<Vec<_>>(), [3, 4]);
         assert_eq!(gallery.vector(gallery.slot("c").unwrap()), [0.6, 0.8]);
-        assert!(gallery.written(1).is_none() && gallery.written(3) == gallery.slot("a"));
+        let at = |vector: [f32; 2]| gallery.nodes().slots(key(&vector)).collect::<Vec<_>>();
+        assert_eq!(at([-1.0, 0.0]), [gallery.slot("a").unwrap()]);
+        assert!(at([1.0, 0.0]).is_empty() && gallery.nodes().len() == 2);
     }
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::Shared;
 use super::graph::{Fault, Graph};
@@ -12,23 +12,23 @@ use super::writer::read;
 
 /// How often it looks.
 const PAUSE: Duration = Duration::from_millis(200);
-/// Items that are added before it looks whether it shall stop.
+/// Nodes that are added before it looks whether it shall stop.
 const ROUND: usize = 2048;
-/// Items whose vectors a thread copies at a time: writers wait meanwhile.
+/// Nodes whose vectors a thread copies at a time: writers wait meanwhile.
 const COPY: usize = 64;
 /// So many nodes are added by one thread: threads that begin a graph together do not see each other's nodes, and leave
 /// some that no search reaches (2 to 3 of 10 neighbours missed now and then among 1,200 items).
 const ALONE: usize = 2_000;
-/// With fewer items than this beside the graph, comparing them costs less than adding them would gain.
+/// While fewer nodes than this are missing, comparing their items costs less than adding them would gain.
 const LOOSE: usize = 512;
+/// Where nothing has changed for so long, they are added all the same.
+const IDLE: Duration = Duration::from_secs(2);
 
 /// Where the graph is written, and for whom.
 #[derive(Debug, Clone)]
 pub(super) struct Cache {
     pub(super) path: PathBuf,
     pub(super) identity: String,
-    /// The greatest number a write had when the store was opened: a file from later is of another past.
-    pub(super) last_seq: u64,
 }
 
 /// Ends its thread when dropped.
@@ -41,7 +41,7 @@ impl Gardener {
     /// Starts the thread; without one, every search is exact.
     pub(super) fn start(shared: Arc<Shared>, cache: Option<Cache>) -> Self {
         let stop: Arc<(Mutex<bool>, Condvar)> = Arc::default();
-        let worker = Worker { shared, cache, stop: stop.clone(), saved: 0 };
+        let worker = Worker { shared, cache, stop: stop.clone(), saved: 0, seen: (0, Instant::now()) };
         let thread = std::thread::Builder::new().name("index-gardener".into()).spawn(move || worker.run()).ok();
         Self { stop, thread }
     }
@@ -57,12 +57,25 @@ impl Drop for Gardener {
     }
 }
 
+/// What the worker looks at.
+struct Size {
+    dim: usize,
+    items: usize,
+    /// Distinct vectors.
+    nodes: usize,
+    /// Those that the graph lacks.
+    missing: usize,
+    changes: u64,
+}
+
 struct Worker {
     shared: Arc<Shared>,
     cache: Option<Cache>,
     stop: Arc<(Mutex<bool>, Condvar)>,
     /// Nodes of the graph in the file.
     saved: usize,
+    /// Changes of the items, and when there were first so many.
+    seen: (u64, Instant),
 }
 
 impl Worker {
@@ -95,81 +108,99 @@ impl Worker {
 
     fn load(&mut self) {
         let Some(cache) = &self.cache else { return };
-        let (dim, items) = self.size();
+        let Size { dim, items, nodes, .. } = self.size();
         if items <= self.shared.exact_up_to || !cache.path.exists() {
             return;
         }
-        match Graph::load(&cache.path, dim, &cache.identity, room(items)) {
-            Ok(graph) if graph.covered() <= cache.last_seq => {
+        match Graph::load(&cache.path, dim, &cache.identity, room(nodes)) {
+            Ok(graph) => {
                 self.saved = graph.len();
                 self.shared.set_graph(Some(Arc::new(graph)));
             }
-            Ok(_) => tracing::warn!("{}: of another past of this index; built anew", cache.path.display()),
             Err(fault) => tracing::warn!("{fault}; the approximate index is built anew"),
         }
     }
 
-    fn size(&self) -> (usize, usize) {
+    fn size(&self) -> Size {
         let gallery = read(&self.shared.gallery);
-        (gallery.dim(), gallery.len())
+        let nodes = gallery.nodes();
+        let (dim, items, missing) = (gallery.dim(), gallery.len(), nodes.missing().len());
+        Size { dim, items, nodes: nodes.len(), missing, changes: nodes.changes() }
     }
 
     /// Brings the graph near the items.
     fn tend(&mut self) -> Result<(), Fault> {
-        let (dim, items) = self.size();
-        if items <= self.shared.exact_up_to {
-            self.shared.set_graph(None);
+        let size = self.size();
+        if size.changes != self.seen.0 {
+            self.seen = (size.changes, Instant::now());
+        }
+        if size.items <= self.shared.exact_up_to {
+            self.forget();
             return Ok(());
         }
-        let first = self.shared.graph().is_none();
-        let old = self.shared.graph().filter(|graph| {
-            // A fifth of it gone: searches would pass over much.
-            let gone = (graph.len() + self.loose(graph)).saturating_sub(items);
-            gone <= items / 4 && graph.has_room(self.loose(graph))
-        });
-        match old {
-            Some(graph) if self.loose(&graph) < LOOSE => Ok(()),
-            Some(graph) => self.extend(&graph),
-            None => {
-                let graph = Arc::new(Graph::new(dim, items + room(items))?);
-                // Beside an old graph the new one waits until it is whole; where there is none, a part is better.
-                if first {
-                    self.shared.set_graph(Some(graph.clone()));
-                }
-                self.extend(&graph)?;
-                if !self.stopping() {
-                    self.saved = 0;
-                    self.shared.set_graph(Some(graph));
-                }
-                Ok(())
-            }
+        let Some(graph) = self.shared.graph() else {
+            // A part is better than none.
+            let graph = Arc::new(Graph::new(size.dim, size.nodes + room(size.nodes))?);
+            self.saved = 0;
+            self.shared.set_graph(Some(graph.clone()));
+            return self.extend(&graph);
+        };
+        // A fifth of it gone: searches would pass over much.
+        let gone = (graph.len() + size.missing).saturating_sub(size.nodes);
+        if gone > size.nodes / 4 || !graph.has_room(size.missing) {
+            return self.replace(&size);
         }
-    }
-
-    /// Items that the graph does not cover.
-    fn loose(&self, graph: &Graph) -> usize {
-        read(&self.shared.gallery).written_after(graph.covered()).count()
-    }
-
-    /// Adds what is not covered, oldest first, as far as there is room and time.
-    fn extend(&self, graph: &Graph) -> Result<(), Fault> {
-        while !self.stopping() {
-            let round: Vec<u64> = {
-                let gallery = read(&self.shared.gallery);
-                let most = if graph.len() < ALONE { ALONE.min(ROUND) } else { ROUND };
-                gallery.written_after(graph.covered()).take(most).map(|(seq, _)| seq).collect()
-            };
-            let Some(last) = round.last() else { return Ok(()) };
-            if !graph.has_room(round.len()) {
-                return Ok(());
-            }
-            self.add(graph, &round)?;
-            graph.cover(*last);
+        if size.missing >= LOOSE || size.missing > 0 && self.seen.1.elapsed() >= IDLE {
+            return self.extend(&graph);
         }
         Ok(())
     }
 
-    /// Adds these items on every core.
+    /// Without a use for the graph there is none, in memory or as a file.
+    fn forget(&mut self) {
+        if self.shared.graph().is_some() {
+            self.shared.set_graph(None);
+        }
+        self.saved = 0;
+        let Some(cache) = self.cache.as_ref().filter(|cache| cache.path.exists()) else { return };
+        if let Err(error) = std::fs::remove_file(&cache.path) {
+            tracing::warn!("cannot remove {}: {error}", cache.path.display());
+        }
+    }
+
+    /// Adds what is missing, as far as there is room and time.
+    fn extend(&self, graph: &Graph) -> Result<(), Fault> {
+        while !self.stopping() {
+            let most = if graph.len() < ALONE { ALONE.min(ROUND) } else { ROUND };
+            let round: Vec<u64> = read(&self.shared.gallery).nodes().missing().iter().take(most).copied().collect();
+            if round.is_empty() || !graph.has_room(round.len()) {
+                return Ok(());
+            }
+            self.add(graph, &round)?;
+            self.shared.cover(&round);
+        }
+        Ok(())
+    }
+
+    /// Builds a graph beside the old one, which searches use until the new one is whole.
+    fn replace(&mut self, size: &Size) -> Result<(), Fault> {
+        let graph = Graph::new(size.dim, size.nodes + room(size.nodes))?;
+        let mut last = None;
+        while !self.stopping() {
+            let most = if graph.len() < ALONE { ALONE.min(ROUND) } else { ROUND };
+            let round: Vec<u64> = read(&self.shared.gallery).nodes().after(last).take(most).collect();
+            if round.is_empty() || !graph.has_room(round.len()) {
+                self.saved = 0;
+                self.shared.set_graph(Some(Arc::new(graph)));
+                return Ok(());
+            }
+            self.add(&graph, &round)?;
+            last = round.last().copied();
+        }
+        Ok(())
+    }
+
+    /// Adds these nodes on every core.
     fn add(&self, graph: &Graph, round: &[u64]) -> Result<(), Fault> {
         let next = AtomicUsize::new(0);
         let work = || -> Result<(), Fault> {
@@ -178,8 +209,11 @@ impl Worker {
                 if start >= round.len() {
                     return Ok(());
                 }
-                for (seq, vector) in self.copy(&round[start..(start + COPY).min(round.len())]) {
-                    graph.add(seq, &vector)?;
+                for (node, vector) in self.copy(&round[start..(start + COPY).min(round.len())]) {
+                    // It may be from a round that failed.
+                    if !graph.contains(node) {
+                        graph.add(node, &vector)?;
+                    }
                 }
             }
         };
@@ -195,10 +229,11 @@ impl Worker {
         })
     }
 
-    /// The vectors of those that are still there.
-    fn copy(&self, seqs: &[u64]) -> Vec<(u64, Vec<f32>)> {
+    /// The vectors of those that still stand for an item.
+    fn copy(&self, nodes: &[u64]) -> Vec<(u64, Vec<f32>)> {
         let gallery = read(&self.shared.gallery);
-        seqs.iter().filter_map(|seq| Some((*seq, gallery.vector(gallery.written(*seq)?).to_vec()))).collect()
+        let vector = |node: &u64| Some((*node, gallery.vector(gallery.nodes().slots(*node).next()?).to_vec()));
+        nodes.iter().filter_map(vector).collect()
     }
 
     /// Writes the file where much of the graph is not in it, or at the end whatever is not.
@@ -219,7 +254,7 @@ impl Worker {
     }
 }
 
-/// Nodes that a graph over `items` may grow by before it is built anew.
-fn room(items: usize) -> usize {
-    items / 2 + ROUND
+/// Nodes that a graph of so many may grow by before it is built anew.
+fn room(nodes: usize) -> usize {
+    nodes / 2 + ROUND
 }

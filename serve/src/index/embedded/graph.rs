@@ -1,26 +1,24 @@
-//! Approximate search: usearch's HNSW graph over the items, and the file that saves building it again.
+//! Approximate search: usearch's HNSW graph over the distinct vectors, and the file that saves building it again.
 //!
-//! The graph knows items by the number of the write that made them, which is never used again: what was deleted or
-//! replaced since is found under a number that nobody has any more, and is passed over; what was written after
-//! `covered` is compared exactly.  So the graph may be old, it may be gone, and answers are still right: it only says
-//! where to look, scores are computed from the items' own vectors.
+//! A node is named by its vector's digest ([`nodes`](super::nodes)): nodes whose name no item has any more are passed
+//! over, items whose node is not there are compared exactly.  So the graph may be old, it may be another index's, it may
+//! be gone, and answers are still right: it only says where to look, scores are computed from the items' own vectors.
 //!
 //! The file is a cache.  usearch loads a file with a flipped bit without a word, so ours ends with a checksum of all of
-//! it, the store it belongs to, and the number up to which it covers; whatever does not fit is built anew.
+//! it and the store it belongs to; whatever does not fit is built anew.
 
 use std::fs::{self, File};
 use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use sha2::{Digest, Sha256};
 use usearch::ffi::{IndexOptions, MetricKind, ScalarKind};
 use usearch::{Index as Hnsw, new_index};
 
 pub(super) const FILE: &str = "graph.usearch";
-const MAGIC: &[u8; 8] = b"macrlgr1";
-/// Magic, covered, length of the identity and it, SHA-256.
-const TRAILER: usize = 8 + 8 + IDENTITY + 32;
+const MAGIC: &[u8; 8] = b"macrlgr2";
+/// Magic, identity, SHA-256.
+const TRAILER: usize = 8 + IDENTITY + 32;
 /// Bytes of a store's identity.
 const IDENTITY: usize = 32;
 
@@ -39,8 +37,6 @@ pub(super) const THREADS: usize = 64;
 /// See the module's documentation.
 pub(super) struct Graph {
     hnsw: Hnsw,
-    /// Every item that was written up to this number, and is still there, is in the graph.
-    covered: AtomicU64,
 }
 
 /// What usearch says, as a sentence.
@@ -68,10 +64,15 @@ impl Graph {
     pub(super) fn new(dim: usize, capacity: usize) -> Result<Self, Fault> {
         let hnsw = new_index(&options(dim, capacity)).map_err(fault)?;
         hnsw.reserve_capacity_and_threads(capacity, THREADS).map_err(fault)?;
-        Ok(Self { hnsw, covered: AtomicU64::new(0) })
+        Ok(Self { hnsw })
     }
 
-    /// Nodes, those of items that are gone included.
+    /// D.
+    pub(super) fn dim(&self) -> usize {
+        self.hnsw.dimensions()
+    }
+
+    /// Nodes, those that stand for no item any more included.
     pub(super) fn len(&self) -> usize {
         self.hnsw.size()
     }
@@ -81,20 +82,16 @@ impl Graph {
         self.hnsw.size() + more <= self.hnsw.capacity()
     }
 
-    pub(super) fn covered(&self) -> u64 {
-        self.covered.load(Ordering::Acquire)
+    pub(super) fn contains(&self, node: u64) -> bool {
+        self.hnsw.contains(node)
     }
 
-    pub(super) fn cover(&self, seq: u64) {
-        self.covered.store(seq, Ordering::Release);
+    /// Adds a node that is not there yet; from several threads at once, and while others search.
+    pub(super) fn add(&self, node: u64, vector: &[f32]) -> Result<(), Fault> {
+        self.hnsw.add(node, vector).map_err(fault)
     }
 
-    /// Adds an item; from several threads at once, and while others search.
-    pub(super) fn add(&self, seq: u64, vector: &[f32]) -> Result<(), Fault> {
-        self.hnsw.add(seq, vector).map_err(fault)
-    }
-
-    /// Numbers of about the `count` nearest items among those that pass.
+    /// About the `count` nearest nodes among those that pass.
     pub(super) fn search(
         &self,
         vector: &[f32],
@@ -115,7 +112,7 @@ impl Graph {
         self.hnsw.save(name).map_err(fault)?;
         let seal = || -> io::Result<()> {
             let mut file = File::options().read(true).write(true).open(&temporary)?;
-            let trailer = seal(&mut file, self.covered(), identity, u64::MAX)?;
+            let trailer = seal(&mut file, identity, u64::MAX)?;
             file.seek(SeekFrom::End(0))?;
             file.write_all(&trailer)?;
             file.sync_all()?;
@@ -126,7 +123,7 @@ impl Graph {
 
     /// Reads the file of this store, where it is whole.
     pub(super) fn load(path: &Path, dim: usize, identity: &str, room: usize) -> Result<Self, Fault> {
-        let covered = check(path, identity).map_err(|e| format!("{}: {e}", path.display()))?;
+        check(path, identity).map_err(|e| format!("{}: {e}", path.display()))?;
         // The file knows how many nodes there are; the settings follow it.
         let hnsw = new_index(&options(dim, 0)).map_err(fault)?;
         hnsw.load(path.to_str().ok_or("the folder's name is not UTF-8")?).map_err(fault)?;
@@ -137,12 +134,12 @@ impl Graph {
         hnsw.reserve_capacity_and_threads(capacity, THREADS).map_err(fault)?;
         hnsw.change_expansion_add(EXPANSION_ADD);
         hnsw.change_expansion_search(expansion_search(capacity));
-        Ok(Self { hnsw, covered: AtomicU64::new(covered) })
+        Ok(Self { hnsw })
     }
 }
 
 /// What follows the first `length` bytes (at most all) of the file.
-fn seal(file: &mut File, covered: u64, identity: &str, length: u64) -> io::Result<Vec<u8>> {
+fn seal(file: &mut File, identity: &str, length: u64) -> io::Result<Vec<u8>> {
     file.seek(SeekFrom::Start(0))?;
     let mut hasher = Sha256::new();
     let mut reader = BufReader::with_capacity(1 << 20, file).take(length);
@@ -154,7 +151,6 @@ fn seal(file: &mut File, covered: u64, identity: &str, length: u64) -> io::Resul
         }
     }
     let mut trailer = MAGIC.to_vec();
-    trailer.extend(covered.to_le_bytes());
     let mut name = identity.as_bytes().to_vec();
     name.resize(IDENTITY, 0);
     trailer.extend(name);
@@ -163,8 +159,8 @@ fn seal(file: &mut File, covered: u64, identity: &str, length: u64) -> io::Resul
     Ok(trailer)
 }
 
-/// The number up to which the file covers, where it is whole and of this store.
-fn check(path: &Path, identity: &str) -> io::Result<u64> {
+/// Whether the file is whole and of this store.
+fn check(path: &Path, identity: &str) -> io::Result<()> {
     let mut file = File::open(path)?;
     let length = file.metadata()?.len();
     let torn = || io::Error::other("not whole");
@@ -172,6 +168,5 @@ fn check(path: &Path, identity: &str) -> io::Result<u64> {
     file.seek(SeekFrom::Start(body))?;
     let mut found = vec![0; TRAILER];
     file.read_exact(&mut found)?;
-    let covered = found[8..16].try_into().map(u64::from_le_bytes).map_err(|_| torn())?;
-    if seal(&mut file, covered, identity, body)? == found { Ok(covered) } else { Err(torn()) }
+    if seal(&mut file, identity, body)? == found { Ok(()) } else { Err(torn()) }
 }

@@ -8,6 +8,7 @@ use serde_json::{Number, Value};
 
 use super::super::filter::whole;
 use super::super::{Condition, Filter, Metadata};
+use super::slots::Slots;
 
 /// A metadata value in an order in which numbers are neighbours.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -53,13 +54,6 @@ fn sorted(value: &Value) -> Value {
         Value::Number(number) => Value::Number(whole(number)),
         other => other.clone(),
     }
-}
-
-/// Most values of some fields (file names) belong to one item.
-#[derive(Debug)]
-enum Slots {
-    One(u32),
-    Many(RoaringBitmap),
 }
 
 /// See the module's documentation.
@@ -146,33 +140,6 @@ fn is_empty((low, high): &(Bound<Key>, Bound<Key>)) -> bool {
         (Bound::Included(low), Bound::Included(high)) => low > high,
         (Bound::Included(low) | Bound::Excluded(low), Bound::Included(high) | Bound::Excluded(high)) => low >= high,
         _ => false,
-    }
-}
-
-impl Slots {
-    fn insert(&mut self, slot: u32) {
-        match self {
-            Self::One(one) => *self = Self::Many([*one, slot].into_iter().collect()),
-            Self::Many(many) => drop(many.insert(slot)),
-        }
-    }
-
-    /// Whether nothing is left.
-    fn remove(&mut self, slot: u32) -> bool {
-        match self {
-            Self::One(one) => *one == slot,
-            Self::Many(many) => {
-                many.remove(slot);
-                many.is_empty()
-            }
-        }
-    }
-
-    fn join(&self, all: &mut RoaringBitmap) {
-        match self {
-            Self::One(slot) => drop(all.insert(*slot)),
-            Self::Many(many) => *all |= many,
-        }
     }
 }
 

@@ -7,6 +7,9 @@ use utoipa::{OpenApi, ToSchema};
 
 use crate::routes::{embed, explore, info, items, openai, search};
 
+/// Of the HTTP interface; see docs/formats.md.
+pub(crate) const FORMAT: u32 = 1;
+
 /// `GET /openapi.json`.
 pub async fn document() -> Json<utoipa::openapi::OpenApi> {
     Json(Description::openapi())
@@ -353,11 +356,14 @@ pub(crate) struct DuplicatesPage {
     next: Option<String>,
 }
 
-/// Each pair is named once, under the smaller id; an item has at most 100 duplicates.
+/// An item and every item with a greater id that is near enough.  An item whose pairs are all in an earlier group has no
+/// group of its own: copies are one group.  A group that is too long for the page goes on, under the same id, on the next.
 #[derive(ToSchema)]
 #[allow(dead_code, reason = "described, not built")]
 pub(crate) struct DuplicatesOf {
     id: String,
+    /// Duplicates of the whole group; a page holds at most 2,000.
+    count: usize,
     duplicates: Vec<HitBody>,
 }
 

@@ -80,6 +80,15 @@ pub struct Hit {
     pub image: bool,
 }
 
+/// A neighbour's name.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Near {
+    /// The item's.
+    pub id: String,
+    /// Cosine, in [-1, 1].
+    pub score: f32,
+}
+
 /// What to look for.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Query {
@@ -178,6 +187,9 @@ pub trait Index: Send + Sync {
     /// What it is, for `/info`.
     fn kind(&self) -> &'static str;
 
+    /// Format of what is stored, for `/info`.
+    fn format(&self) -> u32;
+
     /// What there is.
     ///
     /// # Errors
@@ -220,6 +232,19 @@ pub trait Index: Send + Sync {
     /// # Errors
     /// [`IndexError::Dimension`], [`IndexError::Storage`].
     async fn search(&self, queries: Vec<Query>) -> Result<Vec<Vec<Hit>>, IndexError>;
+
+    /// All items that score at least `threshold` and that the query's filter passes, best first, equal scores in the
+    /// order of their ids: an exact answer, whatever the query's `k` and `exact`.
+    ///
+    /// # Errors
+    /// [`IndexError::Dimension`], [`IndexError::Storage`].
+    async fn within(&self, query: Query, threshold: f32) -> Result<Vec<Near>, IndexError>;
+
+    /// These neighbours with their metadata, in their order; without those that are gone.
+    ///
+    /// # Errors
+    /// [`IndexError::Storage`].
+    async fn describe(&self, near: Vec<Near>) -> Result<Vec<Hit>, IndexError>;
 
     /// The content hashes of these items, where the index has them.
     ///

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::{filter_text, query, search};
 use crate::error::Failure;
 use crate::index::Item;
-use crate::index::duplicates::{Comparison, duplicates as find};
+use crate::index::duplicates::{Comparison, Group, duplicates as find};
 use crate::input::malformed;
 use crate::openapi::{DuplicatesPage, ErrorBody, MapBody};
 use crate::state::AppState;
@@ -68,11 +68,12 @@ pub(crate) async fn duplicates(State(app): State<AppState>, parts: Parts) -> Res
     let filter = filter_text(params.filter.as_deref())?;
     let cursor = params.cursor.filter(|c| !c.is_empty());
     let comparison = Comparison { threshold: threshold as f32, cursor, limit, filter, exact: params.exact };
-    let (groups, next) = find(app.index.as_ref(), comparison).await?;
-    let groups: Vec<Value> = groups
-        .into_iter()
-        .map(|g| json!({ "id": g.id, "duplicates": g.duplicates.into_iter().map(search::hit).collect::<Vec<_>>() }))
-        .collect();
+    let (groups, next) = find(app.index.as_ref(), &comparison).await?;
+    let group = |group: Group| {
+        let duplicates: Vec<Value> = group.duplicates.into_iter().map(search::hit).collect();
+        json!({ "id": group.id, "count": group.count, "duplicates": duplicates })
+    };
+    let groups: Vec<Value> = groups.into_iter().map(group).collect();
     Ok(Json(json!({ "groups": groups, "next": next })))
 }
 

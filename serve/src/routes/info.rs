@@ -7,7 +7,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use crate::error::{ApiError, Failure};
-use crate::openapi::{ErrorBody, Status};
+use crate::openapi::{self, ErrorBody, Status};
 use crate::state::{App, AppState, Model};
 
 /// The model, where it really runs, and the limits.
@@ -27,6 +27,8 @@ pub(crate) async fn info(State(app): State<AppState>) -> Result<Json<Value>, Fai
     let index = app.index.status().await?;
     Ok(Json(json!({
         "version": env!("CARGO_PKG_VERSION"),
+        // What may change in them without a new number: docs/formats.md.
+        "formats": { "api": openapi::FORMAT, "bundle": model.bundle.config.macrl.format, "index": app.index.format() },
         "model": describe_model(&model),
         "device": model.engine.devices().first().copied().unwrap_or("none"),
         "sessions": model.engine.devices(),

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use macrl_serve::index::duplicates::{Comparison, duplicates};
-use macrl_serve::index::{Encoder, Filter, IndexError, Item, Listing, Query};
+use macrl_serve::index::{Encoder, Index, IndexError, Item, Listing, Query};
 use serde_json::json;
 
+pub(crate) use crate::copies::*;
 use crate::place::*;
 
 pub(crate) async fn items_are_stored_replaced_and_deleted(place: &dyn Place) {
@@ -195,28 +195,6 @@ pub(crate) async fn pictures_and_hashes_are_kept(place: &dyn Place) {
     assert_eq!(index.get("c").await.unwrap().unwrap().image, Some(png));
 }
 
-pub(crate) async fn near_duplicates_are_named_once(place: &dyn Place) {
-    let index = place.open(&encoder(8)).await.unwrap();
-    let mut items = crowd(300, 8, 5);
-    for (copy, of) in [("x1", 3), ("x2", 3), ("x3", 200)] {
-        let mut vector = items[of].vector.clone();
-        vector[0] += 1e-4;
-        items.push(item(copy, &vector, json!({ "rare": false })));
-    }
-    fill(index.as_ref(), items).await;
-    let all = Comparison { threshold: 0.99999, cursor: None, limit: 2, filter: Filter::default(), exact: false };
-    let named = |groups: Vec<macrl_serve::index::duplicates::Group>| {
-        let name = |g: macrl_serve::index::duplicates::Group| format!("{}: {}", g.id, ids(&g.duplicates).join(" "));
-        groups.into_iter().map(name).collect::<Vec<_>>()
-    };
-    let (groups, next) = duplicates(index.as_ref(), all.clone()).await.unwrap();
-    assert_eq!(named(groups), ["200: x3", "3: x1 x2"]);
-    let (groups, next) = duplicates(index.as_ref(), Comparison { cursor: next, ..all.clone() }).await.unwrap();
-    assert_eq!((named(groups), next), (vec!["x1: x2".to_string()], None));
-    let none = Comparison { filter: filter(json!({ "rare": true })), ..all };
-    assert_eq!(duplicates(index.as_ref(), none).await.unwrap(), (Vec::new(), None));
-}
-
 pub(crate) async fn samples_are_spread(place: &dyn Place) {
     let index = place.open(&encoder(8)).await.unwrap();
     assert!(index.sample(10).await.unwrap().is_empty());
@@ -234,7 +212,7 @@ pub(crate) async fn samples_are_spread(place: &dyn Place) {
 }
 
 /// Share of the exact answers that the approximate ones have.
-async fn recall(index: &dyn macrl_serve::index::Index, queries: &[Vec<f32>], conditions: serde_json::Value) -> f64 {
+pub(crate) async fn recall(index: &dyn Index, queries: &[Vec<f32>], conditions: serde_json::Value) -> f64 {
     let (mut found, mut wanted) = (0, 0);
     for vector in queries {
         let near = Query { filter: filter(conditions.clone()), ..query(vector, 10) };

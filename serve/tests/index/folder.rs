@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use macrl_serve::index::{EmbeddedIndex, Encoder, Index, IndexError, OpenOptions, Query};
+use macrl_serve::index::{EmbeddedIndex, Encoder, Index, IndexError, Item, OpenOptions, Query};
 use serde_json::json;
 
 use crate::place::*;
@@ -110,28 +110,196 @@ async fn a_torn_or_flipped_cache_is_built_anew() {
     }
 }
 
-#[tokio::test]
-async fn a_cache_of_another_past_is_built_anew() {
-    let place = Folder::new();
-    let dir = place.dir.path();
-    let index = place.open(&encoder(16)).await.unwrap();
-    fill(index.as_ref(), crowd(EXACT_UP_TO + 100, 16, 31)).await;
-    drop(index);
-    // A copy is put back after more was written: its numbers are given out again, to other items.
-    let copy = fs::read(dir.join("items.sqlite")).unwrap();
-    let index = place.open(&encoder(16)).await.unwrap();
-    fill(index.as_ref(), crowd(EXACT_UP_TO + 300, 16, 32)).await;
-    settled(index.as_ref()).await;
-    drop(index);
-    fs::write(dir.join("items.sqlite"), copy).unwrap();
+/// The data base alone, as somebody copies it who knows that the rest is a cache.
+fn put_back(dir: &Path, copy: &[u8]) {
     for journal in ["items.sqlite-wal", "items.sqlite-shm"] {
         let _ = fs::remove_file(dir.join(journal));
     }
-    let index = place.open(&encoder(16)).await.unwrap();
-    settled(index.as_ref()).await;
-    for (i, vector) in clouds(EXACT_UP_TO + 100, 16, 31).iter().enumerate().step_by(50) {
-        assert_eq!(search(index.as_ref(), query(vector, 1)).await[0].id, i.to_string());
+    fs::write(dir.join("items.sqlite"), copy).unwrap();
+}
+
+/// Every one of these items is found by its own vector.
+async fn are_found(index: &dyn Index, items: &[Item], what: &str) {
+    for one in items {
+        assert_eq!(search(index, query(&one.vector, 1)).await[0].id, one.id, "{what}");
     }
+}
+
+/// Items `{name}0`, `{name}1`, ... that are nowhere near each other.
+fn named(name: &str, n: usize, seed: u64) -> Vec<Item> {
+    let mut noise = Noise(seed);
+    (0..n).map(|i| item(&format!("{name}{i}"), &noise.vector(16), json!({}))).collect()
+}
+
+#[tokio::test]
+async fn a_graph_of_another_past_hides_nothing() {
+    // Numbers of items when the copy is made, written after it, and written after it was put back: around the limit of
+    // exact search, and so that writes have the numbers of earlier ones.
+    for (kept, lost, new) in
+        [(700, 300, 300), (700, 300, 250), (500, 300, 200), (500, 300, 350), (590, 400, 10), (700, 0, 300)]
+    {
+        let what = format!("{kept} kept, {lost} lost, {new} new");
+        let place = Folder::new();
+        let dir = place.dir.path();
+        let index = place.open(&encoder(16)).await.unwrap();
+        let old = named("old", kept, 31);
+        fill(index.as_ref(), old.clone()).await;
+        drop(index);
+        let copy = fs::read(dir.join("items.sqlite")).unwrap();
+        let index = place.open(&encoder(16)).await.unwrap();
+        // What is deleted after the copy is there again afterwards.
+        for i in 0..20 {
+            index.delete(&format!("old{i}")).await.unwrap();
+        }
+        if lost > 0 {
+            fill(index.as_ref(), named("lost", lost, 32)).await;
+        }
+        settled(index.as_ref()).await;
+        drop(index);
+        assert!(dir.join("graph.usearch").exists());
+        put_back(dir, &copy);
+        // At once, or by a process that is not the one that serves.
+        let index = place.open(&encoder(16)).await.unwrap();
+        let fresh = named("new", new, 33);
+        fill(index.as_ref(), fresh.clone()).await;
+        are_found(index.as_ref(), &fresh, &what).await;
+        drop(index);
+        let index = place.open(&encoder(16)).await.unwrap();
+        are_found(index.as_ref(), &fresh, &what).await;
+        if kept + new > EXACT_UP_TO {
+            settled(index.as_ref()).await;
+        }
+        are_found(index.as_ref(), &fresh, &what).await;
+        are_found(index.as_ref(), &old, &what).await;
+        drop(index);
+        // A graph without a use is no file either.
+        assert_eq!(dir.join("graph.usearch").exists(), kept + new > EXACT_UP_TO, "{what}");
+    }
+}
+
+#[tokio::test]
+async fn a_folder_that_holds_other_things_is_refused() {
+    let place = tempfile::tempdir().unwrap();
+    let photos = place.path().join("photos");
+    fs::create_dir(&photos).unwrap();
+    let open = || EmbeddedIndex::open(&photos, &encoder(2), &options());
+    fs::write(photos.join("IMG_1.jpg"), "a photograph").unwrap();
+    fs::create_dir(photos.join("2019")).unwrap();
+    let Err(IndexError::Open(message)) = open() else { panic!("opened") };
+    let expected = format!("{} is no index and holds other things (2019 and 1 more)", photos.display());
+    assert!(message.starts_with(&expected) && !message.contains('\n'), "{message}");
+    assert_eq!(fs::read_dir(&photos).unwrap().count(), 2);
+    // A data base of somebody else's under our name is not touched.
+    fs::remove_dir(photos.join("2019")).unwrap();
+    fs::remove_file(photos.join("IMG_1.jpg")).unwrap();
+    let file = photos.join("items.sqlite");
+    let foreign = rusqlite::Connection::open(&file).unwrap();
+    foreign.execute_batch("CREATE TABLE items (name TEXT); INSERT INTO items VALUES ('theirs')").unwrap();
+    drop(foreign);
+    let before = fs::read(&file).unwrap();
+    for refused in [open().err(), EmbeddedIndex::open_to_read(&photos).err()] {
+        let Some(IndexError::Open(message)) = refused else { panic!("opened") };
+        assert!(message.contains("items.sqlite is no index of this program: it has the table `items`"), "{message}");
+    }
+    assert_eq!(fs::read(&file).unwrap(), before);
+    // What is empty, or was begun, or is a fresh file system, is taken; and what an index's owner adds later is left alone.
+    fs::remove_file(&file).unwrap();
+    fs::create_dir(photos.join("lost+found")).unwrap();
+    fs::write(&file, "").unwrap();
+    drop(open().unwrap());
+    fs::write(photos.join("note.txt"), "mine").unwrap();
+    drop(open().unwrap());
+    assert_eq!(fs::read_to_string(photos.join("note.txt")).unwrap(), "mine");
+}
+
+#[tokio::test]
+async fn an_index_of_a_later_format_is_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(EmbeddedIndex::open(dir.path(), &encoder(2), &options()).unwrap());
+    let file = dir.path().join("items.sqlite");
+    let connection = rusqlite::Connection::open(&file).unwrap();
+    connection.execute("UPDATE meta SET value = '2' WHERE key = 'format'", []).unwrap();
+    drop(connection);
+    let Err(IndexError::Open(message)) = EmbeddedIndex::open(dir.path(), &encoder(2), &options()) else {
+        panic!("opened")
+    };
+    let expected = "items.sqlite has format 2, this program reads format 1: use a newer version of it";
+    assert!(message.ends_with(expected), "{message}");
+}
+
+/// Bytes of the data base and its journal.
+fn size(dir: &Path) -> u64 {
+    let length = |name: &str| fs::metadata(dir.join(name)).map_or(0, |file| file.len());
+    length("items.sqlite") + length("items.sqlite-wal")
+}
+
+async fn shrinks_below(dir: &Path, bytes: u64) {
+    let since = std::time::Instant::now();
+    while size(dir) > bytes {
+        assert!(since.elapsed().as_secs() < 60, "{} bytes, expected at most {bytes}", size(dir));
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test]
+async fn deleted_space_comes_back() {
+    for old in [false, true] {
+        let place = Folder::new();
+        let dir = place.dir.path();
+        if old {
+            // As versions made it that never gave anything back.
+            drop(place.open(&encoder(64)).await.unwrap());
+            let connection = rusqlite::Connection::open(dir.join("items.sqlite")).unwrap();
+            connection.execute_batch("PRAGMA journal_mode = delete; PRAGMA auto_vacuum = none; VACUUM").unwrap();
+        }
+        let index = place.open(&encoder(64)).await.unwrap();
+        let picture: std::sync::Arc<[u8]> = vec![7; 3000].into();
+        let with = |i: usize| Item {
+            image: Some(picture.clone()),
+            pictured: true,
+            ..item(&i.to_string(), &Noise(i as u64).vector(64), json!({ "n": i }))
+        };
+        fill(index.as_ref(), (0..2000).map(with).collect()).await;
+        let full = size(dir);
+        assert!(full > 7 << 20, "{full}");
+        remove(index.as_ref(), (0..1900).map(|i| i.to_string())).await;
+        // While it is open, and what was left when it was closed.
+        shrinks_below(dir, full / 5).await;
+        for i in 1900..2000 {
+            assert_eq!(index.get(&i.to_string()).await.unwrap(), Some(with(i)), "old {old}");
+        }
+        fill(index.as_ref(), (0..1000).map(with).collect()).await;
+        remove(index.as_ref(), (0..1000).map(|i| i.to_string())).await;
+        drop(index);
+        assert!(size(dir) < full / 5, "old {old}: {} of {full}", size(dir));
+        let index = place.open(&encoder(64)).await.unwrap();
+        assert_eq!(index.status().await.unwrap().items, 100);
+    }
+}
+
+#[tokio::test]
+async fn a_copy_is_made_beside_the_writer_and_is_an_index() {
+    let place = Folder::new();
+    let index = place.open(&encoder(16)).await.unwrap();
+    let items = named("i", 300, 51);
+    fill(index.as_ref(), items.clone()).await;
+    let copies = tempfile::tempdir().unwrap();
+    let copy = copies.path().join("new/copy");
+    assert_eq!(EmbeddedIndex::back_up(place.dir.path(), &copy).unwrap(), 300);
+    fill(index.as_ref(), named("later", 10, 52)).await;
+    let copied = EmbeddedIndex::open(&copy, &encoder(16), &options()).unwrap();
+    assert_eq!(copied.status().await.unwrap().items, 300);
+    are_found(&copied, &items, "copy").await;
+    drop(copied);
+    // Nothing is written over.
+    let Err(IndexError::Open(message)) = EmbeddedIndex::back_up(place.dir.path(), &copy) else { panic!("copied") };
+    assert!(message.contains("there is an index already"), "{message}");
+    fs::write(copies.path().join("photo.jpg"), "mine").unwrap();
+    let refused = EmbeddedIndex::back_up(place.dir.path(), copies.path()).err();
+    assert!(refused.unwrap().to_string().contains("holds other things"));
+    let nothing = EmbeddedIndex::back_up(&copies.path().join("none"), &copies.path().join("other")).err();
+    assert!(nothing.unwrap().to_string().starts_with("there is no index at"));
+    assert!(!copies.path().join("other").exists());
 }
 
 #[test]

@@ -1,11 +1,16 @@
 //! What every index must do: one suite, run over each of them, and what only one of them can be asked for.
 
 mod cases;
+mod copies;
 mod folder;
+mod formats;
 mod kill;
+mod matrix;
 mod outage;
 mod place;
 mod postgres;
+mod power;
+mod readonly;
 mod server;
 mod transfer;
 
@@ -45,6 +50,9 @@ macro_rules! whole_suite {
                 an_empty_index_takes_another_encoder,
                 pictures_and_hashes_are_kept,
                 near_duplicates_are_named_once,
+                groups_of_duplicates_are_complete,
+                a_group_that_is_too_long_goes_on_on_the_next_page,
+                copies_hide_nothing_from_approximate_searches,
                 samples_are_spread,
                 approximate_searches_find_what_exact_ones_do,
                 changes_after_the_graph_was_built_are_seen,

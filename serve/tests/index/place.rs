@@ -132,6 +132,13 @@ pub(crate) async fn fill(index: &dyn Index, items: Vec<Item>) {
     }
 }
 
+/// Deletes items, all of which must be there; together, so that they share commits.
+pub(crate) async fn remove(index: &dyn Index, ids: impl IntoIterator<Item = String>) {
+    let ids: Vec<String> = ids.into_iter().collect();
+    let outcomes = futures_util::future::join_all(ids.iter().map(|id| index.delete(id))).await;
+    assert!(outcomes.into_iter().all(|outcome| outcome == Ok(true)));
+}
+
 pub(crate) async fn search(index: &dyn Index, query: Query) -> Vec<Hit> {
     index.search(vec![query]).await.unwrap().remove(0)
 }

@@ -2,13 +2,18 @@
 //!
 //! With and without a folder everything goes the same way; only the [`store`] is missing in memory, so that tests and
 //! demonstrations run the code that production runs.  Changes pass one [`writer`]; [`gallery`] holds the items,
-//! [`postings`] answer filters, [`scan`] compares exactly, [`graph`] approximately, [`gardener`] keeps the graph.
+//! [`postings`] answer filters, [`scan`] compares exactly, [`graph`] approximately by way of [`nodes`], [`gardener`] keeps
+//! the graph.
 
+mod folder;
 mod gallery;
 mod gardener;
 mod graph;
+mod nodes;
 mod postings;
 mod scan;
+mod slots;
+mod space;
 mod store;
 mod writer;
 
@@ -21,11 +26,11 @@ use async_trait::async_trait;
 use roaring::RoaringBitmap;
 use tokio::sync::{Semaphore, oneshot};
 
-use super::{ContentHash, Encoder, Hit, Index, IndexError, Item, Listing, OpenOptions, Page, Query, Status};
+use super::{ContentHash, Encoder, Hit, Index, IndexError, Item, Listing, Near, OpenOptions, Page, Query, Status};
 use gallery::Gallery;
 use gardener::{Cache, Gardener};
 use graph::Graph;
-use store::{Opened, Pictures, Store};
+use store::{FORMAT, Opened, Pictures, Store};
 use writer::{Job, Outcome, Work, Writer, read};
 
 /// Searches at once; more wait.  Blocking threads are for decoding, too.
@@ -37,14 +42,13 @@ const TOGETHER: usize = 64;
 struct Shared {
     gallery: RwLock<Gallery>,
     encoder: RwLock<Encoder>,
-    graph: RwLock<Option<Arc<Graph>>>,
     exact_up_to: usize,
 }
 
 impl Shared {
     fn new(gallery: Gallery, encoder: Encoder, exact_up_to: usize) -> Arc<Self> {
         let (gallery, encoder) = (RwLock::new(gallery), RwLock::new(encoder));
-        Arc::new(Self { gallery, encoder, graph: RwLock::default(), exact_up_to })
+        Arc::new(Self { gallery, encoder, exact_up_to })
     }
 
     fn encoder(&self) -> Encoder {
@@ -52,16 +56,20 @@ impl Shared {
     }
 
     fn graph(&self) -> Option<Arc<Graph>> {
-        self.graph.read().unwrap_or_else(PoisonError::into_inner).clone()
+        read(&self.gallery).nodes().graph().cloned()
     }
 
     fn set_graph(&self, graph: Option<Arc<Graph>>) {
-        *self.graph.write().unwrap_or_else(PoisonError::into_inner) = graph;
+        self.gallery.write().unwrap_or_else(PoisonError::into_inner).set_graph(graph);
+    }
+
+    /// The graph has these nodes now.
+    fn cover(&self, nodes: &[u64]) {
+        self.gallery.write().unwrap_or_else(PoisonError::into_inner).cover(nodes);
     }
 
     /// Of an index without items.
     fn adopt(&self, encoder: Encoder) {
-        self.set_graph(None);
         *self.gallery.write().unwrap_or_else(PoisonError::into_inner) = Gallery::new(encoder.dim, 0);
         *self.encoder.write().unwrap_or_else(PoisonError::into_inner) = encoder;
     }
@@ -98,7 +106,8 @@ impl EmbeddedIndex {
     /// [`IndexError::Open`] where the system has no thread to give.
     pub fn in_memory(encoder: Encoder, options: &OpenOptions) -> Result<Self, IndexError> {
         let shared = Shared::new(Gallery::new(encoder.dim, 0), encoder, options.exact_up_to);
-        let writer = Writer { store: None, shared: shared.clone(), last_seq: 0, max_bytes: options.max_bytes };
+        let max_bytes = options.max_bytes;
+        let writer = Writer { store: None, shared: shared.clone(), last_seq: 0, max_bytes };
         Self::start(shared, Some(writer), None, None)
     }
 
@@ -118,7 +127,7 @@ impl EmbeddedIndex {
             _ => return Err(IndexError::Encoder { holds, items, given: encoder.clone() }),
         };
         let shared = Shared::new(gallery, encoder.clone(), options.exact_up_to);
-        let cache = Cache { path: dir.join(graph::FILE), identity, last_seq };
+        let cache = Cache { path: dir.join(graph::FILE), identity };
         let writer = Writer { store: Some(store), shared: shared.clone(), last_seq, max_bytes: options.max_bytes };
         Self::start(shared, Some(writer), Some(pictures), Some(cache))
     }
@@ -131,6 +140,14 @@ impl EmbeddedIndex {
         let Opened { pictures, gallery, encoder, .. } = Store::open_to_read(dir)?;
         let shared = Shared::new(gallery, encoder.clone(), usize::MAX);
         Ok((Self::start(shared, None, Some(pictures), None)?, encoder))
+    }
+
+    /// Copies an index, as it is now, into a folder that is empty or new; beside the process that writes it.  Its items.
+    ///
+    /// # Errors
+    /// [`IndexError::Open`].
+    pub fn back_up(dir: &Path, to: &Path) -> Result<usize, IndexError> {
+        store::back_up(dir, to)
     }
 
     fn start(
@@ -194,16 +211,29 @@ impl Searcher {
         Ok(hits.into_iter().flatten().collect())
     }
 
+    fn within(&self, query: &Query, threshold: f32) -> Result<Vec<Near>, IndexError> {
+        let gallery = read(&self.shared.gallery);
+        if query.vector.len() != gallery.dim() {
+            return Err(IndexError::Dimension { expected: gallery.dim(), found: query.vector.len() });
+        }
+        let slots: Vec<u32> = match gallery.select(&query.filter) {
+            Some(selected) => selected.iter().collect(),
+            None => (0..gallery.slots() as u32).collect(),
+        };
+        Ok(scan::within(&gallery, &slots, query, threshold))
+    }
+
     /// The answer where not every vector need be looked at.
     fn narrow(&self, query: &Query) -> Option<Vec<Hit>> {
         let gallery = read(&self.shared.gallery);
         let selected = gallery.select(&query.filter);
         // While much is not in the graph yet, comparing all is quicker than comparing the rest item by item.
-        let far = |graph: &Graph| gallery.len().saturating_sub(graph.len()) > self.shared.exact_up_to / 4;
-        let graph = self.shared.graph().filter(|graph| !query.exact && !far(graph));
+        let far = gallery.nodes().missing_items() > self.shared.exact_up_to / 4;
         let many = selected.as_ref().is_none_or(|s| s.len() > self.shared.exact_up_to as u64);
-        if let Some(graph) = graph.filter(|_| many)
-            && let Some(hits) = approximate(&gallery, &graph, query, selected.as_ref())
+        if !query.exact
+            && many
+            && !far
+            && let Some(hits) = approximate(&gallery, query, selected.as_ref())
         {
             return Some(hits);
         }
@@ -240,17 +270,19 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The graph's candidates and what it does not cover, with exact scores; `None` where the graph finds too few.
-fn approximate(gallery: &Gallery, graph: &Graph, query: &Query, selected: Option<&RoaringBitmap>) -> Option<Vec<Hit>> {
-    let covered = graph.covered();
-    let slot = |seq: u64| gallery.written(seq).filter(|slot| selected.is_none_or(|s| s.contains(*slot)));
-    let mut slots: Vec<u32> = gallery.written_after(covered).filter_map(|(seq, _)| slot(seq)).collect();
+/// The items of the nodes that the graph finds, and those that it lacks, with exact scores; `None` where it finds too few
+/// or there is none.
+fn approximate(gallery: &Gallery, query: &Query, selected: Option<&RoaringBitmap>) -> Option<Vec<Hit>> {
+    let nodes = gallery.nodes();
+    let graph = nodes.graph()?;
+    let passing = |node: u64| nodes.slots(node).filter(|slot| selected.is_none_or(|s| s.contains(*slot)));
+    let mut slots: Vec<u32> = nodes.missing().iter().flat_map(|node| passing(*node)).collect();
     // Some more than asked for: half precision may have changed the order, and the item itself may be among them.
     let count = query.k + query.k / 2 + 8;
-    let stale = graph.len() + slots.len() > gallery.len();
-    let passes = (selected.is_some() || stale).then_some(|seq| seq <= covered && slot(seq).is_some());
+    let stale = graph.len() + nodes.missing().len() > nodes.len();
+    let passes = (selected.is_some() || stale).then_some(|node| passing(node).next().is_some());
     let found = graph.search(&query.vector, count, passes).ok()?;
-    let candidates: Vec<u32> = found.into_iter().filter(|seq| *seq <= covered).filter_map(slot).collect();
+    let candidates: Vec<u32> = found.into_iter().flat_map(passing).collect();
     let reachable = selected.map_or(gallery.len(), |s| s.len() as usize).saturating_sub(slots.len());
     if candidates.len() < query.k.min(reachable) {
         return None;
@@ -267,10 +299,15 @@ impl Index for EmbeddedIndex {
         if self.pictures.is_some() { "folder" } else { "memory" }
     }
 
+    fn format(&self) -> u32 {
+        FORMAT
+    }
+
     async fn status(&self) -> Result<Status, IndexError> {
         let gallery = self.gallery();
-        let covered = |graph: Arc<Graph>| gallery.len() - gallery.written_after(graph.covered()).count();
-        Ok(Status { items: gallery.len(), approximate: self.searcher.shared.graph().map(covered) })
+        let nodes = gallery.nodes();
+        let found = nodes.graph().map(|_| gallery.len() - nodes.missing_items());
+        Ok(Status { items: gallery.len(), approximate: found })
     }
 
     async fn adopt(&self, encoder: &Encoder) -> Result<(), IndexError> {
@@ -308,6 +345,21 @@ impl Index for EmbeddedIndex {
             searcher.search(queries)
         })
         .await
+    }
+
+    async fn within(&self, query: Query, threshold: f32) -> Result<Vec<Near>, IndexError> {
+        let slot = self.searches.clone().acquire_owned().await;
+        let searcher = self.searcher.clone();
+        blocking(move || {
+            let _slot = slot;
+            searcher.within(&query, threshold)
+        })
+        .await
+    }
+
+    async fn describe(&self, near: Vec<Near>) -> Result<Vec<Hit>, IndexError> {
+        let gallery = self.gallery();
+        Ok(near.iter().filter_map(|near| gallery.hit(gallery.slot(&near.id)?, near.score)).collect())
     }
 
     async fn hashes(&self, ids: &[String]) -> Result<Vec<Option<ContentHash>>, IndexError> {

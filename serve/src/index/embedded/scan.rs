@@ -11,7 +11,7 @@ use macrl_models::ops::simd::fma;
 use macrl_models::vectorised;
 use rayon::prelude::*;
 
-use super::super::{Hit, Query};
+use super::super::{Hit, Near, Query};
 use super::gallery::Gallery;
 
 /// Vectors compared at a time: of 192 numbers they take 768 KiB, about a core's own cache.
@@ -219,6 +219,22 @@ pub(super) fn subset(gallery: &Gallery, slots: &[u32], query: &Query) -> Vec<Hit
         best
     });
     best.reduce(|| Best::new(query), Best::join).hits(gallery)
+}
+
+/// All items in these slots that score at least `threshold`, best first.
+pub(super) fn within(gallery: &Gallery, slots: &[u32], query: &Query, threshold: f32) -> Vec<Near> {
+    let near = slots.par_chunks(SUBSET).flat_map_iter(|slots| {
+        slots.iter().filter_map(|slot| {
+            let mut score = [0f32];
+            products(gallery.vector(*slot), &query.vector, &mut score);
+            let entry = gallery.entry(*slot).filter(|_| score[0] >= threshold)?;
+            let candidate = Candidate { score: score[0], slot: *slot, id: &entry.id };
+            (query.except.as_deref() != Some(candidate.id)).then_some(candidate)
+        })
+    });
+    let mut near: Vec<Candidate> = near.collect();
+    near.par_sort_unstable();
+    near.into_iter().map(|c| Near { id: c.id.into(), score: c.score.clamp(-1.0, 1.0) }).collect()
 }
 
 #[cfg(test)]

@@ -7,8 +7,7 @@
 //! Every change is a transaction that is synced before it is acknowledged.  Pictures have a table of their own, so that
 //! opening reads vectors only.
 
-use std::fs::{self, File, TryLockError};
-use std::io::{Read, Seek, Write};
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -16,13 +15,12 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Transaction,
 use sha2::{Digest, Sha256};
 
 use super::super::{ContentHash, Encoder, IndexError};
+use super::folder::{self, Access, FILE, Lock, connect};
 use super::gallery::{Gallery, Record};
 use super::writer::Change;
 
-const FILE: &str = "items.sqlite";
-const LOCK: &str = "lock";
-/// Of the tables below.
-const FORMAT: &str = "1";
+/// Of the tables below; see docs/formats.md.
+pub(super) const FORMAT: u32 = 1;
 
 const TABLES: &str = "
     CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
@@ -43,7 +41,7 @@ pub(super) struct Store {
     connection: Connection,
     path: PathBuf,
     /// Held for as long as the folder is written to.
-    _lock: Option<File>,
+    _lock: Option<Lock>,
 }
 
 /// What is known when a store is open.
@@ -63,6 +61,8 @@ pub(super) struct Opened {
 pub(super) struct Pictures {
     connection: Mutex<Connection>,
     path: PathBuf,
+    /// Keeps the copy that is read, where one is.
+    _access: Access,
 }
 
 impl Pictures {
@@ -106,83 +106,46 @@ fn open_fault(path: &Path, error: &rusqlite::Error) -> IndexError {
     })
 }
 
-/// One process writes a folder at a time.
-fn lock(dir: &Path) -> Result<File, IndexError> {
-    let path = dir.join(LOCK);
-    let cannot = |e: std::io::Error| IndexError::Open(format!("cannot write {}: {e}", path.display()));
-    let options = File::options().read(true).write(true).create(true).truncate(false).open(&path);
-    let mut file = options.map_err(cannot)?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::Error(e)) => return Err(cannot(e)),
-        Err(TryLockError::WouldBlock) => {
-            let mut owner = String::new();
-            let _ = file.read_to_string(&mut owner);
-            let owner = if owner.trim().is_empty() { String::new() } else { format!(" ({})", owner.trim()) };
-            let dir = dir.display();
-            return Err(IndexError::Open(format!(
-                "the index {dir} is being written by another process{owner}: one process at a time may have it"
-            )));
-        }
-    }
-    // For people only: the lock is the lock.
-    let _ = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| write!(file, "pid {}", std::process::id()));
-    Ok(file)
-}
-
 impl Store {
     /// Opens or creates; everything is read.
     pub(super) fn open(dir: &Path, encoder: &Encoder) -> Result<Opened, IndexError> {
         let path = dir.join(FILE);
-        fs::create_dir_all(dir).map_err(|e| IndexError::Open(format!("cannot create {}: {e}", dir.display())))?;
-        let lock = lock(dir)?;
+        let lock = folder::claim(dir)?;
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let connection = connect(&path, flags)?;
-        let create = || -> rusqlite::Result<()> {
-            connection.pragma_update(None, "journal_mode", "wal")?;
-            connection.pragma_update(None, "synchronous", "full")?;
-            connection.execute_batch(TABLES)?;
-            let mut set = connection.prepare("INSERT OR IGNORE INTO meta VALUES (?1, ?2)")?;
-            set.execute(["format", FORMAT])?;
-            set.execute(["identity", &identity()])?;
-            set.execute(["encoder", &encoder.sha256])?;
-            set.execute(["dim", &encoder.dim.to_string()])?;
-            Ok(())
-        };
-        create().map_err(|e| open_fault(&path, &e))?;
+        let mut connection = connect(&path, flags).map_err(|e| open_fault(&path, &e))?;
+        // Nothing is written to what is not ours.
+        check_ours(&connection, &path)?;
+        create(&mut connection, encoder).map_err(|e| open_fault(&path, &e))?;
         // The folder's own name is durable once its parent is.
         if let Ok(parent) = fs::canonicalize(dir).and_then(|d| File::open(d.join(".."))) {
             let _ = parent.sync_all();
         }
-        Self { connection, path, _lock: Some(lock) }.read_all()
+        let access = Access::beside(&path);
+        Self { connection, path, _lock: Some(lock) }.read_all(&access)
     }
 
     /// Opens beside the process that writes; an index that is not there is not created.
     pub(super) fn open_to_read(dir: &Path) -> Result<Opened, IndexError> {
-        let path = dir.join(FILE);
-        if !path.is_file() {
-            let dir = dir.display();
-            return Err(IndexError::Open(format!("there is no index at {dir}: expected a folder with {FILE}")));
-        }
-        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let connection = connect(&path, flags)?;
-        Self { connection, path, _lock: None }.read_all()
+        let (connection, access) = reader(dir)?;
+        Self { connection, path: dir.join(FILE), _lock: None }.read_all(&access)
     }
 
-    fn read_all(self) -> Result<Opened, IndexError> {
-        let format = self.meta("format")?;
-        if format != FORMAT {
-            let path = self.path.display();
-            return Err(IndexError::Open(format!("{path} has format {format}, this program reads format {FORMAT}")));
-        }
+    /// Works on the data base.
+    pub(super) fn with<T>(
+        &mut self,
+        work: impl FnOnce(&mut Connection) -> rusqlite::Result<T>,
+    ) -> Result<T, IndexError> {
+        work(&mut self.connection).map_err(|e| fault(&self.path, &e))
+    }
+
+    fn read_all(self, access: &Access) -> Result<Opened, IndexError> {
         let dim = self.meta("dim")?.parse().map_err(|_| self.damaged("its dimension is no number"))?;
         let encoder = Encoder { sha256: self.meta("encoder")?, dim };
         let gallery = self.gallery(dim)?;
         let last = "SELECT COALESCE((SELECT seq FROM sqlite_sequence WHERE name = 'items'), 0)";
         let last_seq: i64 = self.connection.query_row(last, [], |row| row.get(0)).map_err(|e| self.broken(&e))?;
-        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let connection = Mutex::new(connect(&self.path, flags)?);
-        let pictures = Pictures { connection, path: self.path.clone() };
+        let connection = Mutex::new(access.connect().map_err(|e| self.broken(&e))?);
+        let pictures = Pictures { connection, path: self.path.clone(), _access: access.clone() };
         let identity = self.meta("identity")?;
         Ok(Opened { store: self, pictures, gallery, encoder, last_seq: last_seq as u64, identity })
     }
@@ -221,33 +184,113 @@ impl Store {
 
     /// All of these changes, or none; they are on disk when this returns.
     pub(super) fn commit(&mut self, changes: &[Change]) -> Result<(), IndexError> {
-        let path = self.path.clone();
-        let write = |connection: &mut Connection| {
+        self.with(|connection| {
             let transaction = connection.transaction()?;
             changes.iter().try_for_each(|change| write_change(&transaction, change))?;
             transaction.commit()
-        };
-        write(&mut self.connection).map_err(|e| fault(&path, &e))
+        })
     }
 
     /// Records another encoder; on disk when this returns.
     pub(super) fn adopt(&mut self, encoder: &Encoder) -> Result<(), IndexError> {
-        let path = self.path.clone();
-        let write = |connection: &mut Connection| {
+        self.with(|connection| {
             let transaction = connection.transaction()?;
             transaction.execute("UPDATE meta SET value = ?1 WHERE key = 'encoder'", [&encoder.sha256])?;
             transaction.execute("UPDATE meta SET value = ?1 WHERE key = 'dim'", [encoder.dim.to_string()])?;
             transaction.commit()
-        };
-        write(&mut self.connection).map_err(|e| fault(&path, &e))
+        })
     }
 }
 
-fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, IndexError> {
-    let connection = Connection::open_with_flags(path, flags).map_err(|e| open_fault(path, &e))?;
-    // A reader beside the writer may have to wait for a moment.
-    connection.busy_timeout(std::time::Duration::from_secs(5)).map_err(|e| open_fault(path, &e))?;
-    Ok(connection)
+/// A connection for whoever only reads.
+fn reader(dir: &Path) -> Result<(Connection, Access), IndexError> {
+    let path = dir.join(FILE);
+    if !path.is_file() {
+        let dir = dir.display();
+        return Err(IndexError::Open(format!("there is no index at {dir}: expected a folder with {FILE}")));
+    }
+    let access = Access::find(dir)?;
+    let connection = access.connect().map_err(|e| open_fault(&path, &e))?;
+    check_ours(&connection, &path)?;
+    Ok((connection, access))
+}
+
+/// See [`EmbeddedIndex::back_up`](super::EmbeddedIndex::back_up).
+pub(super) fn back_up(dir: &Path, to: &Path) -> Result<usize, IndexError> {
+    let (connection, _access) = reader(dir)?;
+    let place = to.join(FILE);
+    let cannot = |e: &dyn std::fmt::Display| IndexError::Open(format!("cannot write {}: {e}", place.display()));
+    if place.exists() {
+        return Err(cannot(&"there is an index already, expected an empty folder or a new one"));
+    }
+    let _lock = folder::claim(to)?;
+    let temporary = to.join("items.tmp");
+    let copied = copy(&connection, &temporary).map_err(|e| cannot(&e)).and_then(|items| {
+        let synced = File::open(&temporary).and_then(|file| file.sync_all());
+        let placed = synced.and_then(|()| fs::rename(&temporary, &place)).and_then(|()| File::open(to)?.sync_all());
+        placed.map(|()| items).map_err(|e| cannot(&e))
+    });
+    if copied.is_err() {
+        let _ = fs::remove_file(&temporary);
+    }
+    copied
+}
+
+/// Writes all that is there at this moment to a file that is not there yet; the items of that file.
+fn copy(connection: &Connection, to: &Path) -> rusqlite::Result<usize> {
+    let name = to.to_str().ok_or_else(|| rusqlite::Error::InvalidPath(to.to_path_buf()))?;
+    connection.execute("VACUUM INTO ?1", [name])?;
+    let copied = connect(to, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+    copied.query_row("SELECT COUNT(*) FROM items", [], |row| row.get::<_, i64>(0)).map(|items| items as usize)
+}
+
+/// An index of a format that is known, or nothing yet.
+fn check_ours(connection: &Connection, path: &Path) -> Result<(), IndexError> {
+    let fault = |e: rusqlite::Error| open_fault(path, &e);
+    let other = |found: &str| {
+        let path = path.display();
+        IndexError::Open(format!("{path} is no index of this program: it has the table `{found}`"))
+    };
+    let asked = "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite_%'";
+    let mut statement = connection.prepare(asked).map_err(fault)?;
+    let names = statement.query_map([], |row| row.get::<_, String>(0)).map_err(fault)?;
+    let names = names.collect::<rusqlite::Result<Vec<String>>>().map_err(fault)?;
+    if let Some(foreign) = names.iter().find(|name| !["meta", "items", "pictures"].contains(&name.as_str())) {
+        return Err(other(foreign));
+    }
+    let Some(first) = names.first() else { return Ok(()) };
+    if !names.iter().any(|name| name == "meta") {
+        return Err(other(first));
+    }
+    let asked = "SELECT value FROM meta WHERE key = 'format'";
+    let found: Option<String> = connection.query_row(asked, [], |row| row.get(0)).optional().map_err(fault)?;
+    match found {
+        Some(found) if found != FORMAT.to_string() => Err(IndexError::Open(format!(
+            "{} has format {found}, this program reads format {FORMAT}: use a newer version of it",
+            path.display()
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// The tables, where they are not there yet: all of them or none.
+fn create(connection: &mut Connection, encoder: &Encoder) -> rusqlite::Result<()> {
+    // Of a data base without tables only.
+    connection.pragma_update(None, "auto_vacuum", "incremental")?;
+    connection.pragma_update(None, "journal_mode", "wal")?;
+    connection.pragma_update(None, "synchronous", "full")?;
+    // After a large change the journal keeps no more than this.
+    connection.pragma_update(None, "journal_size_limit", 16 << 20)?;
+    let transaction = connection.transaction()?;
+    transaction.execute_batch(TABLES)?;
+    {
+        let mut set = transaction.prepare("INSERT OR IGNORE INTO meta VALUES (?1, ?2)")?;
+        set.execute(["format", &FORMAT.to_string()])?;
+        set.execute(["identity", &identity()])?;
+        set.execute(["encoder", &encoder.sha256])?;
+        set.execute(["dim", &encoder.dim.to_string()])?;
+    }
+    transaction.commit()
 }
 
 /// Different for every store.

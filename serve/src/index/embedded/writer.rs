@@ -4,18 +4,25 @@
 //! being synced shares the next one; memory follows the disk, so that no search finds what a crash could take back.
 
 use std::collections::HashMap;
-use std::sync::mpsc::{Receiver, Sender};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, RwLock};
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
 use super::super::{Encoder, IndexError, Item};
 use super::Shared;
 use super::gallery::{Gallery, Record};
+use super::space::Tidying;
 use super::store::Store;
 
 /// Items of one commit; more wait for the next.
 const MOST: usize = 4096;
+
+/// Nobody has written for so long: there is time to give space back.
+const IDLE: Duration = Duration::from_secs(1);
+/// For the same at the end.
+const LAST: Duration = Duration::from_secs(5);
 
 /// What is asked for.
 pub(super) enum Work {
@@ -70,16 +77,45 @@ struct Plan {
 impl Writer {
     /// Works until every sender is gone.
     pub(super) fn run(mut self, jobs: &Receiver<Job>) {
-        while let Ok(first) = jobs.recv() {
-            let mut items = first.work.items();
-            let mut batch = vec![first];
-            while items < MOST {
-                let Ok(next) = jobs.try_recv() else { break };
-                items += next.work.items();
-                batch.push(next);
+        let mut next = Tidying::Later;
+        loop {
+            let first = match next {
+                Tidying::Now => jobs.recv_timeout(Duration::ZERO),
+                Tidying::Later => jobs.recv_timeout(IDLE),
+                Tidying::Changed => jobs.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            };
+            match first {
+                Ok(first) => {
+                    self.take(first, jobs);
+                    next = Tidying::Later;
+                }
+                Err(RecvTimeoutError::Timeout) => next = self.tidy(),
+                Err(RecvTimeoutError::Disconnected) => break,
             }
-            self.answer(batch);
         }
+        let since = Instant::now();
+        while since.elapsed() < LAST && self.tidy() == Tidying::Now {}
+    }
+
+    /// What has gathered is done together.
+    fn take(&mut self, first: Job, jobs: &Receiver<Job>) {
+        let mut items = first.work.items();
+        let mut batch = vec![first];
+        while items < MOST {
+            let Ok(next) = jobs.try_recv() else { break };
+            items += next.work.items();
+            batch.push(next);
+        }
+        self.answer(batch);
+    }
+
+    /// Gives some unused space back; when to go on.
+    fn tidy(&mut self) -> Tidying {
+        let Some(store) = &mut self.store else { return Tidying::Changed };
+        store.tidy().unwrap_or_else(|error| {
+            tracing::warn!("unused space is not given back: {error}");
+            Tidying::Changed
+        })
     }
 
     fn answer(&mut self, batch: Vec<Job>) {

@@ -33,7 +33,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
-use super::{ContentHash, Encoder, Hit, Index, IndexError, Item, Listing, OpenOptions, Page, Query, Status};
+use super::{ContentHash, Encoder, Hit, Index, IndexError, Item, Listing, Near, OpenOptions, Page, Query, Status};
 pub use address::Address;
 use connector::{Again, Connector};
 use fault::Fault;
@@ -159,6 +159,20 @@ impl PostgresIndex {
         done.await.unwrap_or_else(|_| Err(ended()))
     }
 
+    /// Who asks these queries.
+    fn asker(&self, queries: &[Query]) -> Result<Asker, IndexError> {
+        let encoder = self.shared.encoder();
+        if let Some(wrong) = queries.iter().find(|query| query.vector.len() != encoder.dim) {
+            return Err(IndexError::Dimension { expected: encoder.dim, found: wrong.vector.len() });
+        }
+        Ok(Asker {
+            types: self.shared.types.clone(),
+            encoder,
+            exact_up_to: self.shared.exact_up_to,
+            graph: self.shared.graph.load(Ordering::Relaxed),
+        })
+    }
+
     async fn search_one(&self, asker: Arc<Asker>, query: Query) -> Result<Vec<Hit>, IndexError> {
         let query = Arc::new(query);
         let search = move |mut client: Client| {
@@ -208,6 +222,10 @@ fn ended() -> IndexError {
 impl Index for PostgresIndex {
     fn kind(&self) -> &'static str {
         "postgres"
+    }
+
+    fn format(&self) -> u32 {
+        schema::FORMAT as u32
     }
 
     async fn status(&self) -> Result<Status, IndexError> {
@@ -268,19 +286,28 @@ impl Index for PostgresIndex {
     }
 
     async fn search(&self, queries: Vec<Query>) -> Result<Vec<Vec<Hit>>, IndexError> {
-        let encoder = self.shared.encoder();
-        if let Some(wrong) = queries.iter().find(|query| query.vector.len() != encoder.dim) {
-            return Err(IndexError::Dimension { expected: encoder.dim, found: wrong.vector.len() });
-        }
-        let asker = Arc::new(Asker {
-            types: self.shared.types.clone(),
-            encoder,
-            exact_up_to: self.shared.exact_up_to,
-            graph: self.shared.graph.load(Ordering::Relaxed),
-        });
+        let asker = Arc::new(self.asker(&queries)?);
         let answers = queries.into_iter().map(|query| self.search_one(asker.clone(), query));
         let answers: Vec<_> = stream::iter(answers).buffered(LANES).collect().await;
         answers.into_iter().collect()
+    }
+
+    async fn within(&self, query: Query, threshold: f32) -> Result<Vec<Near>, IndexError> {
+        let (asker, query) = (Arc::new(self.asker(std::slice::from_ref(&query))?), Arc::new(query));
+        let within = move |client: Client| {
+            let (asker, query) = (asker.clone(), query.clone());
+            async move { asker.within(&client, &query, threshold).await }
+        };
+        self.perform(Again::Yes, within).await
+    }
+
+    async fn describe(&self, near: Vec<Near>) -> Result<Vec<Hit>, IndexError> {
+        let near: Arc<[Near]> = near.into();
+        let describe = move |client: Client| {
+            let near = near.clone();
+            async move { reads::describe(&client, &near).await }
+        };
+        self.perform(Again::Yes, describe).await
     }
 
     async fn hashes(&self, ids: &[String]) -> Result<Vec<Option<ContentHash>>, IndexError> {

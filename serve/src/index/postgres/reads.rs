@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use futures_util::future::try_join;
 use tokio_postgres::Client;
 
-use super::super::{ContentHash, Filter, Item, Listing, Page};
+use super::super::{ContentHash, Filter, Hit, Item, Listing, Near, Page};
 use super::fault::Fault;
 use super::rows::{self, ITEM, VECTOR};
 use super::statement::Statement;
@@ -53,6 +53,19 @@ async fn count(client: &Client, filter: &Filter) -> Result<usize, tokio_postgres
     conditions::push(&mut statement, filter);
     let rows = statement.rows(client).await?;
     Ok(rows.first().map(|row| row.try_get::<_, i64>(0)).transpose()?.unwrap_or(0) as usize)
+}
+
+/// These neighbours with their metadata, without those that are gone.
+pub(super) async fn describe(client: &Client, near: &[Near]) -> Result<Vec<Hit>, Fault> {
+    let mut statement = Statement::new("SELECT id, 0::real, metadata, pictured FROM macrl_items WHERE id = ANY (");
+    let ids = statement.texts(near.iter().map(|near| near.id.clone()).collect());
+    statement.sql().push_str(&format!("{ids})"));
+    let mut found = HashMap::new();
+    for row in statement.rows(client).await? {
+        let hit = rows::hit(&row)?;
+        found.insert(hit.id.clone(), hit);
+    }
+    Ok(near.iter().filter_map(|near| Some(Hit { score: near.score, ..found.remove(&near.id)? })).collect())
 }
 
 /// The content hashes of these items, where they have one.

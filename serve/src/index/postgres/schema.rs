@@ -48,6 +48,9 @@ const MIGRATIONS: &[&str] = &["
     INSERT INTO macrl_index (format, encoder, dim) VALUES (0, '', {dim});
 "];
 
+/// Of the tables; see docs/formats.md.
+pub(super) const FORMAT: usize = MIGRATIONS.len();
+
 /// One change of the tables at a time, in one schema.
 const LOCK: &str = "SELECT pg_advisory_xact_lock(hashtextextended('macrl tables of ' || current_schema(), 0))";
 

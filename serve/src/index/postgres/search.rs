@@ -7,7 +7,7 @@ use futures_util::future::try_join;
 use tokio_postgres::Row;
 use tokio_postgres::error::SqlState;
 
-use super::super::{Encoder, Hit, IndexError, Query};
+use super::super::{Encoder, Hit, IndexError, Near, Query};
 use super::fault::Fault;
 use super::statement::{Statement, Types};
 use super::{conditions, rows, schema};
@@ -40,6 +40,20 @@ impl Asker {
             self.check(client, &holds).await?;
         }
         rows.iter().map(rows::hit).collect()
+    }
+
+    /// Every item that passes and scores at least `threshold`, best first.
+    pub(super) async fn within(&self, client: &Client, query: &Query, threshold: f32) -> Result<Vec<Near>, Fault> {
+        let mut statement = Statement::new("");
+        let vector = self.begin(&mut statement, query);
+        let rest = std::mem::take(statement.sql());
+        // Through no graph: its order is by distance alone.
+        *statement.sql() = format!(
+            "SELECT id, score FROM (SELECT id, (1 - (vector <=> {vector}))::real AS score{rest}) AS all_of_them
+             WHERE score >= {threshold:?}::real ORDER BY score DESC, id"
+        );
+        let near = |row: &Row| Ok(Near { id: row.try_get(0)?, score: row.try_get::<_, f32>(1)?.clamp(-1.0, 1.0) });
+        statement.rows(client).await?.iter().map(near).collect()
     }
 
     async fn check(&self, client: &Client, holds: &Encoder) -> Result<(), Fault> {

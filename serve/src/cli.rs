@@ -38,6 +38,8 @@ enum Command {
     Import(transfer::ImportArgs),
     /// Writes an index to a Parquet or NumPy file.
     Export(transfer::ExportArgs),
+    /// Copies an index in a folder, beside a server that is running.
+    Backup(transfer::BackupArgs),
     /// Sends a running server real requests and shows what comes back.
     Demo(demo::DemoArgs),
 }
@@ -182,6 +184,7 @@ impl Cli {
             Some(Command::Ingest(args)) => ingest::run(&args),
             Some(Command::Import(args)) => transfer::import(&args),
             Some(Command::Export(args)) => transfer::export(&args),
+            Some(Command::Backup(args)) => transfer::backup(&args),
             Some(Command::Demo(args)) => demo::run(&args),
             None => self.serve.run(),
         }

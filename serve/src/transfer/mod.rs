@@ -1,17 +1,21 @@
-//! `macrl-serve export` and `import`: an index as one file that other tools read, and back.
+//! `macrl-serve export` and `import`: an index as one file that other tools read, and back; and `backup`.
 //!
-//! Parquet (`.parquet`) carries everything: `id`, `vector` as a list of floats, `metadata` as JSON, and the encoder in
-//! the file's own metadata.  NumPy (`.npy`) carries the vectors (n, D); ids and metadata lie beside it, a line of JSON
-//! for each row, in a file of the same name that ends in `.jsonl`.  Pictures stay behind.
+//! Parquet (`.parquet`) carries everything: `id`, `vector` as a list of floats, `metadata` as JSON, `image` as it is
+//! stored (PNG), `sha256` of the file that the item was made from, and the encoder in the file's own metadata.  NumPy
+//! (`.npy`) carries the vectors (n, D); ids and metadata lie beside it, a line of JSON for each row, in a file of the
+//! same name that ends in `.jsonl`; it carries no pictures.
 
+mod backup;
 mod npy;
 mod parquet;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use futures_util::{StreamExt, TryStreamExt, stream};
 use macrl_models::answer;
 use macrl_models::bundle::Bundle;
 use macrl_models::output::elapsed;
@@ -19,11 +23,17 @@ use tokio::runtime::Runtime;
 
 use crate::cli::UsageError;
 use crate::index::{
-    self, Encoder, Index, Item, Listing, Location, Metadata, OpenOptions, check_id, normalized, open_to_read,
+    self, ContentHash, Encoder, Index, Item, Listing, Location, Metadata, OpenOptions, check_id, normalized,
+    open_to_read,
 };
+pub use backup::{BackupArgs, backup};
 
-/// Rows read, written and committed at a time.
-const BLOCK: usize = 4096;
+/// Rows read, written and committed at a time; with pictures they take some 30 MB.
+const BLOCK: usize = 1024;
+/// How a picture begins.
+const PNG: &[u8] = b"\x89PNG\r\n\x1a\n";
+/// Pictures that are read at the same time.
+const PICTURES: usize = 8;
 
 /// Writes an index to a file; beside a server that is running, too.
 #[derive(Debug, Args)]
@@ -31,7 +41,10 @@ pub struct ExportArgs {
     /// The index.
     #[arg(long, value_name = "DIR|postgres://...")]
     index: Location,
-    /// FILE.parquet, or FILE.npy with FILE.jsonl beside it.
+    /// Leaves the pictures out: an index of them may be a hundred times larger than one of vectors.
+    #[arg(long)]
+    no_pictures: bool,
+    /// FILE.parquet, which holds everything; or FILE.npy with FILE.jsonl beside it, which have no pictures.
     file: PathBuf,
 }
 
@@ -44,8 +57,8 @@ pub struct ImportArgs {
     /// Folder written by `macrl-export bundle`: its encoder made the vectors.
     #[arg(long, value_name = "DIR")]
     bundle: PathBuf,
-    /// FILE.parquet with columns id, vector and, optionally, metadata (JSON); or FILE.npy (n, D), with FILE.jsonl
-    /// (`{"id", "metadata"}` a line) beside it, else rows are named by their numbers.
+    /// FILE.parquet with columns id, vector and, optionally, metadata (JSON); an export's image (PNG) and sha256, too.  Or
+    /// FILE.npy (n, D), with FILE.jsonl (`{"id", "metadata"}` a line) beside it, else rows are named by their numbers.
     file: PathBuf,
 }
 
@@ -55,6 +68,9 @@ struct Row {
     id: String,
     vector: Vec<f32>,
     metadata: Metadata,
+    /// As the index keeps it.
+    image: Option<Arc<[u8]>>,
+    hash: Option<ContentHash>,
 }
 
 /// What a kind of file can do.
@@ -114,25 +130,35 @@ pub fn export(args: &ExportArgs) -> Result<()> {
         Kind::Npy => Box::new(npy::Writer::create(&args.file, encoder.dim)?),
         Kind::Parquet => Box::new(parquet::Writer::create(&args.file, &encoder)?),
     };
-    let written = runtime.block_on(write_all(index.as_ref(), sink.as_mut()))?;
+    let pictures = matches!(kind, Kind::Parquet) && !args.no_pictures;
+    let written = runtime.block_on(write_all(index.as_ref(), sink.as_mut(), pictures))?;
     sink.finish()?;
     answer!("{written} items in {} ({})", args.file.display(), elapsed(since.elapsed()));
     Ok(())
 }
 
-async fn write_all(index: &dyn Index, sink: &mut dyn Sink) -> Result<usize> {
+async fn write_all(index: &dyn Index, sink: &mut dyn Sink, pictures: bool) -> Result<usize> {
     let (mut cursor, mut written) = (None, 0);
     loop {
         let listing = Listing { cursor, limit: BLOCK, vectors: true, uncounted: true, ..Listing::default() };
         let page = index.list(listing).await?;
-        written += page.items.len();
-        let row = |item: Item| Row { id: item.id, vector: item.vector, metadata: item.metadata };
-        sink.write(page.items.into_iter().map(row).collect())?;
+        let rows = page.items.into_iter().map(|item| with_picture(index, item, pictures));
+        let rows: Vec<Option<Row>> = stream::iter(rows).buffered(PICTURES).try_collect().await?;
+        let rows: Vec<Row> = rows.into_iter().flatten().collect();
+        written += rows.len();
+        sink.write(rows)?;
         cursor = page.next;
         if cursor.is_none() {
             return Ok(written);
         }
     }
+}
+
+/// A listed item with its picture, where it has one: read again as a whole, since it may have changed meanwhile.
+async fn with_picture(index: &dyn Index, item: Item, pictures: bool) -> Result<Option<Row>> {
+    let item = if pictures && item.pictured { index.get(&item.id).await? } else { Some(item) };
+    let row = |Item { id, vector, metadata, image, hash, .. }| Row { id, vector, metadata, image, hash };
+    Ok(item.map(row))
 }
 
 /// Runs `macrl-serve import`.
@@ -172,12 +198,20 @@ pub fn import(args: &ImportArgs) -> Result<()> {
 }
 
 fn item(row: Row, number: usize, dim: usize) -> Result<Item> {
-    let Row { id, vector, metadata } = row;
+    let Row { id, vector, metadata, image, hash } = row;
     let fault = |cause: String| anyhow::anyhow!("row {number}: {cause}");
     check_id(&id).map_err(fault)?;
     if vector.len() != dim {
         bail!(fault(format!("expected a vector of {dim} numbers, found {}", vector.len())));
     }
-    let vector = normalized(vector).map_err(fault)?;
-    Ok(Item { id, vector, metadata, image: None, pictured: false, hash: None })
+    if image.as_ref().is_some_and(|image| !image.starts_with(PNG)) {
+        bail!(fault("its image is not PNG".into()));
+    }
+    Ok(Item { id, vector: unit(vector).map_err(fault)?, metadata, pictured: image.is_some(), image, hash })
+}
+
+/// Of length 1; what is already stays as it is, to the bit.
+fn unit(vector: Vec<f32>) -> Result<Vec<f32>, String> {
+    let square: f64 = vector.iter().map(|v| f64::from(*v) * f64::from(*v)).sum();
+    if (square - 1.0).abs() < 1e-6 { Ok(vector) } else { normalized(vector) }
 }

@@ -142,12 +142,12 @@ impl Reader {
         let number = self.done;
         self.done += 1;
         let Some(lines) = &mut self.lines else {
-            return Ok(Row { id: number.to_string(), vector, metadata: Metadata::new() });
+            return Ok(row(number.to_string(), vector, Metadata::new()));
         };
         let beside = self.file.with_extension("jsonl");
         let line = lines.next().with_context(|| format!("{} ends before row {number}", beside.display()))??;
         let line: Line = serde_json::from_str(&line).with_context(|| format!("{}, row {number}", beside.display()))?;
-        Ok(Row { id: line.id, vector, metadata: line.metadata })
+        Ok(row(line.id, vector, line.metadata))
     }
 }
 
@@ -160,6 +160,10 @@ impl Source for Reader {
     fn encoder(&self) -> Option<String> {
         None
     }
+}
+
+fn row(id: String, vector: Vec<f32>, metadata: Metadata) -> Row {
+    Row { id, vector, metadata, image: None, hash: None }
 }
 
 fn read_header(file: &mut impl Read) -> Result<String> {
@@ -221,7 +225,7 @@ mod tests {
         (1..=6).for_each(|v| bytes.extend(f64::from(v).to_le_bytes()));
         fs::write(&file, &bytes).unwrap();
         let rows = Reader::open(&file).unwrap().next().unwrap();
-        assert_eq!(rows[1], Row { id: "1".into(), vector: vec![4.0, 5.0, 6.0], metadata: Metadata::new() });
+        assert_eq!(rows[1], row("1".into(), vec![4.0, 5.0, 6.0], Metadata::new()));
         fs::write(&file, &bytes[..bytes.len() - 1]).unwrap();
         assert!(Reader::open(&file).unwrap().next().is_err());
     }

@@ -16,12 +16,14 @@ use parquet::file::writer::{SerializedFileWriter, SerializedRowGroupWriter};
 use parquet::schema::parser::parse_message_type;
 
 use super::{BLOCK, Row, Sink, Source};
-use crate::index::{Encoder, Metadata};
+use crate::index::{ContentHash, Encoder, Metadata};
 
 const SCHEMA: &str = "message items {
     required binary id (UTF8);
     required group vector (LIST) { repeated group list { required float element; } }
     required binary metadata (JSON);
+    optional binary image;
+    optional binary sha256;
 }";
 /// Key of the file's metadata: SHA-256 of the encoder's weights.
 const ENCODER: &str = "macrl.encoder";
@@ -71,6 +73,8 @@ impl Sink for Writer {
         column::<ByteArrayType>(&mut group, &ids, None, None)?;
         column::<FloatType>(&mut group, &vectors, Some(&definition), Some(&repetition))?;
         column::<ByteArrayType>(&mut group, &metadata, None, None)?;
+        optional(&mut group, rows.iter().map(|r| r.image.as_deref()).collect())?;
+        optional(&mut group, rows.iter().map(|r| r.hash.as_ref().map(<[u8; 32]>::as_slice)).collect())?;
         group.close()?;
         Ok(())
     }
@@ -80,6 +84,13 @@ impl Sink for Writer {
         file.sync_all()?;
         self.temporary.settle().with_context(|| format!("cannot write {}", self.place.display()))
     }
+}
+
+/// A column of bytes, some of which are not there.
+fn optional(group: &mut SerializedRowGroupWriter<'_, File>, values: Vec<Option<&[u8]>>) -> Result<()> {
+    let definition: Vec<i16> = values.iter().map(|value| i16::from(value.is_some())).collect();
+    let there: Vec<ByteArray> = values.into_iter().flatten().map(|value| ByteArray::from(value.to_vec())).collect();
+    column::<ByteArrayType>(group, &there, Some(&definition), None)
 }
 
 fn column<T: DataType>(
@@ -100,6 +111,8 @@ pub(super) struct Reader {
     id: usize,
     vector: usize,
     metadata: Option<usize>,
+    image: Option<usize>,
+    hash: Option<usize>,
     group: usize,
     /// Rows of the group read last that are still to be given out.
     rows: std::vec::IntoIter<Row>,
@@ -125,9 +138,20 @@ impl Reader {
         };
         kind(id, &[Physical::BYTE_ARRAY])?;
         kind(vector, &[Physical::FLOAT, Physical::DOUBLE])?;
-        metadata.map_or(Ok(()), |m| kind(m, &[Physical::BYTE_ARRAY]))?;
+        // Elsewhere such columns may be anything.
+        let ours = encoder(&file).is_some();
+        let (image, hash) = (find("image").filter(|_| ours), find("sha256").filter(|_| ours));
+        for column in [metadata, image, hash].into_iter().flatten() {
+            kind(column, &[Physical::BYTE_ARRAY])?;
+            ensure!(
+                schema.column(column).max_rep_level() == 0 && schema.column(column).path().parts().len() == 1,
+                "{}: column `{}` must hold one value a row",
+                path.display(),
+                names[column]
+            );
+        }
         ensure!(schema.column(vector).max_rep_level() == 1, "{}: column `vector` must be a list", path.display());
-        Ok(Self { file, id, vector, metadata, group: 0, rows: Vec::new().into_iter() })
+        Ok(Self { file, id, vector, metadata, image, hash, group: 0, rows: Vec::new().into_iter() })
     }
 
     fn read_group(&self) -> Result<Vec<Row>> {
@@ -141,18 +165,27 @@ impl Reader {
             }
             _ => bail!("column `vector` holds no floats"),
         };
-        let metadata = self.metadata.map(|column| texts(group.as_ref(), column, n)).transpose()?;
-        let metadata = metadata.unwrap_or_else(|| vec![None; n]);
+        let blobs = |column: Option<usize>| match column {
+            Some(column) => blobs(group.as_ref(), column, n),
+            None => Ok(vec![None; n]),
+        };
+        let (metadata, images, hashes) = (blobs(self.metadata)?, blobs(self.image)?, blobs(self.hash)?);
+        let (mut vectors, mut metadata) = (vectors.into_iter(), metadata.into_iter());
+        let (mut images, mut hashes) = (images.into_iter(), hashes.into_iter());
         let mut rows = Vec::with_capacity(n);
-        for (i, ((id, vector), metadata)) in ids.into_iter().zip(vectors).zip(metadata).enumerate() {
+        for (i, id) in ids.into_iter().enumerate() {
             let row = || format!("row {i} of row group {}", self.group);
-            let metadata = metadata.as_deref().map(serde_json::from_str::<Metadata>).transpose();
+            let metadata = metadata.next().flatten();
+            let metadata = metadata.map(|text| serde_json::from_slice::<Metadata>(text.data())).transpose();
+            let hash = hashes.next().flatten().map(|bytes| ContentHash::try_from(bytes.data())).transpose();
             rows.push(Row {
                 id: id.with_context(|| format!("{} has no id", row()))?,
-                vector,
+                vector: vectors.next().unwrap_or_default(),
                 metadata: metadata
                     .with_context(|| format!("{}: metadata must be a JSON object", row()))?
                     .unwrap_or_default(),
+                image: images.next().flatten().map(|bytes| Arc::from(bytes.data())),
+                hash: hash.with_context(|| format!("{}: sha256 must be 32 bytes", row()))?,
             });
         }
         Ok(rows)
@@ -174,13 +207,24 @@ impl Source for Reader {
     }
 
     fn encoder(&self) -> Option<String> {
-        let pairs = self.file.metadata().file_metadata().key_value_metadata()?;
-        pairs.iter().find(|pair| pair.key == ENCODER)?.value.clone()
+        encoder(&self.file)
     }
+}
+
+fn encoder(file: &SerializedFileReader<File>) -> Option<String> {
+    let pairs = file.metadata().file_metadata().key_value_metadata()?;
+    pairs.iter().find(|pair| pair.key == ENCODER)?.value.clone()
 }
 
 /// A text for each of `n` rows; `None` where it is null.
 fn texts(group: &dyn RowGroupReader, column: usize, n: usize) -> Result<Vec<Option<String>>> {
+    let text = |bytes: ByteArray| String::from_utf8(bytes.data().to_vec());
+    let texts = blobs(group, column, n)?.into_iter().map(|bytes| bytes.map(text).transpose());
+    texts.collect::<Result<_, _>>().context("a text is not UTF-8")
+}
+
+/// Bytes for each of `n` rows; `None` where they are null.
+fn blobs(group: &dyn RowGroupReader, column: usize, n: usize) -> Result<Vec<Option<ByteArray>>> {
     let ColumnReader::ByteArrayColumnReader(mut reader) = group.get_column_reader(column)? else {
         bail!("column {column} holds no text");
     };
@@ -188,10 +232,9 @@ fn texts(group: &dyn RowGroupReader, column: usize, n: usize) -> Result<Vec<Opti
     let (mut values, mut definition) = (Vec::new(), Vec::new());
     let levels = (full > 0).then_some(&mut definition);
     reader.read_records(n, levels, None, &mut values)?;
-    let mut values = values.into_iter().map(|v: ByteArray| String::from_utf8(v.data().to_vec()));
-    let mut text = |there: bool| if there { values.next().transpose() } else { Ok(None) };
+    let mut values = values.into_iter();
     let there = (0..n).map(|i| definition.get(i).is_none_or(|d| *d == full));
-    there.map(|there| text(there).context("a text is not UTF-8")).collect()
+    Ok(there.map(|there| if there { values.next() } else { None }).collect())
 }
 
 /// A list of numbers for each of `n` rows; what is null is left out, and the row is too short.
@@ -233,7 +276,9 @@ mod tests {
         let rows: Vec<Row> = (0..2 * BLOCK + 5)
             .map(|i| {
                 let serde_json::Value::Object(metadata) = json!({ "n": i }) else { panic!() };
-                Row { id: format!("item {i}"), vector: vec![i as f32, 1.0, -0.5], metadata }
+                let image = (i % 3 == 0).then(|| Arc::from(format!("picture {i}").into_bytes()));
+                let hash = (i % 2 == 0).then_some([i as u8; 32]);
+                Row { id: format!("item {i}"), vector: vec![i as f32, 1.0, -0.5], metadata, image, hash }
             })
             .collect();
         let mut writer = Box::new(Writer::create(&path, &encoder).unwrap());

@@ -54,6 +54,33 @@ async fn what_jsonb_would_change_comes_back_as_it_was() {
     }
 }
 
+/// As docs/backup.md says.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dump_is_restored_into_another_data_base() {
+    let (Some(place), Some(other)) = (place(), place()) else { return };
+    let (from, to) = (place.url.clone().unwrap(), other.url.clone().unwrap());
+    let index = open(&place, &encoder(16)).unwrap();
+    let items: Vec<Item> = crowd(700, 16, 81)
+        .into_iter()
+        .map(|item| Item { image: Some(Arc::from(item.id.as_bytes())), pictured: true, hash: Some([3; 32]), ..item })
+        .collect();
+    fill(&index, items.clone()).await;
+    settled(&index).await;
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("photos.dump");
+    let file = file.to_str().unwrap();
+    server::tool("pg_dump", &["--format=custom", "--file", file, &from]);
+    // What comes later is not in it.
+    index.delete("5").await.unwrap();
+    server::tool("pg_restore", &["--no-owner", "--dbname", &to, file]);
+    let restored = open(&other, &encoder(16)).unwrap();
+    settled(&restored).await;
+    for item in &items {
+        assert_eq!(restored.get(&item.id).await.unwrap().as_ref(), Some(item));
+        assert_eq!(search(&restored, query(&item.vector, 1)).await[0].id, item.id);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ids_that_no_item_can_have_are_simply_not_there() {
     let Some(place) = place() else { return };

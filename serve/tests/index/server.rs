@@ -79,6 +79,13 @@ fn run(command: &mut Command) {
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
+/// One of PostgreSQL's own programs, which must succeed.
+pub(crate) fn tool(name: &str, args: &[&str]) {
+    let place = installation().unwrap();
+    let mut command = Command::new(place.join("bin").join(name));
+    run(command.args(args).env("LD_LIBRARY_PATH", place.join("lib")));
+}
+
 fn as_user(command: &mut Command) -> &mut Command {
     if rustix::process::geteuid().is_root() { command.uid(NOBODY).gid(NOBODY) } else { command }
 }

@@ -3,9 +3,10 @@
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
+use std::sync::Arc;
 
 use macrl_serve::index::postgres::Address;
-use macrl_serve::index::{EmbeddedIndex, Index, Listing, PostgresIndex};
+use macrl_serve::index::{EmbeddedIndex, Index, Item, Listing, PostgresIndex};
 use serde_json::json;
 
 use crate::place::*;
@@ -43,7 +44,7 @@ async fn what_is_exported_can_be_imported() {
     let items: Vec<_> = clouds(5000, DIM, 41)
         .iter()
         .enumerate()
-        .map(|(i, v)| item(&format!("ü{i:04}"), v, json!({ "n": i, "text": "a \"b\"\n" })))
+        .map(|(i, v)| pictured(i, item(&format!("ü{i:04}"), v, json!({ "n": i, "text": "a \"b\"\n" }))))
         .collect();
     for block in items.chunks(1000) {
         assert!(index.put(&tiny, block.to_vec()).await.unwrap().iter().all(Result::is_ok));
@@ -62,10 +63,21 @@ async fn what_is_exported_can_be_imported() {
         assert_eq!(found.items.len(), expected.items.len());
         for (found, expected) in found.items.iter().zip(&expected.items) {
             assert_eq!((&found.id, &found.metadata), (&expected.id, &expected.metadata));
-            // A vector of length 1 is scaled once more.
-            assert!(found.vector.iter().zip(&expected.vector).all(|(a, b)| (a - b).abs() < 1e-6));
+            // To the bit.
+            assert_eq!(found.vector, expected.vector);
+        }
+        // Parquet keeps what the pictures are and were made from; NumPy has no place for it.
+        for (i, expected) in items.iter().enumerate().step_by(997) {
+            let found = copy.get(&expected.id).await.unwrap().unwrap();
+            let kept = if kind == "parquet" { expected.clone() } else { bare(expected) };
+            assert_eq!(found, kept, "{kind} {i}");
         }
     }
+    // Without pictures, where it is wanted so; the files that they were made from are still known.
+    let output = run(&["export", "--no-pictures", "--index", "@one", "@vectors.parquet"], dir);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let size = |name: &str| fs::metadata(dir.join(name)).unwrap().len();
+    assert!(size("vectors.parquet") < size("all.parquet"));
     bundle::write_bundle(&dir.join("other"), "other", false);
     let refused = error(&["import", "--bundle", "@other", "--index", "@new", "@all.parquet"], dir);
     assert!(refused.contains("vectors of encoder tiny") && refused.contains("the bundle's is other"), "{refused}");
@@ -101,6 +113,18 @@ async fn only_an_exports_own_files_are_replaced() {
     assert!(names.into_iter().all(|name| !name.contains("tmp")), "temporary files are left");
 }
 
+/// Every other item has a picture, every third is known to be of some file.
+fn pictured(i: usize, plain: Item) -> Item {
+    let picture = || Arc::from([b"\x89PNG\r\n\x1a\n".as_slice(), &i.to_le_bytes(), &[i as u8; 200]].concat());
+    let image = i.is_multiple_of(2).then(picture);
+    Item { pictured: image.is_some(), image, hash: i.is_multiple_of(3).then(|| [i as u8; 32]), ..plain }
+}
+
+/// What NumPy's files keep of an item.
+fn bare(item: &Item) -> Item {
+    Item { image: None, pictured: false, hash: None, ..item.clone() }
+}
+
 #[test]
 fn mistakes_are_one_line() {
     let place = tempfile::tempdir().unwrap();
@@ -126,18 +150,19 @@ async fn an_index_moves_into_a_data_base_and_back() {
     let items: Vec<_> = clouds(5000, DIM, 42)
         .iter()
         .enumerate()
-        .map(|(i, v)| item(&format!("ü{i:04}"), v, json!({ "n": i, "text": "a \"b\"\n\0", "whole": 1.0 })))
+        .map(|(i, v)| pictured(i, item(&format!("ü{i:04}"), v, json!({ "n": i, "text": "a \"b\"\n\0", "whole": 1.0 }))))
         .collect();
     let page = || Listing { limit: 10_000, vectors: true, ..Listing::default() };
     {
         let index = EmbeddedIndex::open(&dir.join("one"), &tiny, &options()).unwrap();
-        assert!(index.put(&tiny, items).await.unwrap().iter().all(Result::is_ok));
+        assert!(index.put(&tiny, items.clone()).await.unwrap().iter().all(Result::is_ok));
     }
     for args in [
         ["export", "--index", "@one", "@a.parquet"].as_slice(),
         &["import", "--bundle", "@bundle", "--index", &url, "@a.parquet"],
         &["export", "--index", &url, "@b.npy"],
-        &["import", "--bundle", "@bundle", "--index", "@two", "@b.npy"],
+        &["export", "--index", &url, "@b.parquet"],
+        &["import", "--bundle", "@bundle", "--index", "@two", "@b.parquet"],
     ] {
         let output = run(args, dir);
         assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
@@ -149,9 +174,15 @@ async fn an_index_moves_into_a_data_base_and_back() {
     for copy in [there.list(page()).await.unwrap(), two.list(page()).await.unwrap()] {
         assert_eq!((copy.total, copy.items.len()), (5000, 5000));
         for (found, expected) in copy.items.iter().zip(&expected.items) {
-            assert_eq!((&found.id, &found.metadata), (&expected.id, &expected.metadata));
-            assert!(found.vector.iter().zip(&expected.vector).all(|(a, b)| (a - b).abs() < 1e-6));
+            assert_eq!(
+                (&found.id, &found.metadata, &found.vector),
+                (&expected.id, &expected.metadata, &expected.vector)
+            );
         }
+    }
+    for expected in items.iter().step_by(997) {
+        assert_eq!(there.get(&expected.id).await.unwrap().as_ref(), Some(expected));
+        assert_eq!(two.get(&expected.id).await.unwrap().as_ref(), Some(expected));
     }
     bundle::write_bundle(&dir.join("other"), "other", false);
     let refused = error(&["import", "--bundle", "@other", "--index", &url, "@b.npy"], dir);
@@ -161,4 +192,7 @@ async fn an_index_moves_into_a_data_base_and_back() {
     assert!(refused.contains("password authentication failed") && !refused.contains(crate::server::PASSWORD));
     let typo = error(&["export", "--index", &format!("{url}?colour=red"), "@b.npy"], dir);
     assert!(typo.contains("unknown option `colour`") && !typo.contains(crate::server::PASSWORD), "{typo}");
+    let backup = run(&["backup", "--index", &url, "@copy"], dir);
+    let text = String::from_utf8_lossy(&backup.stderr).into_owned();
+    assert!(backup.status.code() == Some(2) && text.contains("pg_dump"), "{text}");
 }

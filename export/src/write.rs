@@ -192,6 +192,7 @@ fn provenance(source: &Source, weights: &[u8]) -> Provenance {
     let mut extra = serde_json::Map::new();
     extra.insert("checkpoint".into(), source.checkpoint.clone().into());
     Provenance {
+        format: bundle::FORMAT,
         name: source.name.clone(),
         version: env!("CARGO_PKG_VERSION").into(),
         weights_sha256: Sha256::digest(weights).iter().map(|b| format!("{b:02x}")).collect(),

@@ -19,6 +19,8 @@ use crate::preprocess::{Preprocess, PreprocessorConfig};
 use crate::probe::{Probe, ProbeError};
 use crate::weights;
 
+/// The bundle's format, in `config.json` as `macrl.format`; docs/formats.md says when it changes.
+pub const FORMAT: u32 = 1;
 /// `config.json`
 pub const CONFIG: &str = "config.json";
 /// `preprocessor_config.json`
@@ -189,6 +191,9 @@ pub struct ModelConfig {
 /// Where a bundle's weights come from.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Provenance {
+    /// Of the bundle, see [`FORMAT`]; 1 where the file does not say.
+    #[serde(default = "first_format")]
+    pub format: u32,
     /// Name of the model: the run's folder.
     pub name: String,
     /// Version of the program that wrote the bundle.
@@ -203,6 +208,10 @@ pub struct Provenance {
     /// More, free.
     #[serde(flatten)]
     pub extra: serde_json::Map<String, serde_json::Value>,
+}
+
+fn first_format() -> u32 {
+    1
 }
 
 impl ModelConfig {
@@ -225,7 +234,7 @@ impl ModelConfig {
             pooling: config.evaluate.pooling,
             id2label: labels.iter().enumerate().map(|(i, l)| (i.to_string(), l.clone())).collect(),
             label2id: labels.iter().enumerate().map(|(i, l)| (l.clone(), i)).collect(),
-            macrl: provenance,
+            macrl: Provenance { format: FORMAT, ..provenance },
         }
     }
 
@@ -248,6 +257,11 @@ impl ModelConfig {
 
     fn check(&self) -> Result<(), String> {
         let expect = |holds: bool, what: String| if holds { Ok(()) } else { Err(what) };
+        let format = self.macrl.format;
+        expect(
+            (1..=FORMAT).contains(&format),
+            format!("macrl.format must be in 1..={FORMAT}, found {format}: use a newer version of this program"),
+        )?;
         expect(self.model_type == "vit", format!("model_type must be vit, found {}", self.model_type))?;
         expect(self.num_channels == 3, format!("num_channels must be 3, found {}", self.num_channels))?;
         expect(self.hidden_act == "gelu", format!("hidden_act must be gelu, found {}", self.hidden_act))?;

@@ -1,0 +1,8 @@
+#!/bin/sh
+# 100 rounds of kill -9, copies (while running, and of the folder) and restorations of an index, below and above the limit
+# of exact search: after each, every item is looked at and many are searched for by their own vectors.
+#
+#   bench/index_matrix.sh [ROUNDS [SEED]]
+set -eu
+MACRL_MATRIX_ROUNDS=${1:-100} MACRL_MATRIX_SEED=${2:-3} \
+    cargo test --release --workspace --test index -- --nocapture whatever_becomes_of_the_files

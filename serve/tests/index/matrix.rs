@@ -1,0 +1,327 @@
+//! Kills, copies and restorations in any order, below and above the limit of exact search: whatever becomes of the files,
+//! an index holds what its data base held, and searches find exactly that.
+//!
+//! Every round changes the index in a process of its own, which is killed or ends by itself; a copy may be made
+//! meanwhile or afterwards; an older copy may be put back, with the graph's file of another past beside it.  Then the
+//! index is opened, every item is looked at, and many are searched for by their own vectors.
+//!
+//! `MACRL_MATRIX_ROUNDS=100` is bench/index_matrix.sh.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use macrl_serve::index::{EmbeddedIndex, Index, Item, Query};
+use serde_json::json;
+
+use crate::place::*;
+
+const DIM: usize = 24;
+const WORKERS: usize = 3;
+/// Ids of each worker.
+const IDS: usize = 30;
+/// Names the folder to the child.
+const CHILD: &str = "MACRL_MATRIX_CHILD";
+/// Items searched for by their own vectors, each time.
+const SEARCHED: usize = 250;
+
+/// One change: what it is follows from its number, which is never used twice.
+type Step = u64;
+
+/// What has been done to an index.
+#[derive(Clone, Default)]
+struct Past {
+    workers: [Vec<Step>; WORKERS],
+    bulk: BTreeMap<String, Item>,
+}
+
+/// A folder with a copy, and what it holds.
+struct Copied {
+    dir: PathBuf,
+    past: Past,
+}
+
+fn change(step: Step) -> (String, Option<Item>) {
+    let mut noise = Noise(step.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+    noise.integer(2);
+    let id = format!("w{}-{}", step % WORKERS as u64, noise.integer(IDS));
+    let put = noise.integer(5) > 0;
+    let item = put.then(|| item(&id, &noise.vector(DIM), json!({ "step": step })));
+    (id, item)
+}
+
+fn steps(round: usize, worker: usize) -> impl Iterator<Item = Step> {
+    (0u64..).map(move |n| ((round as u64) << 32 | n) * WORKERS as u64 + worker as u64)
+}
+
+fn replay(steps: &[Step]) -> BTreeMap<String, Item> {
+    let mut items = BTreeMap::new();
+    for step in steps {
+        match change(*step) {
+            (id, Some(item)) => drop(items.insert(id, item)),
+            (id, None) => drop(items.remove(&id)),
+        }
+    }
+    items
+}
+
+impl Past {
+    fn items(&self) -> BTreeMap<String, Item> {
+        let mut items = self.bulk.clone();
+        self.workers.iter().for_each(|steps| items.extend(replay(steps)));
+        items
+    }
+
+    /// Between `done` and one more than `most` of a round's changes of each worker were made: finds out how many.
+    async fn settle(&mut self, index: &EmbeddedIndex, round: usize, done: [usize; WORKERS], most: [usize; WORKERS]) {
+        for worker in 0..WORKERS {
+            let mut found = BTreeMap::new();
+            for id in (0..IDS).map(|i| format!("w{worker}-{i}")) {
+                found.extend(index.get(&id).await.unwrap().map(|item| (id, item)));
+            }
+            let past = &mut self.workers[worker];
+            let (begun, mut new) = (past.len(), steps(round, worker));
+            past.extend(new.by_ref().take(done[worker]));
+            while replay(past) != found {
+                let more = past.len() - begun;
+                assert!(
+                    more <= most[worker],
+                    "round {round}, worker {worker}: not as after {done:?} to {most:?} changes"
+                );
+                past.extend(new.next());
+            }
+        }
+    }
+}
+
+/// Not a test: what `whatever_becomes_of_the_files` starts.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn child() {
+    let Ok(dir) = std::env::var(CHILD) else { return };
+    let number = |name: &str| std::env::var(name).unwrap().parse::<usize>().unwrap();
+    let (round, count) = (number("MACRL_MATRIX_ROUND"), number("MACRL_MATRIX_STEPS"));
+    let index = Arc::new(EmbeddedIndex::open(dir.as_ref(), &encoder(DIM), &options()).unwrap());
+    let tasks: Vec<_> = (0..WORKERS)
+        .map(|worker| {
+            let index = index.clone();
+            tokio::spawn(async move {
+                for step in steps(round, worker).take(count) {
+                    match change(step) {
+                        (_, Some(item)) => assert!(index.put(&encoder(DIM), vec![item]).await.unwrap()[0].is_ok()),
+                        (id, None) => drop(index.delete(&id).await.unwrap()),
+                    }
+                    // One write of a whole line.
+                    std::io::stdout().lock().write_all(format!("ack {worker}\n").as_bytes()).unwrap();
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.unwrap();
+    }
+}
+
+/// A child that is changing the index, and what it has acknowledged.
+struct Running {
+    child: Child,
+    acknowledged: Arc<[AtomicUsize; WORKERS]>,
+    reader: std::thread::JoinHandle<()>,
+}
+
+impl Running {
+    fn start(dir: &Path, round: usize, steps: usize) -> Self {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["matrix::child", "--exact", "--nocapture"])
+            .env(CHILD, dir)
+            .env("MACRL_MATRIX_ROUND", round.to_string())
+            .env("MACRL_MATRIX_STEPS", steps.to_string())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let out = BufReader::new(child.stdout.take().unwrap());
+        let acknowledged: Arc<[AtomicUsize; WORKERS]> = Arc::default();
+        let counts = acknowledged.clone();
+        let reader = std::thread::spawn(move || {
+            for line in out.split(b'\n').map_while(Result::ok) {
+                let line = String::from_utf8_lossy(&line).into_owned();
+                // A line that was cut off by the kill is not an acknowledgement.
+                let worker = line.rsplit_once("ack ").and_then(|(_, worker)| worker.parse::<usize>().ok());
+                if let Some(count) = worker.and_then(|worker| counts.get(worker)) {
+                    count.fetch_add(1, Ordering::SeqCst);
+                }
+            }
+        });
+        Self { child, acknowledged, reader }
+    }
+
+    fn acknowledged(&self) -> [usize; WORKERS] {
+        std::array::from_fn(|worker| self.acknowledged[worker].load(Ordering::SeqCst))
+    }
+
+    /// Waits until something was acknowledged.
+    fn begun(&mut self) {
+        while self.acknowledged().iter().sum::<usize>() == 0 && self.child.try_wait().unwrap().is_none() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// All that was acknowledged until it ended, by itself or by being killed.
+    fn end(mut self, kill: bool) -> [usize; WORKERS] {
+        if kill {
+            // SIGKILL.
+            let _ = self.child.kill();
+        }
+        let status = self.child.wait().unwrap();
+        assert!(kill || status.success());
+        self.reader.join().unwrap();
+        std::array::from_fn(|worker| self.acknowledged[worker].load(Ordering::SeqCst))
+    }
+}
+
+/// Every item is there, and is found by its own vector; nothing else is found.
+async fn check(index: &EmbeddedIndex, past: &Past, noise: &mut Noise, what: &str) {
+    let items = past.items();
+    assert_eq!(index.status().await.unwrap().items, items.len(), "{what}");
+    for (id, item) in &items {
+        assert_eq!(index.get(id).await.unwrap().as_ref(), Some(item), "{what}");
+    }
+    let all: Vec<&Item> = items.values().collect();
+    for _ in 0..SEARCHED.min(all.len()) {
+        let wanted = all[noise.integer(all.len())];
+        let exact = noise.integer(8) == 0;
+        let hits = search(index, Query { exact, ..query(&wanted.vector, 5) }).await;
+        assert_eq!(hits.len(), 5.min(all.len()), "{what}");
+        let status = index.status().await;
+        assert_eq!(hits[0].id, wanted.id, "{what}: exact {exact}, {status:?}, {hits:?}");
+        for hit in hits {
+            let item = items.get(&hit.id).unwrap_or_else(|| panic!("{what}: there is no {}", hit.id));
+            let score: f32 = item.vector.iter().zip(&wanted.vector).map(|(a, b)| a * b).sum();
+            assert!(item.metadata == hit.metadata && (hit.score - score).abs() < 1e-5, "{what}: {hit:?}");
+        }
+    }
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+    }
+}
+
+/// Puts a copy back: all of it, or the data base alone.
+fn restore(copy: &Path, dir: &Path, whole: bool) {
+    if whole {
+        fs::remove_dir_all(dir).unwrap();
+        return copy_folder(copy, dir);
+    }
+    for file in fs::read_dir(dir).unwrap() {
+        let path = file.unwrap().path();
+        if path.file_name().unwrap().to_str().unwrap().starts_with("items.sqlite") {
+            fs::remove_file(path).unwrap();
+        }
+    }
+    for file in fs::read_dir(copy).unwrap() {
+        let file = file.unwrap();
+        if file.file_name().to_str().unwrap().starts_with("items.sqlite") {
+            fs::copy(file.path(), dir.join(file.file_name())).unwrap();
+        }
+    }
+}
+
+/// Adds or removes many items, so that the index is now above and now below the limit of exact search.
+async fn load(index: &EmbeddedIndex, past: &mut Past, round: usize, noise: &mut Noise) {
+    if past.bulk.len() > EXACT_UP_TO && noise.integer(2) == 0 {
+        let gone: Vec<String> = past.bulk.keys().skip(noise.integer(300)).cloned().collect();
+        gone.iter().for_each(|id| drop(past.bulk.remove(id)));
+        return remove(index, gone).await;
+    }
+    let count = 100 + noise.integer(900);
+    let new: Vec<Item> = (0..count)
+        .map(|i| item(&format!("b{}", noise.integer(1500)), &noise.vector(DIM), json!({ "at": [round, i] })))
+        .collect();
+    fill(index, new.clone()).await;
+    past.bulk.extend(new.into_iter().map(|item| (item.id.clone(), item)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_becomes_of_the_files() {
+    let rounds = std::env::var("MACRL_MATRIX_ROUNDS").ok().and_then(|v| v.parse().ok()).unwrap_or(6);
+    let seed = std::env::var("MACRL_MATRIX_SEED").ok().and_then(|v| v.parse().ok()).unwrap_or(3);
+    let place = tempfile::tempdir().unwrap();
+    let dir = place.path().join("index");
+    let mut noise = Noise(seed);
+    let mut past = Past::default();
+    let mut copies: Vec<Copied> = Vec::new();
+    let (mut kills, mut restored, mut living, mut searched) = (0, 0, 0, 0);
+    for round in 0..rounds {
+        // Many at once.
+        if noise.integer(3) > 0 || round == 0 {
+            let index = EmbeddedIndex::open(&dir, &encoder(DIM), &options()).unwrap();
+            load(&index, &mut past, round, &mut noise).await;
+            if noise.integer(2) == 0 && past.bulk.len() > EXACT_UP_TO {
+                settled(&index).await;
+            }
+        }
+        // One at a time, until killed or done; a copy may be made meanwhile.
+        let kill = noise.integer(3) > 0;
+        let mut running = Running::start(&dir, round, if kill { usize::MAX } else { 40 });
+        running.begun();
+        let fresh = place.path().join(format!("copy-{round}"));
+        let meanwhile = (noise.integer(3) == 0).then(|| {
+            let before = running.acknowledged();
+            EmbeddedIndex::back_up(&dir, &fresh).unwrap();
+            (before, running.acknowledged())
+        });
+        std::thread::sleep(Duration::from_millis(noise.integer(150) as u64));
+        let done = running.end(kill);
+        kills += usize::from(kill);
+        if let Some((before, after)) = meanwhile {
+            let mut copied = past.clone();
+            let index = EmbeddedIndex::open(&fresh, &encoder(DIM), &options()).unwrap();
+            copied.settle(&index, round, before, after).await;
+            check(&index, &copied, &mut noise, &format!("round {round}, copy")).await;
+            copies.push(Copied { dir: fresh, past: copied });
+            living += 1;
+        } else if noise.integer(2) == 0 {
+            copy_folder(&dir, &fresh);
+            let mut copied = past.clone();
+            {
+                let index = EmbeddedIndex::open(&dir, &encoder(DIM), &options()).unwrap();
+                copied.settle(&index, round, done, done).await;
+            }
+            copies.push(Copied { dir: fresh, past: copied });
+        }
+        let index = EmbeddedIndex::open(&dir, &encoder(DIM), &options()).unwrap();
+        past.settle(&index, round, done, done).await;
+        check(&index, &past, &mut noise, &format!("round {round}")).await;
+        drop(index);
+        if noise.integer(3) == 0 && !copies.is_empty() {
+            let copy = &copies[noise.integer(copies.len())];
+            let whole = noise.integer(2) == 0;
+            restore(&copy.dir, &dir, whole);
+            past = copy.past.clone();
+            restored += 1;
+            let index = EmbeddedIndex::open(&dir, &encoder(DIM), &options()).unwrap();
+            // The numbers that were given out are given out again.
+            load(&index, &mut past, round, &mut noise).await;
+            check(&index, &past, &mut noise, &format!("round {round}, restored (whole: {whole})")).await;
+            if past.items().len() > EXACT_UP_TO {
+                settled(&index).await;
+            }
+            check(&index, &past, &mut noise, &format!("round {round}, restored and settled (whole: {whole})")).await;
+            searched += 2;
+        }
+        searched += 1;
+    }
+    println!(
+        "{rounds} rounds, {kills} kills, {} copies ({living} of them while running), {restored} restorations; \
+         {searched} times every item looked at and {SEARCHED} searched for",
+        copies.len()
+    );
+}

@@ -120,8 +120,10 @@ pub async fn duplicates(
         let copies: Vec<bool> = page.items.iter().map(|item| finder.is_copy(item)).collect();
         let others = page.items.iter().zip(&copies).filter(|(_, copy)| !**copy);
         let mut found = index.search(others.map(|(item, _)| finder.query(item, FIRST)).collect()).await?.into_iter();
+        let searched = Instant::now();
         for (item, copy) in page.items.into_iter().zip(copies) {
-            if finder.is_full() || since.elapsed() > PATIENCE {
+            // Every page comes at least one item further.
+            if finder.is_full() || searched.elapsed() > PATIENCE {
                 return Ok((finder.groups, after));
             }
             let id = item.id.clone();
@@ -132,6 +134,9 @@ pub async fn duplicates(
         }
         if page.next.is_none() {
             return Ok((finder.groups, None));
+        }
+        if since.elapsed() > PATIENCE {
+            return Ok((finder.groups, after));
         }
     }
 }

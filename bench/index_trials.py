@@ -5,7 +5,7 @@ copies   2,000 copies of one vector among 47,500 others: how many of 1,500 other
 restore  45,000 items, a copy of items.sqlite, 7,000 more and their graph; the copy is put back and 7,100 others imported:
          how many of 710 of these are not found, at once and when the graph is whole.
 
-    python bench/index_trials.py BUNDLE [PROGRAM]        # needs numpy; PROGRAM is target/release/macrl-serve
+    python bench/index_trials.py BUNDLE [PROGRAM [copies|restore]]   # needs numpy; PROGRAM is target/release/macrl-serve
 """
 
 import http.client
@@ -125,5 +125,6 @@ def restore(place):
 
 
 with tempfile.TemporaryDirectory() as place:
-    copies(place)
-    restore(place)
+    for trial in [copies, restore]:
+        if trial.__name__ in (sys.argv[3:] or ["copies", "restore"]):
+            trial(place)

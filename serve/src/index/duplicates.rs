@@ -135,7 +135,7 @@ pub async fn duplicates(
         if page.next.is_none() {
             return Ok((finder.groups, None));
         }
-        if since.elapsed() > PATIENCE {
+        if finder.is_full() || since.elapsed() > PATIENCE {
             return Ok((finder.groups, after));
         }
     }

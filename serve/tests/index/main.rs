@@ -9,7 +9,6 @@ mod matrix;
 mod outage;
 mod place;
 mod postgres;
-mod power;
 mod readonly;
 mod server;
 mod transfer;

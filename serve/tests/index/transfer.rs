@@ -117,7 +117,7 @@ async fn only_an_exports_own_files_are_replaced() {
 fn pictured(i: usize, plain: Item) -> Item {
     let picture = || Arc::from([b"\x89PNG\r\n\x1a\n".as_slice(), &i.to_le_bytes(), &[i as u8; 200]].concat());
     let image = i.is_multiple_of(2).then(picture);
-    Item { pictured: image.is_some(), image, hash: i.is_multiple_of(3).then(|| [i as u8; 32]), ..plain }
+    Item { pictured: image.is_some(), image, hash: i.is_multiple_of(3).then_some([i as u8; 32]), ..plain }
 }
 
 /// What NumPy's files keep of an item.

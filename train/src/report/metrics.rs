@@ -177,7 +177,7 @@ mod tests {
             let page = grid(&vec!["<figure>x</figure>".to_string(); count]);
             let wide = page.matches("class=\"wide\"").count();
             // In sixths of a row: a wide one takes three, the others two.
-            assert!(count == 1 || (3 * wide + 2 * (count - wide)) % 6 == 0, "{count}: {wide}");
+            assert!(count == 1 || (3 * wide + 2 * (count - wide)).is_multiple_of(6), "{count}: {wide}");
             assert_eq!(page.contains("odd"), count > 1 && count % 2 == 1);
         }
     }

@@ -143,7 +143,7 @@ impl Parts {
             parts.tables.insert(split, Table::open(sources, &mut parts.notes)?);
         }
         parts.note_unlabelled();
-        if !parts.tables.get(&Split::Train).is_some_and(|t| !t.labels.is_empty()) {
+        if parts.tables.get(&Split::Train).is_none_or(|t| t.labels.is_empty()) {
             let found =
                 parts.tables.iter().map(|(s, t)| format!("{} of a {} split", count(t.labels.len(), "image"), s.name()));
             bail!("no training images: found {}", found.collect::<Vec<_>>().join(", "));

@@ -239,7 +239,9 @@ fn columns_are_found_by_metadata_then_by_what_they_hold() {
     };
     let one = |shade: u8| pictures(&[shade]);
     let label = || ("label", Column::Long(vec![3]));
-    let shade = |found: Result<(Vec<(Option<u32>, Option<u8>)>, Vec<String>, Vec<String>)>| found.unwrap().0[0].1;
+    // Labels and shades, classes, notes.
+    type Opened = (Vec<(Option<u32>, Option<u8>)>, Vec<String>, Vec<String>);
+    let shade = |found: Result<Opened>| found.unwrap().0[0].1;
     // Two columns of images, the better name second; sound that is declared or that is none of ours.
     assert_eq!(shade(first(None, &[("annotation", one(9)), ("image", one(1)), label()])), Some(1));
     let sound = || ("audio", Column::Images(vec![Some(b"RIFF....WAVE".to_vec())]));

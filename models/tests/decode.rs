@@ -3,7 +3,7 @@
 use image::codecs::jpeg::JpegEncoder;
 use image::codecs::png::PngEncoder;
 use image::{ExtendedColorType, ImageEncoder, Rgb, RgbImage};
-use macrl_models::decode::{DecodeError, DecodeLimits, announced_pixels, decode, heif};
+use macrl_models::decode::{DecodeError, DecodeLimits, announced, announced_pixels, decode, heif};
 use moxcms::ColorProfile;
 
 fn read(bytes: &[u8]) -> Result<RgbImage, DecodeError> {
@@ -188,5 +188,26 @@ fn heic_is_read_where_libheif_is() {
         let mut bytes = COLORS.to_vec();
         bytes[length] ^= 0x5a;
         let _ = read(&bytes);
+    }
+}
+
+#[test]
+fn a_header_is_refused_in_the_words_of_the_whole_file() {
+    let ask = |bytes: &[u8], limits: &DecodeLimits| announced(std::io::Cursor::new(bytes), limits);
+    let png = with_profile(&ColorProfile::new_srgb(), ExtendedColorType::Rgb8, SIX.as_flattened());
+    assert_eq!(ask(&png, &DecodeLimits::DEFAULT), Ok(6));
+    let small = DecodeLimits::of_pixels(5);
+    for (bytes, limits) in [
+        (&png[..], &small),
+        (&png[..20], &small),
+        (b"no image at all", &small),
+        (b"", &small),
+        (&jpeg(8)[..30], &small),
+    ] {
+        assert_eq!(ask(bytes, limits).unwrap_err(), decode(bytes, limits).unwrap_err(), "{} bytes", bytes.len());
+    }
+    match heif::available("HEIC") {
+        Ok(()) => assert_eq!(ask(COLORS, &DecodeLimits::DEFAULT), Ok(64 * 48)),
+        Err(_) => assert_eq!(ask(COLORS, &small).unwrap_err(), decode(COLORS, &small).unwrap_err()),
     }
 }

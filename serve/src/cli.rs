@@ -251,7 +251,7 @@ impl ServeArgs {
             images: self.max_images,
             inputs: self.max_inputs.map_or(self.max_images, usize::from),
             queue: self.queue,
-            decode: DecodeLimits { max_pixels: self.max_pixels, ..DecodeLimits::default() },
+            decode: DecodeLimits { max_pixels: self.max_pixels, ..DecodeLimits::DEFAULT },
             index_bytes: self.max_index,
             exact_up_to: self.exact_up_to,
             connections: usize::from(self.max_connections),

@@ -14,6 +14,8 @@ mod validate;
 
 use serde::{Deserialize, Serialize};
 
+use crate::decode::DecodeLimits;
+
 pub use choices::{Fit, KeyBranch, KeyMask, LossOn, Optimizer, Pooling, Precision, Target};
 pub use compare::Difference;
 pub use load::ConfigError;
@@ -29,6 +31,8 @@ pub struct DataConfig {
     pub mean: [f32; 3],
     /// Per-channel standard deviation of pixels in [0, 1].
     pub std: [f32; 3],
+    /// Pixels (width x height) above which an image is left out.
+    pub max_pixels: u64,
     /// Parquet: the column of images; empty: found by itself.
     pub image_column: String,
     /// Parquet: the column of labels; empty: found by itself.
@@ -275,6 +279,7 @@ impl Default for Config {
                 fit: Fit::Resize,
                 mean: [0.485, 0.456, 0.406],
                 std: [0.229, 0.224, 0.225],
+                max_pixels: DecodeLimits::DEFAULT.max_pixels,
                 image_column: String::new(),
                 label_column: String::new(),
             },

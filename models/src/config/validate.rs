@@ -27,6 +27,7 @@ impl Config {
         ] {
             require(value > 0, key, "must be at least 1", value)?;
         }
+        require(self.data.max_pixels > 0, "data.max_pixels", "must be at least 1", self.data.max_pixels)?;
         require(
             e.image_size.is_multiple_of(e.patch_size),
             "encoder.patch_size",

@@ -11,7 +11,7 @@ mod color;
 pub mod heif;
 mod jpeg;
 
-use std::io::Cursor;
+use std::io::{BufRead, Cursor, Read, Seek, SeekFrom};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use image::error::{ImageError, LimitErrorKind};
@@ -30,13 +30,20 @@ pub struct DecodeLimits {
 }
 
 impl Default for DecodeLimits {
-    /// 50 megapixels (a large camera's photo), 512 MiB.
     fn default() -> Self {
-        Self { max_pixels: 50_000_000, max_edge: 65_535, max_alloc: 512 << 20 }
+        Self::DEFAULT
     }
 }
 
 impl DecodeLimits {
+    /// 50 megapixels (a large camera's photo), 512 MiB.
+    pub const DEFAULT: Self = Self { max_pixels: 50_000_000, max_edge: 65_535, max_alloc: 512 << 20 };
+
+    /// With another number of pixels, and the memory that formats of 16-bit samples need for them.
+    pub fn of_pixels(max_pixels: u64) -> Self {
+        Self { max_pixels, max_alloc: max_pixels.saturating_mul(11).max(Self::DEFAULT.max_alloc), ..Self::DEFAULT }
+    }
+
     /// Refuses a picture by its size.
     fn check(&self, width: u32, height: u32, format: &'static str) -> Result<(), DecodeError> {
         let Self { max_pixels, max_edge, .. } = *self;
@@ -99,6 +106,9 @@ pub enum DecodeError {
 /// uses; one that does not fit is left out.
 const PEEK_ALLOC: u64 = 256 << 10;
 
+/// First bytes of a file that its format is known by.
+const HEAD: u64 = 256;
+
 /// Bytes for an image's header where its pixels are wanted too.
 const HEADER_ALLOC: u64 = 32 << 20;
 
@@ -115,7 +125,7 @@ pub fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<RgbImage, DecodeErr
     }
     let format = image::guess_format(bytes).ok().filter(|f| f.reading_enabled());
     let Some(format) = format else {
-        return Err(DecodeError::Format { found: first_bytes(bytes) });
+        return Err(DecodeError::Format { found: found(bytes, bytes.len() as u64) });
     };
     let name = format_name(format);
     // A decoder is somebody else's code reading hostile bytes: its panic is a broken image.
@@ -132,6 +142,36 @@ pub fn announced_pixels(bytes: &[u8]) -> Option<u64> {
     let read = || reader(bytes, format, PEEK_ALLOC).into_dimensions().ok();
     let (width, height) = catch_unwind(AssertUnwindSafe(read)).ok()??;
     Some(u64::from(width) * u64::from(height))
+}
+
+/// Width x height as the header says, of a file that need not be in memory; errors are those of [`decode`].
+///
+/// # Errors
+/// Every [`DecodeError`] that a header can give.
+pub fn announced(mut source: impl BufRead + Seek, limits: &DecodeLimits) -> Result<u64, DecodeError> {
+    let unread = |e: std::io::Error| DecodeError::Broken { format: "this", cause: e.to_string() };
+    let mut head = Vec::new();
+    source.by_ref().take(HEAD).read_to_end(&mut head).map_err(unread)?;
+    let length = source.seek(SeekFrom::End(0)).map_err(unread)?;
+    source.rewind().map_err(unread)?;
+    if let Some(format) = heif::format(&head) {
+        heif::available(format).map_err(|cause| DecodeError::NeedsLibheif { format, cause })?;
+        let mut bytes = Vec::new();
+        source.take(limits.max_alloc).read_to_end(&mut bytes).map_err(unread)?;
+        let cause = || DecodeError::Broken { format, cause: "its header cannot be read".into() };
+        return heif::announced_pixels(&bytes).ok_or_else(cause);
+    }
+    let Some(format) = image::guess_format(&head).ok().filter(|f| f.reading_enabled()) else {
+        return Err(DecodeError::Format { found: found(&head, length) });
+    };
+    let name = format_name(format);
+    let mut reader = ImageReader::with_format(source, format);
+    reader.limits(allocating(PEEK_ALLOC));
+    let read = catch_unwind(AssertUnwindSafe(|| reader.into_dimensions()));
+    let read = read.map_err(|_| DecodeError::Broken { format: name, cause: "the decoder gave up".into() })?;
+    let (width, height) = read.map_err(|e| from_image_error(e, name, limits))?;
+    limits.check(width, height, name)?;
+    Ok(u64::from(width) * u64::from(height))
 }
 
 fn allocating(bytes: u64) -> Limits {
@@ -212,12 +252,13 @@ fn from_image_error(error: ImageError, format: &'static str, limits: &DecodeLimi
     DecodeError::Broken { format, cause }
 }
 
-fn first_bytes(bytes: &[u8]) -> String {
-    if bytes.is_empty() {
+/// What a file is instead of an image, by its first bytes.
+fn found(head: &[u8], length: u64) -> String {
+    if head.is_empty() {
         return "no bytes".into();
     }
-    let head: Vec<String> = bytes.iter().take(8).map(|b| format!("{b:02x}")).collect();
-    format!("{} bytes that begin with {}", bytes.len(), head.join(" "))
+    let head: Vec<String> = head.iter().take(8).map(|b| format!("{b:02x}")).collect();
+    format!("{length} bytes that begin with {}", head.join(" "))
 }
 
 fn format_name(format: image::ImageFormat) -> &'static str {

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use macrl_models::bundle::Bundle;
+use macrl_models::decode::DecodeLimits;
 use macrl_models::output::elapsed;
 use macrl_models::progress::Progress;
 use macrl_models::runtime::Device;
@@ -61,6 +62,9 @@ pub struct IngestArgs {
     /// Images of a batch [default: 8, which stay in a core's cache; 64 on CUDA].
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
     max_batch: Option<u16>,
+    /// Pixels (width x height) above which an image is refused.
+    #[arg(long, default_value_t = DecodeLimits::DEFAULT.max_pixels, value_name = "PIXELS")]
+    max_pixels: u64,
     /// Where labels come from.
     #[arg(long, value_enum, default_value_t)]
     label_from: Labels,
@@ -208,7 +212,8 @@ fn into_index(job: &Job, bundle: &Bundle, encoder: &Encoder, local: &Local) -> R
     let engine = Engine::start(bundle, &options, &Arc::default())?;
     let in_flight = 4 * engine.max_batch() * engine.devices().len();
     let (source, stored, next) = (&job.source, job.stored, AtomicUsize::new(0));
-    let work = Work { found, known, source, stored, bundle, engine: &engine, next };
+    let limits = DecodeLimits::of_pixels(job.args.max_pixels);
+    let work = Work { found, known, source, stored, bundle, engine: &engine, limits, next };
     let progress = Progress::new("storing images", work.found.len());
     let (sender, receiver) = sync_channel(in_flight);
     std::thread::scope(|scope| {

@@ -39,6 +39,7 @@ pub(super) struct Work<'a> {
     pub(super) stored: &'a dyn Stored,
     pub(super) bundle: &'a Bundle,
     pub(super) engine: &'a Engine,
+    pub(super) limits: DecodeLimits,
     pub(super) next: AtomicUsize,
 }
 
@@ -67,9 +68,10 @@ impl Work<'_> {
             check_source(self.stored, self.source, &picture.id)?;
         }
         // A decoder that panics on a broken file costs that file.
+        let (limits, bundle) = (self.limits, self.bundle);
         let decoded = std::panic::catch_unwind(|| {
-            let image = decode(&bytes, &DecodeLimits::default())?;
-            Ok::<_, ApiError>((self.bundle.preprocess.fit(&image).into_raw(), encode_thumbnail(&image)?))
+            let image = decode(&bytes, &limits)?;
+            Ok::<_, ApiError>((bundle.preprocess.fit(&image).into_raw(), encode_thumbnail(&image)?))
         });
         let (pixels, thumbnail) = decoded.unwrap_or(Err(ApiError::Undecodable("its decoder failed".into())))?;
         let feature = self.engine.submit(Pixels::Ready(pixels))?;

@@ -5,12 +5,14 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::BufReader;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result, anyhow, bail};
-use image::{ImageReader, RgbImage};
-use macrl_models::decode::{DecodeLimits, decode};
+use anyhow::{Context, Result, bail};
+use image::RgbImage;
+use macrl_models::decode::{DecodeLimits, announced, decode};
 use macrl_models::folder::{Aside, LabelFrom, Layout, Split, Walk, arrange, text, walk};
 use macrl_models::progress::Progress;
 use rayon::prelude::*;
@@ -185,7 +187,7 @@ fn load(
     reading: &Reading,
     skipped: &mut Vec<(String, String)>,
 ) -> Result<Arc<dyn Dataset>> {
-    let sizes: Vec<Result<u64>> = counted("looking at", split, &entries, |e| decoded_bytes(&e.path));
+    let sizes: Vec<Result<u64>> = counted("looking at", split, &entries, |e| decoded_bytes(&e.path, &reading.limits));
     let total: u64 = sizes.iter().flatten().sum();
     let relative = |e: &Entry| text(e.path.strip_prefix(dir).unwrap_or(&e.path));
     let mut kept = Vec::new();
@@ -196,9 +198,10 @@ fn load(
         }
     }
     if total > reading.budget {
-        return Ok(Arc::new(Files { entries: kept, root: dir.to_path_buf(), pad_to: reading.pad_to }));
+        let (root, pad_to, limits) = (dir.to_path_buf(), reading.pad_to, reading.limits);
+        return Ok(Arc::new(Files { entries: kept, root, pad_to, limits }));
     }
-    let decode = |e: &Entry| (relative(e), e.label, decode_file(&e.path, reading.pad_to));
+    let decode = |e: &Entry| (relative(e), e.label, decode_file(&e.path, reading.pad_to, &reading.limits));
     let decoded = counted("reading", split, &kept, decode);
     let memory = Memory::decoded(split, decoded, skipped);
     Ok(if memory.is_unreadable() { Arc::new(Memory::new(split, Vec::new(), Vec::new())) } else { Arc::new(memory) })
@@ -216,17 +219,14 @@ fn counted<T: Send>(doing: &str, split: &str, entries: &[Entry], each: impl Fn(&
 }
 
 /// Bytes that an image takes as RGB8, from its header.
-fn decoded_bytes(path: &Path) -> Result<u64> {
-    let reader = ImageReader::open(path).context("cannot be opened")?;
-    let reader = reader.with_guessed_format().context("cannot be read")?;
-    // The text of these errors holds their source's already.
-    let (width, height) = reader.into_dimensions().map_err(|e| anyhow!(e.to_string()))?;
-    Ok(3 * u64::from(width) * u64::from(height))
+fn decoded_bytes(path: &Path, limits: &DecodeLimits) -> Result<u64> {
+    let file = File::open(path).context("cannot be opened")?;
+    Ok(3 * announced(BufReader::new(file), limits)?)
 }
 
-fn decode_file(path: &Path, pad_to: Option<u32>) -> Result<RgbImage> {
+fn decode_file(path: &Path, pad_to: Option<u32>, limits: &DecodeLimits) -> Result<RgbImage> {
     let bytes = std::fs::read(path).context("cannot be read")?;
-    Ok(pad(decode(&bytes, &DecodeLimits::default())?, pad_to))
+    Ok(pad(decode(&bytes, limits)?, pad_to))
 }
 
 /// Images that are decoded each time they are asked for.
@@ -234,6 +234,7 @@ struct Files {
     entries: Vec<Entry>,
     root: PathBuf,
     pad_to: Option<u32>,
+    limits: DecodeLimits,
 }
 
 impl Dataset for Files {
@@ -247,7 +248,7 @@ impl Dataset for Files {
 
     fn image(&self, index: usize) -> Result<Cow<'_, RgbImage>> {
         let entry = self.entries.get(index).with_context(|| format!("no image {index}"))?;
-        let image = decode_file(&entry.path, self.pad_to).with_context(|| text(&entry.path))?;
+        let image = decode_file(&entry.path, self.pad_to, &self.limits).with_context(|| text(&entry.path))?;
         Ok(Cow::Owned(image))
     }
 

@@ -22,6 +22,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use image::RgbImage;
 use macrl_models::config::{Config, Fit};
+use macrl_models::decode::DecodeLimits;
 use macrl_models::folder::{READ, Reason, is_system, text};
 
 /// One split of a data set.
@@ -95,6 +96,8 @@ pub struct Reading {
     pub pad_to: Option<u32>,
     /// Bytes of decoded pixels that a split may hold.
     pub budget: u64,
+    /// What an image may cost (`data.max_pixels`).
+    pub limits: DecodeLimits,
     /// Parquet's columns.
     pub columns: Columns,
 }
@@ -116,14 +119,17 @@ pub struct Unclear(pub String);
 impl Reading {
     /// Nothing but what is needed to read images.
     pub const fn plain(pad_to: Option<u32>, budget: u64) -> Self {
-        Reading { pad_to, budget, columns: Columns { image: String::new(), label: String::new() } }
+        let columns = Columns { image: String::new(), label: String::new() };
+        Reading { pad_to, budget, limits: DecodeLimits::DEFAULT, columns }
     }
 
     /// As the configuration says, with a share of this machine's memory.
     pub fn from_config(config: &Config) -> Self {
         let pad = config.data.fit == Fit::Pad;
         let columns = Columns { image: config.data.image_column.clone(), label: config.data.label_column.clone() };
-        Reading { columns, ..Reading::plain(pad.then_some(config.encoder.image_size as u32), memory::budget()) }
+        let limits = DecodeLimits::of_pixels(config.data.max_pixels);
+        let pad_to = pad.then_some(config.encoder.image_size as u32);
+        Reading { columns, limits, ..Reading::plain(pad_to, memory::budget()) }
     }
 }
 

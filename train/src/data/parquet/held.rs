@@ -4,9 +4,9 @@ use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 
-use anyhow::{Context, Result, anyhow};
-use image::{ImageReader, RgbImage};
-use macrl_models::decode::{DecodeLimits, decode};
+use anyhow::{Context, Result};
+use image::RgbImage;
+use macrl_models::decode::{DecodeLimits, announced, decode};
 use parquet::data_type::ByteArray;
 use rayon::prelude::*;
 
@@ -25,19 +25,28 @@ pub(super) struct Encoded {
 }
 
 impl Encoded {
-    fn decode(&self, pad_to: Option<u32>) -> Result<RgbImage> {
+    fn decode(&self, how: &How) -> Result<RgbImage> {
         let bytes = self.bytes.as_ref().context("the row has no image bytes")?;
-        Ok(pad(decode(bytes.data(), &DecodeLimits::default())?, pad_to))
+        Ok(pad(decode(bytes.data(), &how.limits)?, how.pad_to))
     }
 
     /// Bytes that the image takes as RGB8, from its header.
-    fn decoded_bytes(&self) -> Result<u64> {
+    fn decoded_bytes(&self, how: &How) -> Result<u64> {
         let bytes = self.bytes.as_ref().context("the row has no image bytes")?;
-        let (width, height) = ImageReader::new(std::io::Cursor::new(bytes.data()))
-            .with_guessed_format()?
-            .into_dimensions()
-            .map_err(|e| anyhow!(e.to_string()))?;
-        Ok(3 * u64::from(width) * u64::from(height))
+        Ok(3 * announced(std::io::Cursor::new(bytes.data()), &how.limits)?)
+    }
+}
+
+/// How a row is decoded.
+#[derive(Clone, Copy)]
+pub(super) struct How {
+    pad_to: Option<u32>,
+    limits: DecodeLimits,
+}
+
+impl From<&Reading> for How {
+    fn from(reading: &Reading) -> Self {
+        How { pad_to: reading.pad_to, limits: reading.limits }
     }
 }
 
@@ -49,14 +58,15 @@ pub(super) fn hold(
     reading: &Reading,
     skipped: &mut Vec<(String, String)>,
 ) -> Result<Arc<dyn Dataset>> {
-    let sizes: Vec<Result<u64>> = rows.par_iter().map(Encoded::decoded_bytes).collect();
+    let how = How::from(reading);
+    let sizes: Vec<Result<u64>> = rows.par_iter().map(|row| row.decoded_bytes(&how)).collect();
     let name = |row: &Encoded| format!("{split}[{}]", row.row);
     if sizes.iter().flatten().sum::<u64>() > reading.budget {
         let broken = rows.iter().zip(&sizes).filter_map(|(row, size)| Some((row, size.as_ref().err()?)));
         skipped.extend(broken.map(|(row, why)| (name(row), format!("{why:#}"))));
-        return Ok(Arc::new(Held { split, rows, pad_to: reading.pad_to }));
+        return Ok(Arc::new(Held { split, rows, how }));
     }
-    let decoded = rows.par_iter().map(|row| (name(row), row.label, row.decode(reading.pad_to))).collect();
+    let decoded = rows.par_iter().map(|row| (name(row), row.label, row.decode(&how))).collect();
     let memory = Memory::decoded(split, decoded, skipped);
     Ok(if memory.is_unreadable() { Arc::new(Memory::new(split, Vec::new(), Vec::new())) } else { Arc::new(memory) })
 }
@@ -65,7 +75,7 @@ pub(super) fn hold(
 struct Held {
     split: &'static str,
     rows: Vec<Encoded>,
-    pad_to: Option<u32>,
+    how: How,
 }
 
 impl Dataset for Held {
@@ -79,7 +89,7 @@ impl Dataset for Held {
 
     fn image(&self, index: usize) -> Result<Cow<'_, RgbImage>> {
         let row = self.rows.get(index).with_context(|| format!("no image {index} in {}", self.split))?;
-        row.decode(self.pad_to).with_context(|| self.name(index)).map(Cow::Owned)
+        row.decode(&self.how).with_context(|| self.name(index)).map(Cow::Owned)
     }
 
     fn name(&self, index: usize) -> String {
@@ -100,11 +110,11 @@ pub(super) struct Groups {
     /// First row of each (file, group).
     starts: Vec<(usize, usize, usize)>,
     held: Mutex<VecDeque<(usize, Rows)>>,
-    pad_to: Option<u32>,
+    how: How,
 }
 
 impl Groups {
-    pub(super) fn new(split: &'static str, table: Table, labels: Vec<Option<u32>>, pad_to: Option<u32>) -> Self {
+    pub(super) fn new(split: &'static str, table: Table, labels: Vec<Option<u32>>, how: How) -> Self {
         let (mut starts, mut row) = (Vec::new(), 0);
         for (f, file) in table.files.iter().enumerate() {
             for group in 0..file.file.groups() {
@@ -112,7 +122,7 @@ impl Groups {
                 row += file.file.rows(group);
             }
         }
-        Groups { split, table, labels, starts, held: Mutex::new(VecDeque::new()), pad_to }
+        Groups { split, table, labels, starts, held: Mutex::new(VecDeque::new()), how }
     }
 
     fn group(&self, which: usize) -> Result<Rows> {
@@ -148,7 +158,7 @@ impl Dataset for Groups {
         let group = self.group(which)?;
         let bytes = group.get(index - self.starts[which].0).cloned().flatten();
         let row = Encoded { row: index, label: None, bytes };
-        row.decode(self.pad_to).with_context(|| self.name(index)).map(Cow::Owned)
+        row.decode(&self.how).with_context(|| self.name(index)).map(Cow::Owned)
     }
 
     fn name(&self, index: usize) -> String {

@@ -236,7 +236,7 @@ impl Table {
     ) -> Result<Arc<dyn Dataset>> {
         let labels: Vec<Option<u32>> = self.labels.iter().map(|label| classes.number(label)).collect();
         if self.encoded() > reading.budget / 2 {
-            return Ok(Arc::new(Groups::new(split, self, labels, reading.pad_to)));
+            return Ok(Arc::new(Groups::new(split, self, labels, reading.into())));
         }
         let mut images = Vec::new();
         for file in &self.files {

@@ -46,28 +46,32 @@ fn reader(format: &str) -> Result<&'static LibHeif, String> {
     }
 }
 
-/// Width x height as the file's header says; `None` without libheif.
-pub(super) fn announced_pixels(bytes: &[u8]) -> Option<u64> {
-    let library = libheif().ok()?;
-    let image = Primary::open(library, bytes, &DecodeLimits::default()).ok()?;
-    let (width, height) = image.size();
-    Some(u64::from(width) * u64::from(height))
+/// Width x height as the file's header says.
+pub(super) fn announced(bytes: &[u8], format: &'static str, limits: &DecodeLimits) -> Result<u64, DecodeError> {
+    let (width, height) = open(bytes, format, limits)?.size();
+    Ok(u64::from(width) * u64::from(height))
 }
 
 /// # Shapes
 /// (height, width, 3) u8, with the rotations and crops that the file asks for.
 pub(super) fn decode(bytes: &[u8], format: &'static str, limits: &DecodeLimits) -> Result<RgbImage, DecodeError> {
-    let library = reader(format).map_err(|cause| DecodeError::NeedsLibheif { format, cause })?;
-    let broken = |cause| DecodeError::Broken { format, cause };
-    let image = Primary::open(library, bytes, limits).map_err(broken)?;
+    let image = open(bytes, format, limits)?;
     let (width, height) = image.size();
-    limits.check(width, height, format)?;
     // The decoder's planes, and the interleaved pixels made of them.
     if u64::from(width) * u64::from(height) * 8 > limits.max_alloc {
         return Err(DecodeError::TooMuchMemory { max_alloc: limits.max_alloc });
     }
-    let pixels = image.pixels(limits).map_err(broken)?;
+    let pixels = image.pixels(limits).map_err(|cause| DecodeError::Broken { format, cause })?;
     Ok(over_black(color::to_srgb(pixels, &image.profile())))
+}
+
+/// Reads the header and checks the size.
+fn open<'a>(bytes: &'a [u8], format: &'static str, limits: &DecodeLimits) -> Result<Primary<'a>, DecodeError> {
+    let library = reader(format).map_err(|cause| DecodeError::NeedsLibheif { format, cause })?;
+    let image = Primary::open(library, bytes).map_err(|cause| DecodeError::Broken { format, cause })?;
+    let (width, height) = image.size();
+    limits.check(width, height, format)?;
+    Ok(image)
 }
 
 /// `heif_error`.
@@ -221,7 +225,7 @@ struct Primary<'a> {
 }
 
 impl<'a> Primary<'a> {
-    fn open(library: &'static LibHeif, bytes: &'a [u8], limits: &DecodeLimits) -> Result<Self, String> {
+    fn open(library: &'static LibHeif, bytes: &'a [u8]) -> Result<Self, String> {
         // SAFETY: the bytes outlive the context; a null context or handle is only passed to functions that take it.
         unsafe {
             let context = (library.context_alloc)();
@@ -229,9 +233,6 @@ impl<'a> Primary<'a> {
             if context.is_null() {
                 return Err("libheif has no memory".into());
             }
-            // What the coded picture may have, whatever its header says.
-            let edge = (limits.max_pixels as f64).sqrt().ceil().min(32_768.0);
-            (library.set_maximum_edge)(context, edge as c_int);
             (library.read)(context, bytes.as_ptr(), bytes.len(), std::ptr::null()).ok()?;
             (library.primary)(context, &mut image.handle).ok()?;
             Ok(image)
@@ -261,8 +262,13 @@ impl<'a> Primary<'a> {
     }
 
     fn pixels(&self, limits: &DecodeLimits) -> Result<DynamicImage, String> {
-        // SAFETY: `open` made the handle.
-        let alpha = unsafe { (self.library.has_alpha)(self.handle) } != 0;
+        // What the coded picture may have, whatever the header says; it is filled up to whole blocks of 64.
+        let edge = ((limits.max_pixels as f64).sqrt().ceil() + 64.0).min(32_768.0);
+        // SAFETY: `open` made the context and the handle.
+        let alpha = unsafe {
+            (self.library.set_maximum_edge)(self.context, edge as c_int);
+            (self.library.has_alpha)(self.handle) != 0
+        };
         let mut image = std::ptr::null_mut();
         let chroma = INTERLEAVED[usize::from(alpha)];
         // SAFETY: as above; the result is released below, when it has been copied.

@@ -135,8 +135,8 @@ pub fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<RgbImage, DecodeErr
 
 /// Width x height as the header says, without decoding anything; `None` where it cannot be read.
 pub fn announced_pixels(bytes: &[u8]) -> Option<u64> {
-    if heif::format(bytes).is_some() {
-        return heif::announced_pixels(bytes);
+    if let Some(format) = heif::format(bytes) {
+        return heif::announced(bytes, format, &DecodeLimits { max_pixels: u64::MAX, ..DecodeLimits::DEFAULT }).ok();
     }
     let format = image::guess_format(bytes).ok().filter(|f| f.reading_enabled())?;
     let read = || reader(bytes, format, PEEK_ALLOC).into_dimensions().ok();
@@ -155,11 +155,9 @@ pub fn announced(mut source: impl BufRead + Seek, limits: &DecodeLimits) -> Resu
     let length = source.seek(SeekFrom::End(0)).map_err(unread)?;
     source.rewind().map_err(unread)?;
     if let Some(format) = heif::format(&head) {
-        heif::available(format).map_err(|cause| DecodeError::NeedsLibheif { format, cause })?;
         let mut bytes = Vec::new();
         source.take(limits.max_alloc).read_to_end(&mut bytes).map_err(unread)?;
-        let cause = || DecodeError::Broken { format, cause: "its header cannot be read".into() };
-        return heif::announced_pixels(&bytes).ok_or_else(cause);
+        return heif::announced(&bytes, format, limits);
     }
     let Some(format) = image::guess_format(&head).ok().filter(|f| f.reading_enabled()) else {
         return Err(DecodeError::Format { found: found(&head, length) });

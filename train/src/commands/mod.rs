@@ -141,16 +141,17 @@ fn opened(dir: &std::path::Path, data: Data) -> Result<Data> {
         true => String::new(),
         false => format!("; left out: {}", data.left_out.join(", ")),
     };
-    say!(
-        "data: {} ({}), {} training and {test} test images, {} classes{left_out}",
-        text(dir),
-        data.format,
-        data.train.len(),
-        data.classes.len()
-    );
+    let classes = match data.classes.len() {
+        0 => "no labels".to_string(),
+        1 => "1 class".to_string(),
+        n => format!("{n} classes"),
+    };
+    let (dir, format, train) = (text(dir), data.format, data.train.len());
+    say!("data: {dir} ({format}), {train} training and {test} test images, {classes}{left_out}");
     data.notes.iter().for_each(|note| say!("note: {note}"));
     if !data.skipped.is_empty() {
-        say!("left out {} unreadable files:", data.skipped.len());
+        let s = if data.skipped.len() == 1 { "" } else { "s" };
+        say!("left out {} unreadable file{s}:", data.skipped.len());
         const SHOWN: usize = 10;
         data.skipped.iter().take(SHOWN).for_each(|(file, why)| say!("  {file}: {why}"));
     }

@@ -57,6 +57,8 @@ impl Place {
             LockError::Io(..) => Failure::Work(why.into()),
         })?;
         finish(&dir).with_context(|| format!("cannot finish the export that was interrupted in {}", dir.display()))?;
+        let swept = atomic::sweep_of(&dir, MARKER);
+        swept.with_context(|| format!("cannot clear what a killed export left in {}", dir.display()))?;
         let files = old_files(&dir)?;
         Ok(Place { old: Some(Old { files, _lock: lock }), dir })
     }

@@ -116,9 +116,24 @@ pub fn link_file(from: &Path, to: &Path) -> io::Result<()> {
 /// # Errors
 /// What the system says.
 pub fn sweep(dir: &Path) -> io::Result<()> {
+    sweep_those(dir, |_| true)
+}
+
+/// Removes what killed writers of the file `name` have left in `dir`, where other people's files may lie, too.
+///
+/// # Errors
+/// What the system says.
+pub fn sweep_of(dir: &Path, name: &str) -> io::Result<()> {
+    let beginning = format!(".{name}.tmp-");
+    sweep_those(dir, |leftover| leftover.strip_prefix(&beginning).is_some_and(|end| !end.contains('.')))
+}
+
+fn sweep_those(dir: &Path, wanted: impl Fn(&str) -> bool) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
-        if entry.file_type()?.is_file() && is_leftover(&entry.file_name().to_string_lossy()) {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if entry.file_type()?.is_file() && is_leftover(&name) && wanted(&name) {
             fs::remove_file(entry.path())?;
         }
     }
@@ -182,6 +197,11 @@ mod tests {
         fs::write(sibling(&path, "tmp"), b"tw").unwrap();
         let others = [".a.tmp-1", ".a.tmp-b-1", ".hidden", ".notes.tmp-today", "a.tmp-1-2"];
         others.iter().for_each(|name| fs::write(dir.path().join(name), b"").unwrap());
+        sweep_of(dir.path(), "b.json").unwrap();
+        assert_eq!(names(dir.path()).len(), others.len() + 2);
+        sweep_of(dir.path(), "a.json").unwrap();
+        assert_eq!(names(dir.path()).len(), others.len() + 1);
+        fs::write(sibling(&path, "tmp"), b"tw").unwrap();
         sweep(dir.path()).unwrap();
         assert_eq!(
             names(dir.path()),

@@ -82,6 +82,7 @@ fn kept(device: &Device) -> Result<(Vec<String>, Duration)> {
         classes: Vec::new(),
         format: "memory",
         skipped: Vec::new(),
+        left_out: Vec::new(),
         notes: Vec::new(),
     };
     let start = Instant::now();

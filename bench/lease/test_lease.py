@@ -45,7 +45,7 @@ out = pathlib.Path(sys.argv[sys.argv.index("--out") + 1])
 def log(epoch):
     (out / "checkpoints/last.safetensors").touch()
     with open(out / "metrics.jsonl", "a") as file:
-        file.write(json.dumps({"kind": "step", "epoch": epoch, "loss": 1.0, "images_per_second": 9.0}) + "\\n")
+        file.write(json.dumps({"kind": "step", "step": 2 * epoch, "epoch": epoch, "loss": 1.0, "images_per_second": 9.0}) + "\\n")
 """
 
 
@@ -188,10 +188,22 @@ class Tests(unittest.TestCase):
         self.trainer(body)
         rate = training.trial(self.call, self.folder, 70, 30)
         self.assertEqual(rate["environment"], training.WITHOUT_GRAPH)
-        # 64 of 70 images are whole batches of 32
+        # two steps of 32 images an epoch
         self.assertGreater(rate["image"], 0.5 / 64)
+        self.assertLess(rate["image"], 10 / 64)
         self.assertEqual(rate["recipe"], [])
         self.assertIn("- Training with  and a captured graph: the trial ended with status 1: error: no capture", self.call.unrun)
+
+    def test_steps_that_are_logged_at_once_do_not_count_as_fast(self):
+        line = '{"kind": "step", "step": %d, "epoch": %d, "images_per_second": 9.0}\n'
+        (self.folder / "metrics.jsonl").write_text("".join(line % (2 * epoch, epoch) for epoch in (1, 2)))
+        for seen in ([(8.0, 4, 2)], [(8.0, 2, 1), (8.02, 4, 2)]):
+            self.assertAlmostEqual(training.seconds_an_image(self.folder, seen, 32), 1 / 9)
+
+    def test_a_rate_is_that_of_the_steps_between_two_looks(self):
+        # 97 steps an epoch, sixteen logged at a time: the first epoch's last step is seen with the 112th
+        seen = [(8.0, 96, 0.99), (10.0, 112, 112 / 97), (12.0, 304, 304 / 97), (13.0, 388, 4.0)]
+        self.assertAlmostEqual(training.seconds_an_image(self.folder, seen, 256), 3.0 / (276 * 256))
 
     def test_epochs_fit_into_the_time(self):
         rate = {"start": 10.0, "image": 1 / 50_000, "end": 3.0}

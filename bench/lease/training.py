@@ -24,13 +24,16 @@ def metrics(run):
     return [json.loads(line) for line in text.splitlines() if line.endswith("}")]
 
 
+# Seconds: looks at the log are 0.02 apart.
+SHORT = 0.4
+
 # Where the step cannot be captured as a graph, it is queued in parts: slower, but a run.
 WITHOUT_GRAPH = {"MACRL_NO_CUDA_GRAPH": "1"}
 
 
 def trial(call, folder, images, seconds):
-    """A short run; gives {start, image, end, environment, recipe}: seconds until its first epoch's end (less that epoch), for
-    an image, and for a look at the features with the rest of an ending; and with what it ran."""
+    """A short run; gives {start, image, end, environment, recipe}: seconds until its first step, for an image, and for a look
+    at the features with the rest of an ending; and with what it ran."""
     ways = [(recipe, environment) for recipe in call.settings["recipes"] for environment in ({}, WITHOUT_GRAPH)]
     for number, (recipe, environment) in enumerate(ways, 1):
         try:
@@ -47,37 +50,45 @@ def one_trial(call, folder, images, seconds, recipe, environment):
     run = call.scratch / "trial"
     shutil.rmtree(run, ignore_errors=True)
     epochs, log = call.settings["trial_epochs"], open(call.work / "trial.log", "a")
-    begun, ends = time.monotonic(), {}
+    begun, seen = time.monotonic(), []
     process = call.popen(command(call, folder, recipe, run, epochs, epochs), stdout=log, stderr=log,
                          stdin=subprocess.DEVNULL, env={**os.environ, **environment})
     while process.poll() is None:
         if time.monotonic() - begun > seconds or call.left() < 4:
             end(process)
             raise RuntimeError(f"the trial did not end within {seconds:.0f} s; {tail(call.work / 'trial.log')}")
-        note_epochs(run, ends)
+        note_steps(run, seen)
         time.sleep(0.02)
     ended = time.monotonic()
-    note_epochs(run, ends)
-    if process.returncode or not {1, epochs} <= set(ends):
+    note_steps(run, seen)
+    if process.returncode or not seen or seen[-1][2] != epochs:
         raise RuntimeError(f"the trial ended with status {process.returncode}: {tail(call.work / 'trial.log')}")
     shutil.copy(run / "metrics.jsonl", call.work / "trial-metrics.jsonl")
     batch = tomllib.loads((run / "config.toml").read_text())["train"]["batch_size"]
-    image = (ends[epochs] - ends[1]) / (epochs - 1) / (used_of(call, images) // batch * batch)
-    start = ends[1] - begun - image * used_of(call, images)
-    return {"start": max(0.0, start), "image": image, "end": ended - ends[epochs], "environment": environment, "recipe": recipe}
+    image, last = seconds_an_image(run, seen, batch), seen[-1][0]
+    start = last - begun - image * batch * seen[-1][1]
+    return {"start": max(0.0, start), "image": image, "end": ended - last, "environment": environment, "recipe": recipe}
+
+
+def note_steps(run, seen):
+    """Adds (when, step, epoch) where further steps were logged: a GPU's are fetched many at a time, whatever epoch they are of."""
+    steps = [line for line in metrics(run) if line["kind"] == "step"]
+    if steps and (not seen or steps[-1]["step"] > seen[-1][1]):
+        seen.append((time.monotonic(), steps[-1]["step"], steps[-1]["epoch"]))
+
+
+def seconds_an_image(run, seen, batch):
+    """Behind the first epoch, which warms up; by the run's own rate where too little comes behind it to be timed from here."""
+    first, last = next(s for s in seen if s[2] >= 1), seen[-1]
+    if last[0] - first[0] >= SHORT:
+        return (last[0] - first[0]) / ((last[1] - first[1]) * batch)
+    rates = sorted(line["images_per_second"] for line in metrics(run) if line["kind"] == "step")
+    return 1 / rates[len(rates) // 2]
 
 
 def used_of(call, images):
     """As many images as the configuration takes."""
     return min(images, call.settings["limit"] or images)
-
-
-def note_epochs(run, ends):
-    """When each epoch's last step was logged."""
-    for line in metrics(run):
-        epoch = line.get("epoch", 0)
-        if line["kind"] == "step" and epoch == int(epoch):
-            ends.setdefault(int(epoch), time.monotonic())
 
 
 def epochs_within(rate, images, seconds, every, most):

@@ -50,10 +50,21 @@ impl Signals {
 /// A bundle, library or port that cannot be used.
 pub async fn serve(dir: &Path, listen: &str, settings: Settings) -> Result<()> {
     let mut signals = Signals::new()?;
-    let started = tokio::select! {
-        started = start(dir, listen, settings) => started?,
+    let stopping = || announce("stopping: nothing was served yet");
+    let mut opening = open(dir);
+    let bundle = tokio::select! {
+        opened = &mut opening => opened.context("the bundle's loader failed")??,
         () = signals.end() => {
-            announce("stopping: nothing was served yet");
+            // A process that ends while ONNX Runtime is being loaded may crash in its destructors.
+            let _ = opening.await;
+            stopping();
+            return Ok(());
+        }
+    };
+    let started = tokio::select! {
+        started = start(bundle, listen, settings) => started?,
+        () = signals.end() => {
+            stopping();
             return Ok(());
         }
     };
@@ -83,7 +94,22 @@ pub async fn serve(dir: &Path, listen: &str, settings: Settings) -> Result<()> {
     }
     drain(&state, &mut door, &graceful, &mut signals).await;
     drop(door);
-    finish(&state, graceful, &mut signals).await
+    let finished = finish(&state, graceful, &mut signals).await;
+    if !loaded {
+        // As above: its sessions are being made.
+        let _ = loading.await;
+    }
+    finished
+}
+
+/// Reads the bundle and loads ONNX Runtime.
+fn open(dir: &Path) -> JoinHandle<Result<Bundle>> {
+    let dir = dir.to_path_buf();
+    tokio::task::spawn_blocking(move || {
+        let bundle = Bundle::open(&dir)?;
+        runtime::load()?;
+        Ok(bundle)
+    })
 }
 
 /// What there is before the model is loaded.
@@ -93,15 +119,8 @@ struct Started {
     state: AppState,
 }
 
-/// Binds the port and opens bundle and index, which may take seconds.
-async fn start(dir: &Path, listen: &str, settings: Settings) -> Result<Started> {
-    let dir = dir.to_path_buf();
-    let open = move || {
-        let bundle = Bundle::open(&dir)?;
-        runtime::load()?;
-        anyhow::Ok(bundle)
-    };
-    let bundle = tokio::task::spawn_blocking(open).await.context("the bundle's loader failed")??;
+/// Binds the port and opens the index, which may take seconds.
+async fn start(bundle: Bundle, listen: &str, settings: Settings) -> Result<Started> {
     let listener = bind(listen).await?;
     let open = move || App::new(&bundle, settings).map(|state| (bundle, state));
     let (bundle, state) = tokio::task::spawn_blocking(open).await.context("the index's loader failed")??;

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use anyhow::{Context, Result};
 use image::RgbImage;
 use macrl_models::decode::{DecodeLimits, announced, decode};
+use macrl_models::progress::Progress;
 use parquet::data_type::ByteArray;
 use rayon::prelude::*;
 
@@ -66,7 +67,13 @@ pub(super) fn hold(
         skipped.extend(broken.map(|(row, why)| (name(row), format!("{why:#}"))));
         return Ok(Arc::new(Held { split, rows, how }));
     }
-    let decoded = rows.par_iter().map(|row| (name(row), row.label, row.decode(&how))).collect();
+    let progress = Progress::new(format!("reading {split} images"), rows.len());
+    let decode = |row: &Encoded| {
+        let image = row.decode(&how);
+        progress.add(1);
+        (name(row), row.label, image)
+    };
+    let decoded = rows.par_iter().map(decode).collect();
     let memory = Memory::decoded(split, decoded, skipped);
     Ok(if memory.is_unreadable() { Arc::new(Memory::new(split, Vec::new(), Vec::new())) } else { Arc::new(memory) })
 }

@@ -53,16 +53,16 @@ impl Tiles {
         let forward = Forward {
             rows: if padded <= WHOLE { padded } else { ROWS },
             columns: match padded {
-                ..=64 => 2,
-                ..=96 => 3,
+                0..=64 => 2,
+                65..=96 => 3,
                 _ => 9,
             },
             warps: if padded <= 32 { 4 } else { 8 },
         };
         let backward = match padded {
-            ..=32 => Backward { name: "32", keys: 32, one: true, warps: 4 },
-            ..=64 => Backward { name: "64", keys: 64, one: true, warps: 8 },
-            ..=80 => Backward { name: "80", keys: 80, one: true, warps: 5 },
+            0..=32 => Backward { name: "32", keys: 32, one: true, warps: 4 },
+            33..=64 => Backward { name: "64", keys: 64, one: true, warps: 8 },
+            65..=80 => Backward { name: "80", keys: 80, one: true, warps: 5 },
             _ => Backward { name: "long", keys: 64, one: false, warps: 8 },
         };
         Tiles { padded, forward, backward }

@@ -9,6 +9,7 @@ mod plan;
 mod timing;
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -184,11 +185,11 @@ impl Gemm {
             alignments: [call.a.at, call.b.at, c, call.d.at].map(alignment),
         };
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
-        if !plans.contains_key(&shape) {
+        let plan = match plans.entry(shape) {
+            Entry::Occupied(found) => found.into_mut(),
             // SAFETY: descriptors made here live as long as the handle.
-            plans.insert(shape, unsafe { Plan::new(self.handle, &shape, bias) }.map_err(failed)?);
-        }
-        let Some(plan) = plans.get_mut(&shape) else { return Err(Error::Msg("cuBLASLt: no plan".into())) };
+            Entry::Vacant(place) => place.insert(unsafe { Plan::new(self.handle, &shape, bias) }.map_err(failed)?),
+        };
         plan.uses += 1;
         if plan.uses == 2 && self.timed && !self.capturing.load(Ordering::SeqCst) {
             self.choose(plan, &shape, at)?;

@@ -4,4 +4,4 @@
 #   bench/index_kill.sh [ROUNDS [ITEMS]]
 set -eu
 MACRL_KILL_ROUNDS=${1:-100} MACRL_KILL_ITEMS=${2:-100000} \
-    cargo test --release --workspace --test index -- --nocapture a_kill_loses_nothing
+    cargo test --release --locked --workspace --test index -- --nocapture a_kill_loses_nothing

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Inference: the exported graph in ONNX Runtime beside the same ViT in PyTorch eager.
 
-    cargo build --release -p macrl-export --example inference
+    cargo build --release --locked -p macrl-export --example inference
     python bench/inference.py runs/demo/bundle --rust target/release/examples/inference
 
 PyTorch's network is built from the bundle's config.json and model.safetensors; outputs must agree to 1e-4 before

@@ -5,7 +5,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 scripts/setup.sh tests
-cargo build --release --workspace --examples
+cargo build --release --locked --workspace --examples
 bench=${CARGO_TARGET_DIR:-target}/release/examples/index_bench
 
 place=$(mktemp -d)

@@ -2,7 +2,7 @@
 
     python bench/views.py --small FOLDER_OF_32x32 --large FOLDER_OF_PHOTOS [--rounds 5] [--seconds 3]
 
-Needs torch and torchvision in the Python that runs it, and `cargo build --release -p macrl-train --example bench_views`.
+Needs torch and torchvision in the Python that runs it, and `cargo build --release --locked -p macrl-train --example bench_views`.
 """
 
 import argparse

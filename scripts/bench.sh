@@ -8,10 +8,10 @@ scripts/setup.sh
 venv=.deps/bench
 rounds=${BENCH_ROUNDS:-5}
 if [ ! -x "$venv/bin/python" ]; then
-    python3 -m venv "$venv" || { echo "bench: python3 -m venv does not work; install python3-venv" >&2; exit 1; }
+    python3 -I -m venv "$venv" || { echo "bench: python3 -I -m venv does not work; install python3-venv" >&2; exit 1; }
     "$venv/bin/pip" install --quiet torch torchvision numpy pillow onnxruntime safetensors matplotlib
 fi
-cargo build --release --workspace --bins --examples
+cargo build --release --locked --workspace --bins --examples
 
 printf '\n## Training step\n\n'
 "$venv/bin/python" bench/step.py --rounds "$rounds"

@@ -27,7 +27,7 @@ trap stop_server EXIT
 trap 'printf "\nstopped\n"; exit 130' INT TERM
 
 free_port() {
-    python3 - <<'PYTHON'
+    python3 -I - <<'PYTHON'
 import socket
 for port in (8080, 0):
     with socket.socket() as s:
@@ -44,7 +44,7 @@ PYTHON
 wait_ready() {
     for _ in $(seq 120); do
         kill -0 "$server" 2>/dev/null || { printf 'demo: the server ended; see %s/serve.log:\n' "$run" >&2; tail -n 5 "$run/serve.log" >&2; return 1; }
-        if python3 -c 'import sys, urllib.request as u; u.urlopen(sys.argv[1] + "/ready", timeout=2)' "$1" 2>/dev/null; then
+        if python3 -I -c 'import sys, urllib.request as u; u.urlopen(sys.argv[1] + "/ready", timeout=2)' "$1" 2>/dev/null; then
             return 0
         fi
         sleep 0.5
@@ -55,7 +55,7 @@ wait_ready() {
 
 build() {
     step "Build (release)"
-    cargo build --release
+    cargo build --release --locked
     PATH="$PWD/target/release:$PATH"
 }
 

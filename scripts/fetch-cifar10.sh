@@ -24,7 +24,7 @@ fi
 part=$(mktemp -d)
 trap 'rm -rf "$part"' EXIT
 say "CIFAR-10's official archive (163 MB)"
-python3 - "$archive" "$part" <<'PYTHON' || fail "CIFAR-10 could not be fetched; unpack $archive into $folder"
+python3 -I - "$archive" "$part" <<'PYTHON' || fail "CIFAR-10 could not be fetched; unpack $archive into $folder"
 import pathlib, sys, tarfile, urllib.request
 try:
     with urllib.request.urlopen(sys.argv[1], timeout=60) as answer, tarfile.open(fileobj=answer, mode="r|gz") as archive:

@@ -39,7 +39,7 @@ from_repository() {
     say "the authors' repository (31 MB)"
     local sum name
     while read -r sum name; do
-        python3 - "$repository/$name.gz" "$1/files/$name.gz" <<'PYTHON' || return 1
+        python3 -I - "$repository/$name.gz" "$1/files/$name.gz" <<'PYTHON' || return 1
 import shutil, sys, urllib.request
 try:
     with urllib.request.urlopen(sys.argv[1], timeout=60) as answer, open(sys.argv[2], "wb") as file:

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use macrl_models::lock::{Lock, LockError};
 use macrl_models::owned::{MARKER, Marker};
 
-use super::Usage;
+use super::shared::Usage;
 
 /// Names that a message lists.
 const NAMED: usize = 3;

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use macrl_models::config::Config;
 
-use super::Usage;
+use super::shared::Usage;
 use crate::data::Data;
 use crate::data::split::{held_out, needed};
 

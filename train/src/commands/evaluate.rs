@@ -12,7 +12,7 @@ use macrl_models::probe::Probe;
 use macrl_models::{atomic, say};
 
 use super::claim::{Claim, check_file};
-use super::{Usage, data_dir, open_data_once};
+use super::shared::{Usage, data_dir, open_data_once};
 use crate::data::Data;
 use crate::encode::{LeftOut, labelled, load_encoder};
 use crate::evaluate::{Settings, Split, evaluate, export, table, unlabelled};

@@ -8,7 +8,7 @@ use macrl_models::output::one_line;
 use macrl_models::{answer, say};
 
 use super::claim::check_file;
-use super::{data_dir, open_data_once};
+use super::shared::{data_dir, open_data_once};
 use crate::report::{gather, is_own, write};
 use crate::run::Run;
 

@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 use macrl_models::config::Config;
 use macrl_models::say;
 
-use super::open_data;
+use super::shared::open_data;
 use crate::data::unpack::unpack;
 
 /// What `unpack` takes.

@@ -9,7 +9,8 @@ use anyhow::{Context, Result, bail};
 use image::RgbImage;
 
 use super::memory::{Memory, pad};
-use super::{Reading, Splits, class_names, names};
+use super::names;
+use super::reading::{Reading, Splits, class_names};
 
 const EDGE: usize = 32;
 const PIXELS: usize = 3 * EDGE * EDGE;

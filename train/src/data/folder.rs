@@ -17,8 +17,9 @@ use macrl_models::folder::{Aside, LabelFrom, Layout, Split, Walk, arrange, text,
 use macrl_models::progress::Progress;
 use rayon::prelude::*;
 
+use super::dataset::Dataset;
 use super::memory::{Memory, pad};
-use super::{Dataset, Reading, Splits, count};
+use super::reading::{Reading, Splits, count, without_labels};
 
 /// One image file with its class.
 #[derive(Debug, Clone, PartialEq)]
@@ -119,7 +120,7 @@ impl Parts {
             } else if training.is_empty() || !training.is_disjoint(&classes(split)) {
                 held = Some(split);
             } else {
-                notes.push(super::without_labels(name, images));
+                notes.push(without_labels(name, images));
                 left_out.push(format!("{} of the {name} split (no labels)", count(images, "image")));
             }
         }

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-use super::Data;
+use super::dataset::Data;
 
 /// Images whose pixels enter the digest, spread evenly over the split: decoding all would take minutes.
 const SAMPLED: usize = 8;

@@ -9,7 +9,8 @@ use flate2::read::MultiGzDecoder;
 use image::RgbImage;
 
 use super::memory::{Memory, pad};
-use super::{Reading, Splits, class_names, names};
+use super::names;
+use super::reading::{Reading, Splits, class_names};
 
 /// Where the files may lie below the folder that was named (torchvision's downloads put them into `raw`).
 const PLACES: [&str; 4] = ["", "raw", "FashionMNIST/raw", "MNIST/raw"];

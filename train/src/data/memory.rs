@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use anyhow::{Context, Result, anyhow};
 use image::{RgbImage, imageops};
 
-use super::Dataset;
+use super::dataset::Dataset;
 
 /// Share of the memory that is free at start which a split's decoded images may take; the rest is the step's.
 const SHARE: f64 = 0.25;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::Result;
 use image::RgbImage;
 
-use super::Dataset;
+use super::dataset::Dataset;
 use crate::views::random::{Philox, Stream};
 
 /// One image in so many is held out where the data has no test split.

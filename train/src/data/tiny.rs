@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use macrl_models::folder::{Reason, Walk};
 
 use super::folder::{Entry, listed, said, splits};
-use super::{Reading, Splits, count, lines_of};
+use super::reading::{Reading, Splits, count, lines_of};
 
 /// Reads the tree that holds `wnids.txt`; `None` where there is none.
 ///

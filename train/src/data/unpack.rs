@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
-use super::Dataset;
+use super::dataset::Dataset;
 
 /// Sub-folder of images without a label.
 const UNLABELLED: &str = "unlabelled";

@@ -1,7 +1,7 @@
 //! Numbers that tell whether features have collapsed.
 
-use super::knn::normalised;
 use super::matrix::{eigenvalues, gram};
+use super::nearest::normalised;
 
 /// Mean over coordinates of the standard deviation of L2-normalised features, times sqrt(D): about 1 when they
 /// spread evenly over the sphere, 0 when all are equal (arXiv 2011.10566, section 4.1).

@@ -3,22 +3,8 @@
 use rayon::prelude::*;
 
 use super::features::Features;
-use super::matrix::{View, multiply};
+use super::nearest::{Nearest, Neighbour, QUERIES, nearest_in_bank, normalised};
 use super::pruned;
-
-/// Queries judged by one thread at a time.
-pub(super) const QUERIES: usize = 128;
-/// Bank rows compared with them at once; 128 x 2,048 similarities are 1 MiB.
-pub(super) const BANK: usize = 2048;
-
-/// A neighbour: cosine similarity in [-1, 1] and row number in the bank.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Neighbour {
-    /// Cosine similarity.
-    pub similarity: f32,
-    /// Row in the bank.
-    pub index: u32,
-}
 
 /// What kNN reaches on a test set, as shares in [0, 1].
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -72,87 +58,6 @@ pub fn neighbours(bank: &[f32], queries: &[f32], dim: usize, k: usize) -> Vec<Ve
             nearest_in_bank(&bank, &block, dim, vec![Nearest::new(k); block.len() / dim], 0)
         })
         .collect()
-}
-
-/// Adds the bank, whose first row has the number `first`, to what was `found` of each query.
-pub(super) fn nearest_in_bank(
-    bank: &[f32],
-    queries: &[f32],
-    dim: usize,
-    mut found: Vec<Nearest>,
-    first: usize,
-) -> Vec<Vec<Neighbour>> {
-    let m = queries.len() / dim;
-    let mut similarities = vec![0.0f32; m * BANK.min(bank.len() / dim)];
-    for (tile_number, tile) in bank.chunks(BANK * dim).enumerate() {
-        let columns = tile.len() / dim;
-        let out = &mut similarities[..m * columns];
-        multiply(View::new(queries, m, dim), View::new(tile, columns, dim).transposed(), out, 0.0);
-        for (row, nearest) in out.chunks_exact(columns).zip(&mut found) {
-            nearest.offer(row, (first + tile_number * BANK) as u32);
-        }
-    }
-    found.into_iter().map(Nearest::into_kept).collect()
-}
-
-/// The k best seen so far, best first.
-#[derive(Clone)]
-pub(super) struct Nearest {
-    kept: Vec<Neighbour>,
-    k: usize,
-}
-
-impl Nearest {
-    pub(super) fn new(k: usize) -> Self {
-        Nearest { kept: Vec::with_capacity(k + 1), k }
-    }
-
-    pub(super) fn into_kept(self) -> Vec<Neighbour> {
-        self.kept
-    }
-
-    /// What a row has to reach to be kept.
-    pub(super) fn worst(&self) -> f32 {
-        match self.kept.last() {
-            Some(last) if self.kept.len() == self.k => last.similarity,
-            _ if self.k == 0 => f32::INFINITY,
-            _ => f32::NEG_INFINITY,
-        }
-    }
-
-    /// Similarities of bank rows `first`, `first + 1`, ...
-    fn offer(&mut self, similarities: &[f32], first: u32) {
-        // Nearly every block holds nothing better than what is kept: one vectorised maximum says so.
-        for (block, values) in similarities.chunks(64).enumerate() {
-            let largest = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            if largest > self.worst() {
-                for (i, &similarity) in values.iter().enumerate() {
-                    self.insert(Neighbour { similarity, index: first + (block * 64 + i) as u32 });
-                }
-            }
-        }
-    }
-
-    pub(super) fn insert(&mut self, new: Neighbour) {
-        if new.similarity < self.worst() {
-            return;
-        }
-        let nearer = |old: &Neighbour| (old.similarity, new.index) > (new.similarity, old.index);
-        let place = self.kept.partition_point(nearer);
-        self.kept.insert(place, new);
-        self.kept.truncate(self.k);
-    }
-}
-
-/// Rows divided by their lengths; a row of zeros stays one.
-pub fn normalised(values: &[f32], dim: usize) -> Vec<f32> {
-    let mut out = values.to_vec();
-    out.par_chunks_mut(dim).with_min_len(256).for_each(|row| {
-        let square: f32 = row.iter().map(|x| x * x).sum();
-        let scale = 1.0 / square.sqrt().max(1e-12);
-        row.iter_mut().for_each(|x| *x *= scale);
-    });
-    out
 }
 
 /// Index of the largest value, the first where two are equal.

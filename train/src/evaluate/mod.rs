@@ -13,6 +13,7 @@ pub mod knn;
 mod lbfgs;
 pub mod linear;
 pub(crate) mod matrix;
+pub mod nearest;
 mod pruned;
 pub mod table;
 #[cfg(test)]

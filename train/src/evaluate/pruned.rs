@@ -8,8 +8,8 @@
 use rayon::prelude::*;
 
 use super::draw::mix;
-use super::knn::{BANK, Nearest, Neighbour, QUERIES, nearest_in_bank, normalised};
 use super::matrix::{View, multiply};
+use super::nearest::{BANK, Nearest, Neighbour, QUERIES, nearest_in_bank, normalised};
 
 /// K.
 const DIRECTIONS: usize = 256;

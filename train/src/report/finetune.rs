@@ -6,9 +6,9 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 
 use super::chart::{Chart, Scale, Series};
+use super::files::optional;
 use super::html::{escape, percent};
 use super::metrics::{Metrics, grid};
-use super::optional;
 
 /// The kinds of start, in the order of the table, and what they are called.
 const STARTS: [(&str, &str); 2] = [("macrl", "pretrained"), ("random", "random weights")];

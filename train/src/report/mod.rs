@@ -6,7 +6,9 @@
 mod chart;
 mod confusion;
 mod evaluation;
+mod files;
 mod finetune;
+mod gather;
 mod html;
 mod material;
 mod metrics;
@@ -17,68 +19,13 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
-use image::RgbImage;
 use macrl_models::evaluation::Evaluation;
 
+use files::optional;
+pub use gather::gather;
 use html::{Page, escape, section};
-pub use material::gather;
+pub use material::{Material, Near, Neighbourhood, Reconstruction};
 use metrics::Metrics;
-
-use crate::evaluate::Features;
-
-/// One image through one branch.
-#[derive(Debug, Clone)]
-pub struct Reconstruction {
-    /// What the decoder is to predict.
-    pub input: RgbImage,
-    /// What the encoder sees: augmented, removed patches greyed out.
-    pub corrupted: RgbImage,
-    /// What the decoder predicts.
-    pub reconstructed: RgbImage,
-}
-
-/// A held-out image and those that are nearest to it.
-#[derive(Debug, Clone)]
-pub struct Neighbourhood {
-    /// What is looked for.
-    pub query: RgbImage,
-    /// Its class, where it has one.
-    pub label: Option<u32>,
-    /// Nearest first.
-    pub near: Vec<Near>,
-}
-
-/// One neighbour.
-#[derive(Debug, Clone)]
-pub struct Near {
-    /// The image.
-    pub image: RgbImage,
-    /// Its class, where it has one.
-    pub label: Option<u32>,
-    /// Cosine.
-    pub similarity: f32,
-}
-
-/// What the report shows beside what the run's folder holds; everything may be empty.
-#[derive(Debug, Clone, Default)]
-pub struct Material {
-    /// Images through the strong branch.
-    pub strong: Vec<Reconstruction>,
-    /// The same images through the weak branch.
-    pub weak: Vec<Reconstruction>,
-    /// Held-out images and their nearest in the gallery.
-    pub neighbours: Vec<Neighbourhood>,
-    /// What the gallery is: `2000 training images`.
-    pub gallery: String,
-    /// Features for the projection.
-    pub projected: Option<Features>,
-    /// Whether no image has a label.
-    pub unlabelled: bool,
-    /// Class names in label order; empty where there are none.
-    pub labels: Vec<String>,
-    /// Lines of the provenance: (`device`, `cpu`), (`commit`, `1a2b3c4`), ...
-    pub provenance: Vec<(String, String)>,
-}
 
 /// Bytes of a page that hold its title, a run's name included.
 const HEAD: usize = 4096;
@@ -132,16 +79,6 @@ pub fn render(run: &Path, material: &Material) -> Result<String> {
         page.push(section("config", "Configuration, resolved", &body));
     }
     Ok(page.finish())
-}
-
-/// The file's text, or nothing where there is no file.
-fn optional(path: &Path) -> Result<Option<String>> {
-    match std::fs::read(path) {
-        // A cut-off last character must not hide the rest.
-        Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(e).with_context(|| format!("cannot read {}", path.display())),
-    }
 }
 
 fn provenance(lines: &[(String, String)], metrics: &Metrics) -> String {

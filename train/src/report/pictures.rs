@@ -5,7 +5,7 @@ use image::codecs::jpeg::JpegEncoder;
 use image::{ImageFormat, RgbImage, imageops};
 
 use super::html::{class_name, escape, section};
-use super::{Neighbourhood, Reconstruction};
+use super::material::{Neighbourhood, Reconstruction};
 
 /// Larger reconstructions and neighbours are shown smaller, so that the page stays small.
 const RECONSTRUCTION: u32 = 192;

@@ -7,7 +7,7 @@ use macrl_models::projection::{Projection, project};
 
 use super::html::{class_name, escape};
 use crate::evaluate::Features;
-use crate::evaluate::knn::normalised;
+use crate::evaluate::nearest::normalised;
 
 const EDGE: f64 = 600.0;
 const MARGIN: f64 = 12.0;

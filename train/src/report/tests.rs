@@ -1,8 +1,9 @@
 //! The page from a run's folder, whole and with pieces missing.
 
-use image::Rgb;
+use image::{Rgb, RgbImage};
 
 use super::*;
+use crate::evaluate::Features;
 use crate::evaluate::testing::draws;
 
 fn metrics_text() -> String {

@@ -9,7 +9,7 @@ use parquet::schema::types::TypePtr;
 use serde_json::Value;
 
 use super::source::{Opened, Source};
-use crate::data::{Columns, Unclear};
+use crate::data::reading::{Columns, Unclear};
 
 /// Names of image columns, the better ones first.
 const IMAGES: [&str; 9] = ["image", "img", "picture", "photo", "image_bytes", "jpg", "jpeg", "png", "webp"];

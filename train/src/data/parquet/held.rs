@@ -11,9 +11,10 @@ use macrl_models::progress::Progress;
 use parquet::data_type::ByteArray;
 use rayon::prelude::*;
 
-use super::Table;
+use super::source::Source;
+use crate::data::dataset::Dataset;
 use crate::data::memory::{Memory, pad};
-use crate::data::{Dataset, Reading};
+use crate::data::reading::Reading;
 
 /// Row groups of a large set that are held at once.
 const GROUPS_HELD: usize = 8;
@@ -112,7 +113,7 @@ type Rows = Arc<Vec<Option<ByteArray>>>;
 /// Bounded in memory, and as slow as reading a row group per image where the order is random and groups are large.
 pub(super) struct Groups {
     split: &'static str,
-    table: Table,
+    files: Vec<Source>,
     labels: Vec<Option<u32>>,
     /// First row of each (file, group).
     starts: Vec<(usize, usize, usize)>,
@@ -121,15 +122,15 @@ pub(super) struct Groups {
 }
 
 impl Groups {
-    pub(super) fn new(split: &'static str, table: Table, labels: Vec<Option<u32>>, how: How) -> Self {
+    pub(super) fn new(split: &'static str, files: Vec<Source>, labels: Vec<Option<u32>>, how: How) -> Self {
         let (mut starts, mut row) = (Vec::new(), 0);
-        for (f, file) in table.files.iter().enumerate() {
+        for (f, file) in files.iter().enumerate() {
             for group in 0..file.file.groups() {
                 starts.push((row, f, group));
                 row += file.file.rows(group);
             }
         }
-        Groups { split, table, labels, starts, held: Mutex::new(VecDeque::new()), how }
+        Groups { split, files, labels, starts, held: Mutex::new(VecDeque::new()), how }
     }
 
     fn group(&self, which: usize) -> Result<Rows> {
@@ -139,7 +140,7 @@ impl Groups {
         }
         let (_, file, group) = self.starts[which];
         let mut rows = Vec::new();
-        self.table.files[file].images(group, &mut rows)?;
+        self.files[file].images(group, &mut rows)?;
         let rows = Arc::new(rows);
         let mut held = lock();
         held.push_back((which, rows.clone()));

@@ -20,7 +20,8 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use macrl_models::folder::{Split, is_system, text, walk};
 
-use super::{Dataset, Reading, Splits, count};
+use super::dataset::Dataset;
+use super::reading::{Reading, Splits, count, without_labels};
 use columns::{Chosen, choose, listed};
 use held::{Encoded, Groups, hold};
 use labels::{Classes, Label};
@@ -181,7 +182,7 @@ impl Parts {
             } else if training.is_empty() || !training.is_disjoint(&classes(split)) {
                 held = Some(split);
             } else {
-                self.notes.push(super::without_labels(name, rows));
+                self.notes.push(without_labels(name, rows));
                 self.left_out.push(format!("{images} of the {name} split (no labels)"));
             }
         }
@@ -236,7 +237,7 @@ impl Table {
     ) -> Result<Arc<dyn Dataset>> {
         let labels: Vec<Option<u32>> = self.labels.iter().map(|label| classes.number(label)).collect();
         if self.encoded() > reading.budget / 2 {
-            return Ok(Arc::new(Groups::new(split, self, labels, reading.into())));
+            return Ok(Arc::new(Groups::new(split, self.files, labels, reading.into())));
         }
         let mut images = Vec::new();
         for file in &self.files {

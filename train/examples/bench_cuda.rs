@@ -20,10 +20,11 @@ use macrl_models::config::{Config, Precision};
 use macrl_models::cuda::{Engine, Real, memory};
 use macrl_models::ops::tokens::{Kept, Seen};
 use macrl_models::vit::Encoder;
-use macrl_train::cuda::Trainer;
 use macrl_train::loader::Batches;
 use macrl_train::schedule::Schedule;
 use macrl_train::state::State;
+use macrl_train::step::contract::Stepper;
+use macrl_train::step::gpu::GpuStepper;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -50,34 +51,34 @@ fn main() -> Result<()> {
     let device = Engine::open(0)?;
     let engine = Engine::at(&device)?;
     let schedule = Schedule::new(&config, dump::EPOCH);
-    let mut trainer = Trainer::new(&device, data, &config, &mut state)?;
-    let mut run = |trainer: &mut Trainer, count: usize| -> Result<(f64, f64, Vec<f64>)> {
+    let mut stepper = GpuStepper::new(&device, data, &config, &mut state)?;
+    let mut run = |stepper: &mut GpuStepper, count: usize| -> Result<(f64, f64, Vec<f64>)> {
         let start = Instant::now();
         let mut done = Vec::new();
         for _ in 0..count {
-            done.extend(trainer.advance(&mut state, &schedule)?);
+            done.extend(stepper.advance(&mut state, &schedule)?);
         }
-        done.extend(trainer.drain(&mut state)?);
+        done.extend(stepper.drain(&mut state)?);
         let seconds = start.elapsed().as_secs_f64();
         let waited: f64 = done.iter().map(|d| d.waiting * d.seconds).sum();
         Ok((seconds, waited / seconds, done.iter().map(|d| d.measured.loss).collect()))
     };
-    let losses = run(&mut trainer, BATCHES)?.2;
-    run(&mut trainer, WARM)?;
+    let losses = run(&mut stepper, BATCHES)?.2;
+    run(&mut stepper, WARM)?;
     println!("ready {}", losses.iter().map(|l| format!("{l:.7}")).collect::<Vec<_>>().join(" "));
     for line in std::io::stdin().lock().lines() {
         let line = line?;
         match line.split_whitespace().collect::<Vec<_>>()[..] {
             ["run", count] => {
-                let (seconds, waiting, _) = run(&mut trainer, count.parse()?)?;
+                let (seconds, waiting, _) = run(&mut stepper, count.parse()?)?;
                 println!("{seconds} {waiting}");
             }
             ["peak"] => println!("{}", engine.peak_bytes()),
-            ["manner"] => println!("{:?}", trainer.manner()),
+            ["manner"] => println!("{:?}", (stepper.is_captured(), stepper.is_resident())),
             ["encode", batch, count] => println!("{}", encode(&device, &config, batch.parse()?, count.parse()?)?),
             ["profile"] => {
                 profiler_start()?;
-                run(&mut trainer, 1)?;
+                run(&mut stepper, 1)?;
                 profiler_stop()?;
                 println!("profiled");
             }

@@ -16,7 +16,7 @@ use macrl_models::config::Config;
 use macrl_train::loader::Batches;
 use macrl_train::schedule::Schedule;
 use macrl_train::state::State;
-use macrl_train::trainer::step;
+use macrl_train::step::cpu::pretraining_step;
 
 use dump::{EPOCH, noise, write};
 
@@ -38,7 +38,8 @@ fn main() -> Result<()> {
 
     let schedule = Schedule::new(&config, EPOCH);
     let mut run = |count: usize| -> Result<Vec<f64>> {
-        (0..count).map(|i| Ok(step(&mut state, &batches[i % batches.len()], &config, &schedule)?.loss)).collect()
+        let batch = |i: usize| batches[i % batches.len()].clone();
+        (0..count).map(|i| Ok(pretraining_step(&mut state, batch(i), &config, &schedule)?.loss)).collect()
     };
     let losses: Vec<String> = run(count)?.iter().map(|l| format!("{l:.7}")).collect();
     println!("ready {}", losses.join(" "));

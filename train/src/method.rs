@@ -13,15 +13,51 @@ use anyhow::{Context, Result};
 use candle_core::Tensor;
 use macrl_models::config::{Config, KeyBranch, KeyMask, LossOn};
 use macrl_models::ops::tokens::{Comparison, Past, Seen, Tokens, contrast};
-use macrl_models::ops::update;
 use macrl_models::params::Group;
 use macrl_models::vit::Encoder;
 
 use crate::bank::Bank;
 use crate::decoder::Decoder;
+use crate::in_place::moving_average;
 use crate::inputs::{Input, Inputs};
+use crate::losses::{Chart, Computed, Losses, Number, Term};
+use crate::part::Part;
 use crate::projector::Projector;
 use crate::views::Batch;
+
+/// InfoNCE of the strong view's queries against the weak view's keys.
+pub static CONTRAST: Term = Term {
+    name: "contrast",
+    charts: &[
+        Chart {
+            title: "Contrast (InfoNCE)",
+            numbers: &[Number { key: "contrast", curve: "contrast", description: "contrast" }],
+        },
+        Chart {
+            title: "Similarity of query and key",
+            numbers: &[
+                Number { key: "positive_similarity", curve: "own", description: "similarity to own keys" },
+                Number { key: "negative_similarity", curve: "others", description: "similarity to other keys" },
+            ],
+        },
+    ],
+};
+
+/// Mean absolute error of both decoders' pixels.
+pub static RECONSTRUCTION: Term = Term {
+    name: "reconstruction",
+    charts: &[Chart {
+        title: "Reconstruction (L1)",
+        numbers: &[
+            Number { key: "reconstruction_strong", curve: "strong", description: "reconstruction of the strong view" },
+            Number { key: "reconstruction_weak", curve: "weak", description: "reconstruction of the weak view" },
+        ],
+    }],
+};
+
+/// All terms of the loss, in the order in which they are added up and shown.  [`Method::losses`] computes those that have a
+/// weight.
+pub static TERMS: [&Term; 2] = [&CONTRAST, &RECONSTRUCTION];
 
 /// Seeds of the three networks' initial weights, apart from each other.
 const DECODER_SEED: u64 = 1;
@@ -43,18 +79,6 @@ pub struct Method {
     /// The bank that is compared with while training runs on a GPU; `bank` is brought up to date when a state is saved.
     #[cfg(feature = "cuda")]
     pub device_bank: Option<macrl_models::cuda::losses::DeviceBank>,
-}
-
-/// One batch's losses, on the device that computed them; `total` carries the graph.
-pub struct Losses {
-    /// w_c L_contrast + w_r L_rec, a scalar.
-    pub total: Tensor,
-    /// (3), where there is a contrast: its loss, the mean cosine of a query and its key, and with its negatives.
-    pub contrast: Option<Tensor>,
-    /// (2), where decoders run: L1 of the strong and of the weak branch.
-    pub reconstruction: Option<Tensor>,
-    /// (B, C) keys that enter the bank after the optimiser's step.
-    pub keys: Option<Tensor>,
 }
 
 /// The views' places among encoded tokens.
@@ -145,43 +169,42 @@ impl Method {
         let z = self.encoder.forward(&seen)?;
 
         let mut terms = Vec::new();
-        let (mut compared, mut keys, mut reconstruction) = (None, None, None);
+        let mut keys = None;
         if let Some(projector) = &self.projector {
-            let (loss, parts, k) = self.compare(projector, &z, inputs)?;
-            terms.push(loss);
-            (compared, keys) = (Some(parts), Some(k));
+            let (term, weak_keys) = self.contrast(projector, &z, inputs)?;
+            terms.push(term);
+            keys = Some(weak_keys);
         }
         if let Some(decoder) = &self.decoder {
-            let (loss, parts) = self.reconstruct(decoder, &z, strong, weak)?;
-            terms.push(loss);
-            reconstruction = Some(parts);
+            terms.push(self.reconstruction(decoder, &z, strong, weak)?);
         }
-        let total = terms.into_iter().reduce_sum()?;
-        Ok(Losses { total, contrast: compared, reconstruction, keys })
+        Losses::sum(terms, keys)?.context("no term of the loss has a weight")
     }
 
-    /// w_r L_rec, half of it from each branch, and both branches' L1.
-    fn reconstruct(&self, decoder: &Decoder, z: &Tokens, strong: &Input, weak: &Input) -> Result<(Tensor, Tensor)> {
+    /// w_r L_rec, half of it from each branch; measured is the L1 of each.
+    fn reconstruction(&self, decoder: &Decoder, z: &Tokens, strong: &Input, weak: &Input) -> Result<Computed> {
         let predicted = decoder.forward(z, &[&strong.seen.kept, &weak.seen.kept])?;
         let targets = [(&strong.target, &strong.seen.kept), (&weak.target, &weak.seen.kept)];
         let masked = self.config.reconstruction.loss_on == LossOn::Masked;
-        Ok(predicted.l1(&targets, masked, 0.5 * self.config.reconstruction.weight)?)
+        let (weighted, numbers) = predicted.l1(&targets, masked, 0.5 * self.config.reconstruction.weight)?;
+        Ok(Computed { term: &RECONSTRUCTION, weighted, numbers })
     }
 
-    /// w_c L_contrast, its numbers, and the weak view's keys (B, C).
-    fn compare(&self, projector: &Projector, z: &Tokens, inputs: &Inputs) -> Result<(Tensor, Tensor, Tensor)> {
+    /// w_c L_contrast and the weak view's keys (B, C).  Measured are the loss, the mean cosine of a query and its key, and that
+    /// of a query and its negatives.
+    fn contrast(&self, projector: &Projector, z: &Tokens, inputs: &Inputs) -> Result<(Computed, Tensor)> {
         let keys = self.keys(projector, z, inputs)?;
         let how = self.comparison(1.0 / keys.len() as f64);
         let way = |query: usize, key: &Tensor| -> Result<(Tensor, Tensor)> {
             let q = projector.forward(&self.pooled(z, query)?)?;
             Ok(contrast(&q, key, &inputs.images, self.past(), how)?)
         };
-        let (mut loss, mut parts) = way(STRONG, &keys[0])?;
+        let (mut weighted, mut numbers) = way(STRONG, &keys[0])?;
         if let Some(key) = keys.get(1) {
-            let (back, back_parts) = way(WEAK, key)?;
-            (loss, parts) = ((loss + back)?, ((parts + back_parts)? * 0.5)?);
+            let (back, back_numbers) = way(WEAK, key)?;
+            (weighted, numbers) = ((weighted + back)?, ((numbers + back_numbers)? * 0.5)?);
         }
-        Ok((loss, parts, keys[0].clone()))
+        Ok((Computed { term: &CONTRAST, weighted, numbers }, keys[0].clone()))
     }
 
     /// L2-normalised keys (B, C) of the weak view and, for a symmetric contrast, of the strong one; no gradient passes
@@ -234,9 +257,17 @@ impl Method {
         let keys = encoder.groups().into_iter().chain(projector.groups());
         let queries = self.encoder.groups().into_iter().chain(query.groups());
         for (key, query) in keys.zip(queries) {
-            key.values().inplace_op2(query.values(), &Follow { momentum })?;
+            moving_average(key.values(), query.values(), momentum)?;
         }
         Ok(())
+    }
+
+    /// A batch on the CPU as the operators take it.
+    ///
+    /// # Errors
+    /// A batch that does not fit the configuration.
+    pub fn inputs(&self, batch: &Batch) -> candle_core::Result<Inputs> {
+        Inputs::new(batch, &self.config)
     }
 
     /// What the decoder makes of both branches, for looking at: predictions (B, 1 + N, P) of the strong and the weak
@@ -250,51 +281,7 @@ impl Method {
             let tokens = self.encoder.forward(&[&input.seen])?;
             Ok(decoder.forward(&tokens.detach(), &[&input.seen.kept])?.single()?.detach())
         };
-        let inputs = Inputs::new(batch, &self.config)?;
+        let inputs = self.inputs(batch)?;
         Ok(Some([predict(&inputs.strong)?, predict(&inputs.weak)?]))
-    }
-}
-
-/// The parts whose gradients are reported apart.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Part {
-    /// The encoder.
-    Encoder,
-    /// The decoder.
-    Decoder,
-    /// The projector.
-    Projector,
-}
-
-trait ReduceSum {
-    fn reduce_sum(self) -> Result<Tensor>;
-}
-
-impl<I: Iterator<Item = Tensor>> ReduceSum for I {
-    fn reduce_sum(mut self) -> Result<Tensor> {
-        let first = self.next().ok_or_else(|| anyhow::anyhow!("no loss has a weight"))?;
-        Ok(self.try_fold(first, |sum, term| sum + term)?)
-    }
-}
-
-struct Follow {
-    momentum: f32,
-}
-
-impl candle_core::InplaceOp2 for Follow {
-    fn name(&self) -> &'static str {
-        "moving_average"
-    }
-
-    fn cpu_fwd(
-        &self,
-        average: &mut candle_core::CpuStorage,
-        _: &candle_core::Layout,
-        values: &candle_core::CpuStorage,
-        _: &candle_core::Layout,
-    ) -> candle_core::Result<()> {
-        let values = values.as_slice::<f32>()?;
-        update::moving_average(crate::optimizer::f32_mut(average)?, values, self.momentum);
-        Ok(())
     }
 }

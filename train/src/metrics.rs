@@ -11,12 +11,12 @@ use serde_json::Value;
 use crate::tensorboard::Board;
 
 /// Appends lines; a line is in the file when `write` returns.
-pub struct Metrics {
+pub struct MetricsWriter {
     file: File,
     board: Option<Board>,
 }
 
-impl Metrics {
+impl MetricsWriter {
     /// Opens the file and drops what was logged after `step`: a resumed run logs those steps again.
     ///
     /// # Errors
@@ -31,7 +31,7 @@ impl Metrics {
             }
         }
         let file = OpenOptions::new().create(true).append(true).open(path).with_context(named)?;
-        Ok(Metrics { file, board: None })
+        Ok(MetricsWriter { file, board: None })
     }
 
     /// Writes event files as well, into `tensorboard/` beside metrics.jsonl, where `wanted`.
@@ -40,7 +40,7 @@ impl Metrics {
     /// The event file cannot be written.
     pub fn with_tensorboard(self, wanted: bool, path: &Path, step: u64) -> Result<Self> {
         let board = wanted.then(|| Board::create(&path.with_file_name("tensorboard"), step)).transpose()?;
-        Ok(Metrics { board, ..self })
+        Ok(MetricsWriter { board, ..self })
     }
 
     /// Appends one object.
@@ -73,7 +73,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("metrics.jsonl");
         std::fs::write(&path, "{\"step\":1}\n{\"step\":2}\n{\"step\":3}\n{\"ste").unwrap();
-        let mut metrics = Metrics::open(&path, 2).unwrap();
+        let mut metrics = MetricsWriter::open(&path, 2).unwrap();
         metrics.write(&serde_json::json!({"step": 3, "loss": 0.5})).unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
         assert_eq!(text, "{\"step\":1}\n{\"step\":2}\n{\"step\":3,\"loss\":0.5}\n");

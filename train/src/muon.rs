@@ -12,8 +12,8 @@ use macrl_models::ops::muon::{accumulate, apply, orthogonalise, shape_factor};
 use macrl_models::params::{Group, Parameter};
 use rayon::prelude::*;
 
-use crate::method::Part;
-use crate::optimizer::f32_mut;
+use crate::in_place::f32_mut;
+use crate::part::Part;
 
 /// What does not change from step to step.
 #[derive(Debug, Clone, PartialEq)]

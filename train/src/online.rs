@@ -35,9 +35,9 @@ pub struct Online {
     config: Config,
 }
 
-/// What a check saw.
+/// What one online evaluation measured.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Seen {
+pub struct FeatureCheck {
     /// kNN accuracy; `None` where nothing has a label.
     pub knn: Option<f64>,
     /// Mean standard deviation of the normalised features, 1 isotropic, 0 collapsed.
@@ -64,11 +64,11 @@ impl Online {
     ///
     /// # Errors
     /// Candle's.
-    pub fn check(&self, encoder: &Encoder) -> Result<Seen> {
+    pub fn check(&self, encoder: &Encoder) -> Result<FeatureCheck> {
         let frozen = encoder.clone().map(|group| Ok(group.frozen()))?;
         let preprocess = Preprocess::from_config(&self.config);
         let features = self.images.encode(&frozen, &preprocess, self.config.evaluate.pooling)?;
-        Ok(Seen {
+        Ok(FeatureCheck {
             knn: self.accuracy(&features),
             feature_std: diagnostics::feature_std(&features.values, features.dim),
             rank: diagnostics::effective_rank(&features.values, features.dim),

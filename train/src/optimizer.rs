@@ -6,15 +6,15 @@
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Result, ensure};
-use candle_core::backprop::GradStore;
-use candle_core::{CpuStorage, InplaceOp2, Layout, Tensor};
+use candle_core::{CpuStorage, InplaceOp2, Layout};
 use macrl_models::config::{Optimizer, TrainConfig};
-use macrl_models::ops::graph::with_values;
-use macrl_models::ops::update::{AdamStep, adamw, sum_of_squares};
+use macrl_models::ops::update::{AdamStep, adamw};
 use macrl_models::params::{Group, Parameter};
 
-use crate::method::Part;
+use crate::gradients::Gradients;
+use crate::in_place::f32_mut;
 use crate::muon::{Direction, Muon};
+use crate::part::Part;
 use crate::schedule::Rates;
 
 /// Added to the root of the second moment, as in PyTorch.
@@ -41,92 +41,6 @@ pub struct AdamW {
     muon: Option<Muon>,
 }
 
-/// Gradients of all groups in order; `None`: no gradient reached the group.
-pub struct Gradients(pub Vec<Option<Tensor>>);
-
-/// Euclidean norms of the gradient.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct Norms {
-    /// Over everything.
-    pub total: f64,
-    /// Over the encoder.
-    pub encoder: f64,
-    /// Over the decoder.
-    pub decoder: f64,
-    /// Over the projector.
-    pub projector: f64,
-}
-
-impl Norms {
-    /// All of them times a factor.
-    pub fn times(self, by: f64) -> Self {
-        Norms {
-            total: self.total * by,
-            encoder: self.encoder * by,
-            decoder: self.decoder * by,
-            projector: self.projector * by,
-        }
-    }
-}
-
-impl Gradients {
-    /// Takes the groups' gradients out of what `backward` left.
-    pub fn take(mut store: GradStore, groups: &[(Part, &Group)]) -> Self {
-        Gradients(groups.iter().map(|(_, group)| store.remove(group.values())).collect())
-    }
-
-    /// Adds another part's gradients.
-    ///
-    /// # Errors
-    /// Candle's.
-    pub fn add(&mut self, other: Gradients) -> Result<()> {
-        for (mine, theirs) in self.0.iter_mut().zip(other.0) {
-            *mine = match (mine.take(), theirs) {
-                (Some(a), Some(b)) => Some((a + b)?.detach()),
-                (a, b) => a.or(b),
-            };
-        }
-        Ok(())
-    }
-
-    /// Parameters that none of the gradient reaches: it is missing, or exactly 0 throughout.
-    ///
-    /// # Errors
-    /// Candle's.
-    pub fn dead(&self, groups: &[(Part, &Group)]) -> Result<Vec<String>> {
-        let mut dead = Vec::new();
-        for ((_, group), gradient) in groups.iter().zip(&self.0) {
-            match gradient {
-                None => dead.extend(group.parameters().iter().map(|p| p.name.clone())),
-                Some(gradient) => dead.extend(with_values(gradient, |g| Ok(unreached(group, g)))?),
-            }
-        }
-        Ok(dead)
-    }
-
-    /// Norms by part; not finite if any value is not.
-    ///
-    /// # Errors
-    /// Candle's.
-    pub fn norms(&self, groups: &[(Part, &Group)]) -> Result<Norms> {
-        let mut squares = [0f64; 3];
-        for ((part, _), gradient) in groups.iter().zip(&self.0) {
-            if let Some(gradient) = gradient {
-                squares[*part as usize] += with_values(gradient, |g| Ok(sum_of_squares(g)))?;
-            }
-        }
-        let [encoder, decoder, projector] = squares.map(f64::sqrt);
-        Ok(Norms { total: squares.iter().sum::<f64>().sqrt(), encoder, decoder, projector })
-    }
-}
-
-/// A group's parameters whose gradient is exactly 0 throughout; `gradient` is the group's, flat.
-pub fn unreached(group: &Group, gradient: &[f32]) -> Vec<String> {
-    // Living parameters end the search at their first value.
-    let alive = |p: &Parameter| gradient[p.range.clone()].iter().any(|v| *v != 0.0);
-    group.parameters().iter().filter(|p| !alive(p)).map(|p| p.name.clone()).collect()
-}
-
 impl AdamW {
     /// Moments of zero.
     pub fn new(groups: &[(Part, &Group)], config: &TrainConfig) -> Self {
@@ -138,6 +52,11 @@ impl AdamW {
             weight_decay: config.weight_decay,
             muon: (config.optimizer == Optimizer::Muon).then(|| Muon::new(config)),
         }
+    }
+
+    /// 1 - beta^t of both moments in step `t`, counted from 1.
+    pub fn corrections(&self, t: u64) -> [f32; 2] {
+        self.betas.map(|beta| (1.0 - beta.powf(t as f64)) as f32)
     }
 
     /// One step on all groups that have a gradient, each gradient multiplied by `scale` (clipping, accumulation).
@@ -188,13 +107,12 @@ impl AdamW {
             rates.len()
         );
         self.step += 1;
-        let power = |beta: f64| 1.0 - beta.powf(self.step as f64);
         let step = AdamStep {
             lr: 0.0,
             betas: self.betas.map(|b| b as f32),
             eps: EPS,
             weight_decay: self.weight_decay as f32,
-            corrections: self.betas.map(|b| power(b) as f32),
+            corrections: self.corrections(self.step),
             gradient_scale: scale as f32,
         };
         let moments = rates.iter().zip(&mut self.moments).enumerate();
@@ -244,20 +162,9 @@ impl InplaceOp2 for Update<'_> {
     }
 }
 
-/// The values of an f32 tensor on the CPU, writable.
-///
-/// # Errors
-/// Another dtype.
-pub(crate) fn f32_mut(storage: &mut CpuStorage) -> candle_core::Result<&mut [f32]> {
-    match storage {
-        CpuStorage::F32(values) => Ok(values),
-        _ => candle_core::bail!("expected f32 values"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use candle_core::Device;
+    use candle_core::{Device, Tensor};
     use macrl_models::config::Config;
     use macrl_models::params::Layout;
 

@@ -1,56 +1,25 @@
 //! A step that was not finite, computed again: which loss, which parameters, which images.
 //!
-//! [`save`] keeps the state right before the step with the batch's image numbers; [`replay`] computes losses and
-//! gradients from them once more.  Where the weights themselves are not finite any more, it goes forward from the last
-//! good checkpoint and finds the update that broke them.
+//! [`crate::failure`] has saved the state right before the step with the numbers of the batch's images; [`replay`] computes
+//! losses and gradients from them once more.  Where the weights themselves are not finite any more, it trains again from the
+//! last good checkpoint and finds the update that broke them.
 
 use anyhow::{Context, Result, ensure};
-use macrl_models::atomic;
 use macrl_models::config::Config;
 use macrl_models::ops::graph::with_values;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::data::Data;
+use crate::gradients::Gradients;
 use crate::loader::Batches;
-use crate::optimizer::Gradients;
+use crate::part::Part;
 use crate::run::Run;
 use crate::schedule::Schedule;
 use crate::state::State;
-use crate::trainer::{Measured, compute, split, step};
+use crate::step::contract::Measured;
+use crate::step::cpu::pretraining_step;
+use crate::step::rule::compute;
 use crate::views::Batch;
-
-/// Notes a step in `replay.json` and the state before it, where that is at hand, beside the checkpoints; the step of the
-/// last good checkpoint comes back, where there is one.
-///
-/// # Errors
-/// The files cannot be written.
-pub fn save(
-    run: &Run,
-    config: &Config,
-    step: u64,
-    before: Option<&State>,
-    cause: &str,
-    indices: &[u32],
-) -> Result<Option<u64>> {
-    let good = macrl_models::checkpoint::load(&run.last()).ok();
-    let good = good.map(|good| good.notes.get("step").and_then(|s| s.parse::<u64>().ok()).unwrap_or_default());
-    match before {
-        Some(state) => state.save(&run.replay_state(), config)?,
-        // One of an earlier stop would be taken for this one's.
-        None if run.replay_state().exists() => std::fs::remove_file(run.replay_state())
-            .with_context(|| format!("cannot remove {}", run.replay_state().display()))?,
-        None => {}
-    }
-    let note = json!({
-        "step": step, "cause": cause, "indices": indices,
-        "state": before.map(|_| "checkpoints/replay.safetensors"),
-        "last_good": good.map(|step| json!({"checkpoint": "checkpoints/last.safetensors", "step": step})),
-    });
-    let text = format!("{note:#}\n");
-    atomic::write_file(&run.replay(), text.as_bytes())
-        .with_context(|| format!("cannot write {}", run.replay().display()))?;
-    Ok(good)
-}
 
 /// What a replay found.
 #[derive(Debug, Default)]
@@ -64,7 +33,7 @@ pub struct Finding {
     /// The update that broke them.
     pub broken_by: Option<Broken>,
     /// What was measured, by name; empty where the weights were not finite before.
-    pub losses: Vec<(&'static str, f64)>,
+    pub losses: Vec<(String, f64)>,
     /// Parameters whose gradient is not finite, and how many of how many values.
     pub gradients: Vec<(String, usize, usize)>,
     /// The largest finite gradient and where it is: squares of values above 1e19 overflow.
@@ -142,18 +111,19 @@ pub fn replay(run: &Run, data: &Data, mut state: State, config: &Config) -> Resu
         state.step
     );
     examine(&state, config, &batch, &mut finding)?;
-    let guilty = guilty(&state, config, &batch)?;
+    let guilty = guilty(&state, &batch)?;
     finding.images = guilty.into_iter().map(|(i, what)| (i, data.train.name(i as usize), what)).collect();
     Ok(finding)
 }
 
 /// Images of the batch whose loss or gradient is not finite on its own, and which of the two.
-pub(crate) fn guilty(state: &State, config: &Config, batch: &Batch) -> Result<Vec<(u32, &'static str)>> {
-    let mut config = config.clone();
-    config.train.accumulate = 1;
+///
+/// # Errors
+/// A batch that does not fit.
+pub fn guilty(state: &State, batch: &Batch) -> Result<Vec<(u32, &'static str)>> {
     let mut guilty = Vec::new();
-    for (image, index) in split(batch, batch.indices.len()).iter().zip(&batch.indices) {
-        let measured = compute(state, image, &config)?.measured;
+    for (image, index) in batch.clone().split(batch.indices.len()).iter().zip(&batch.indices) {
+        let measured = compute(&state.method, std::slice::from_ref(image))?.measured;
         if !measured.loss.is_finite() {
             guilty.push((*index, "loss"));
         } else if !measured.norms.total.is_finite() {
@@ -173,7 +143,7 @@ fn read(run: &Run) -> Result<Value> {
 
 /// Losses and gradients of the whole batch.
 fn examine(state: &State, config: &Config, batch: &Batch, finding: &mut Finding) -> Result<()> {
-    let computed = compute(state, batch, config)?;
+    let computed = compute(&state.method, &batch.clone().split(config.train.accumulate))?;
     finding.batch = batch.indices.len();
     finding.losses = named(&computed.measured);
     let Gradients(gradients) = &computed.gradients;
@@ -197,21 +167,11 @@ fn examine(state: &State, config: &Config, batch: &Batch, finding: &mut Finding)
     Ok(())
 }
 
-fn named(measured: &Measured) -> Vec<(&'static str, f64)> {
-    let mut losses = vec![("loss", measured.loss)];
-    if let Some(contrast) = &measured.contrast {
-        losses.push(("contrast", f64::from(contrast.loss)));
-        losses.push(("similarity to own keys", f64::from(contrast.positive)));
-        losses.push(("similarity to other keys", f64::from(contrast.negative)));
-    }
-    if let Some([strong, weak]) = measured.reconstruction {
-        losses.push(("reconstruction of the strong view", f64::from(strong)));
-        losses.push(("reconstruction of the weak view", f64::from(weak)));
-    }
-    losses.push(("gradient norm of the encoder", measured.norms.encoder));
-    losses.push(("gradient norm of the decoder", measured.norms.decoder));
-    losses.push(("gradient norm of the projector", measured.norms.projector));
-    losses
+fn named(measured: &Measured) -> Vec<(String, f64)> {
+    let terms = measured.terms.iter().flat_map(|term| term.named());
+    let terms = terms.map(|(number, value)| (number.description.to_string(), f64::from(value)));
+    let norms = Part::ALL.map(|part| (format!("gradient norm of the {}", part.name()), measured.norms.of(part)));
+    std::iter::once(("loss".to_string(), measured.loss)).chain(terms).chain(norms).collect()
 }
 
 /// Goes forward from the last good checkpoint to the update that broke the weights.
@@ -225,7 +185,7 @@ fn forward(state: &mut State, config: &Config, batches: &Batches, end: u64) -> R
     let schedule = Schedule::new(config, batches.steps_per_epoch());
     while state.step < end {
         let (before, lr) = (state.step, schedule.lr(state.step));
-        let measured = step(state, &batches.make(before)?, config, &schedule)?;
+        let measured = pretraining_step(state, batches.make(before)?, config, &schedule)?;
         if state.step == before {
             break;
         }

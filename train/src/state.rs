@@ -10,8 +10,9 @@ use macrl_models::config::Config;
 use macrl_models::ops::graph::with_values;
 use macrl_models::params::Group;
 
-use crate::method::{Method, Part};
+use crate::method::Method;
 use crate::optimizer::{AdamW, Moments};
+use crate::part::Part;
 
 /// Everything that a step changes.
 pub struct State {

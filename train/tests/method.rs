@@ -8,13 +8,18 @@ use macrl_models::config::Config;
 use macrl_models::params::Group;
 use macrl_train::data::Dataset;
 use macrl_train::data::memory::Memory;
+use macrl_train::gradients::Gradients;
 use macrl_train::inputs::Inputs;
 use macrl_train::loader::Batches;
-use macrl_train::method::Part;
-use macrl_train::optimizer::Gradients;
+use macrl_train::losses::{Losses, Term};
+use macrl_train::method::{CONTRAST, RECONSTRUCTION, TERMS};
+use macrl_train::part::Part;
 use macrl_train::schedule::Schedule;
 use macrl_train::state::State;
-use macrl_train::trainer::{compute, step};
+use macrl_train::step::contract::Measured;
+use macrl_train::step::cpu::pretraining_step;
+use macrl_train::step::rule::compute;
+use macrl_train::views::Batch;
 
 const SMALL: [&str; 12] = [
     "encoder.image_size=16",
@@ -51,8 +56,13 @@ fn train(state: &mut State, config: &Config, steps: std::ops::Range<u64>) {
     let (source, schedule) = (batches(config), Schedule::new(config, 3));
     for i in steps {
         assert_eq!(state.step, i);
-        step(state, &source.make(i).unwrap(), config, &schedule).unwrap();
+        pretraining_step(state, source.make(i).unwrap(), config, &schedule).unwrap();
     }
+}
+
+/// The numbers of a term.
+fn numbers(losses: &Losses, term: &'static Term) -> Vec<f32> {
+    losses.terms.iter().find(|(of, _)| *of == term).unwrap().1.to_vec1().unwrap()
 }
 
 #[test]
@@ -146,7 +156,7 @@ fn whole_keys_are_those_of_views_without_a_mask_whatever_the_queries_see() {
                 let state = State::init(&config).unwrap();
                 let inputs = Inputs::new(&batches(&config).make(0).unwrap(), &config).unwrap();
                 let losses = state.method.losses(&inputs).unwrap();
-                let contrast = losses.contrast.unwrap().to_vec1::<f32>().unwrap();
+                let contrast = numbers(&losses, &CONTRAST);
                 (losses.keys.unwrap().to_vec2::<f32>().unwrap(), contrast)
             };
             let unmasked = keys_and_loss("contrast.key_mask=view", 0.0);
@@ -160,27 +170,46 @@ fn whole_keys_are_those_of_views_without_a_mask_whatever_the_queries_see() {
     }
 }
 
+/// The loss, and every number of every term.
+fn values(measured: &Measured) -> Vec<f64> {
+    let terms = measured.terms.iter().flat_map(|term| term.values.iter().map(|value| f64::from(*value)));
+    std::iter::once(measured.loss).chain(terms).collect()
+}
+
 #[test]
 fn losses_of_a_batch_in_parts_are_means_over_its_parts() {
     let parts = config(&["train.accumulate=4", "contrast.key_mask=none"]);
     let state = State::init(&parts).unwrap();
     let batch = batches(&parts).make(0).unwrap();
-    let measured = compute(&state, &batch, &parts).unwrap().measured;
+    let measured = |parts: &[Batch]| values(&compute(&state.method, parts).unwrap().measured);
+    let found = measured(&batch.clone().split(4));
+    assert_eq!(found.len(), 1 + TERMS.iter().map(|term| term.count()).sum::<usize>());
     // The same parts one by one: batches of 2 of the same order, so the same images and views.
     let two = config(&["train.batch_size=2", "contrast.key_mask=none"]);
     let source = batches(&two);
-    let mut sums = [0f64; 5];
+    let mut sums = vec![0f64; found.len()];
     for i in 0..4 {
         let part = source.make(i).unwrap();
         assert_eq!(part.indices, batch.indices[2 * i as usize..][..2]);
-        let one = compute(&state, &part, &two).unwrap().measured;
-        let (contrast, [strong, weak]) = (one.contrast.unwrap(), one.reconstruction.unwrap());
-        let values = [one.loss, contrast.loss.into(), contrast.positive.into(), strong.into(), weak.into()];
-        sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += value / 4.0);
+        sums.iter_mut().zip(measured(&[part])).for_each(|(sum, value)| *sum += value / 4.0);
     }
-    let (contrast, [strong, weak]) = (measured.contrast.unwrap(), measured.reconstruction.unwrap());
-    let values = [measured.loss, contrast.loss.into(), contrast.positive.into(), strong.into(), weak.into()];
-    assert!(values.iter().zip(sums).all(|(a, b)| (a - b).abs() < 1e-6), "{values:?} {sums:?}");
+    assert!(found.iter().zip(&sums).all(|(a, b)| (a - b).abs() < 1e-6), "{found:?} {sums:?}");
+}
+
+#[test]
+fn every_term_is_measured_where_it_has_a_weight() {
+    for (off, terms) in [
+        ("train.seed=0", vec![&CONTRAST, &RECONSTRUCTION]),
+        ("contrast.weight=0", vec![&RECONSTRUCTION]),
+        ("reconstruction.weight=0", vec![&CONTRAST]),
+    ] {
+        let config = config(&[off]);
+        let state = State::init(&config).unwrap();
+        let measured = compute(&state.method, &[batches(&config).make(0).unwrap()]).unwrap().measured;
+        let found: Vec<&Term> = measured.terms.iter().map(|term| term.term).collect();
+        assert_eq!(found, terms);
+        assert!(measured.terms.iter().all(|term| term.values.len() == term.term.count()));
+    }
 }
 
 #[test]
@@ -201,7 +230,7 @@ fn a_symmetric_contrast_is_the_mean_of_both_ways() {
             let losses = method.losses(inputs).unwrap();
             let parameters = method.trainable();
             let gradients = Gradients::take(losses.total.backward().unwrap(), &parameters).0;
-            let mut values = losses.contrast.unwrap().to_vec1::<f32>().unwrap();
+            let mut values = numbers(&losses, &CONTRAST);
             values.extend(gradients.into_iter().flatten().flat_map(|g| g.to_vec1::<f32>().unwrap()));
             (losses.keys.unwrap().to_vec2::<f32>().unwrap(), values)
         };
@@ -248,7 +277,7 @@ fn the_loss_falls() {
     let config = config(&["train.epochs=40", "train.warmup_epochs=1", "contrast.weight=0"]);
     let (source, schedule) = (batches(&config), Schedule::new(&config, 3));
     let mut state = State::init(&config).unwrap();
-    let mut loss = |i| step(&mut state, &source.make(i).unwrap(), &config, &schedule).unwrap().loss;
+    let mut loss = |i| pretraining_step(&mut state, source.make(i).unwrap(), &config, &schedule).unwrap().loss;
     let losses: Vec<f64> = (0..60).map(&mut loss).collect();
     let mean = |l: &[f64]| l.iter().sum::<f64>() / l.len() as f64;
     assert!(mean(&losses[50..]) < 0.8 * mean(&losses[..5]), "{losses:?}");

@@ -7,8 +7,9 @@ use macrl_models::config::{Config, Optimizer, TrainConfig};
 use macrl_models::ops::muon::{QUINTIC, STEPS, orthogonalise};
 use macrl_models::params::Group;
 use macrl_models::vit::Blocks;
-use macrl_train::method::Part;
-use macrl_train::optimizer::{AdamW, Gradients};
+use macrl_train::gradients::Gradients;
+use macrl_train::optimizer::AdamW;
+use macrl_train::part::Part;
 use macrl_train::schedule::Rates;
 
 /// Numbers in [-1, 1) that Python makes as easily.

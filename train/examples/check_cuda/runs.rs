@@ -9,7 +9,8 @@ use macrl_train::data::Data;
 use macrl_train::run::Run;
 use macrl_train::schedule::Schedule;
 use macrl_train::state::State;
-use macrl_train::stepper::{Done, Stepper};
+use macrl_train::step;
+use macrl_train::step::contract::Finished;
 use macrl_train::trainer::pretrain;
 
 use super::steps::{Ran, STEPS, captured, config, data, weights};
@@ -34,16 +35,16 @@ const WILD: u64 = 6;
 fn broken(device: &Device, set: &[&str]) -> Result<Ran> {
     let [calm, wild] = [config(set)?, config(&[set, &["train.lr=1e30"]].concat())?];
     let mut state = State::init(&calm)?;
-    let mut stepper = Stepper::new(device, data(true), &calm, &mut state)?;
+    let mut stepper = step::open(device, data(true), &calm, &mut state)?;
     let [calm_rates, wild_rates] = [&calm, &wild].map(|c| Schedule::new(c, stepper.steps_per_epoch()));
-    let mut done: Vec<Done> = Vec::new();
-    let finite = |done: &Done| done.measured.loss.is_finite() && done.measured.norms.total.is_finite();
+    let mut done: Vec<Finished> = Vec::new();
+    let finite = |done: &Finished| done.measured.is_finite();
     while done.last().is_none_or(finite) {
         anyhow::ensure!(state.step < 10 * STEPS, "every step was finite");
         let rates = if state.step == WILD { &wild_rates } else { &calm_rates };
-        done.extend(stepper.advance(&mut state, &calm, rates)?);
+        done.extend(stepper.advance(&mut state, rates)?);
     }
-    captured(&stepper)?;
+    captured(device, &*stepper)?;
     Ok(Ran { done, state })
 }
 
@@ -52,7 +53,7 @@ fn broken(device: &Device, set: &[&str]) -> Result<Ran> {
 fn not_finite(device: &Device, set: &[&str]) -> Result<Vec<(String, f64, f64)>> {
     let (cpu, gpu) = (broken(&Device::Cpu, set)?, broken(device, set)?);
     let counters = |ran: &Ran| {
-        let (state, last) = (&ran.state, ran.done.last().map(|done| done.at));
+        let (state, last) = (&ran.state, ran.done.last().map(|done| done.step));
         (ran.done.len(), last, state.step, state.optimizer.step, state.method.bank.next)
     };
     anyhow::ensure!(counters(&gpu) == counters(&cpu), "{:?} against {:?}", counters(&gpu), counters(&cpu));

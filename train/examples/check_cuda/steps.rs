@@ -10,13 +10,15 @@ use macrl_models::cuda::Real;
 use macrl_models::ops::graph::with_values;
 use macrl_models::ops::tokens::Target;
 use macrl_models::rng::Rng;
-use macrl_train::cuda::Feed;
 use macrl_train::data::Dataset;
 use macrl_train::data::memory::Memory;
 use macrl_train::loader::Batches;
+use macrl_train::part::Part;
 use macrl_train::schedule::Schedule;
 use macrl_train::state::State;
-use macrl_train::stepper::{Done, Stepper};
+use macrl_train::step;
+use macrl_train::step::contract::{Finished, Stepper};
+use macrl_train::step::gpu::HostBatches;
 
 use super::{Checks, distance, values};
 
@@ -146,17 +148,17 @@ pub(crate) fn all(checks: &mut Checks) {
 fn views(device: &Device, config: &Config) -> Result<Vec<(String, f64, f64)>> {
     let mut found = Vec::new();
     let source = Batches::new(data(true), config)?;
-    let (mut feed, room) = Feed::new(device, Real::F32, data(true), config, 0)?;
-    anyhow::ensure!(room.is_resident(), "the data set did not stay on the GPU");
+    let (mut batches, device_batch) = HostBatches::new(device, Real::F32, data(true), config, 0)?;
+    anyhow::ensure!(device_batch.is_resident(), "the data set did not stay on the GPU");
     let level = f64::from(config.data.std.iter().fold(0f32, |m, s| m.max(*s))) * 255.0;
     for step in 0..3 {
-        let fed = feed.next_batch()?;
+        let sent = batches.next_batch()?;
         let batch = source.make(step)?;
-        anyhow::ensure!(fed.indices == batch.indices, "step {step}: other images");
-        macrl_models::cuda::memory::send(&room.words, &fed.words)?;
+        anyhow::ensure!(sent.indices == batch.indices, "step {step}: other images");
+        macrl_models::cuda::memory::send(&device_batch.words, &sent.words)?;
         macrl_models::cuda::Engine::at(device)?.synchronize()?;
-        room.prepare()?;
-        let inputs = &room.inputs()?[0];
+        device_batch.prepare()?;
+        let inputs = &device_batch.inputs()?[0];
         for (name, input, view) in [("strong", &inputs.strong, &batch.strong), ("weak", &inputs.weak, &batch.weak)] {
             let Target::Device(target) = &input.target else { anyhow::bail!("targets are not on the GPU") };
             let Some(whole) = &input.whole else { anyhow::bail!("whole views are not there") };
@@ -176,31 +178,31 @@ fn views(device: &Device, config: &Config) -> Result<Vec<(String, f64, f64)>> {
 
 /// Numbers and weights of a run.
 pub(super) struct Ran {
-    pub(super) done: Vec<Done>,
+    pub(super) done: Vec<Finished>,
     pub(super) state: State,
 }
 
 fn ran(device: &Device, config: &Config, equal: bool) -> Result<Ran> {
     let mut state = State::init(config)?;
-    let mut stepper = Stepper::new(device, data(equal), config, &mut state)?;
+    let mut stepper = step::open(device, data(equal), config, &mut state)?;
     let schedule = Schedule::new(config, stepper.steps_per_epoch());
     let mut done = Vec::new();
     while state.step < STEPS {
-        done.extend(stepper.advance(&mut state, config, &schedule)?);
+        done.extend(stepper.advance(&mut state, &schedule)?);
         if state.step == STEPS / 3 {
             done.extend(stepper.settle(&mut state)?);
         }
     }
     done.extend(stepper.settle(&mut state)?);
-    captured(&stepper)?;
+    captured(device, &*stepper)?;
     Ok(Ran { done, state })
 }
 
 /// On a GPU a run's steps are one captured graph by now, unless scripts/emulate was told to let captures fail.
-pub(super) fn captured(stepper: &Stepper) -> Result<()> {
-    if let Stepper::Cuda(trainer) = stepper {
+pub(super) fn captured(device: &Device, stepper: &dyn Stepper) -> Result<()> {
+    if device.is_cuda() {
         let fails = std::env::var_os("EMULATE_FAIL").is_some_and(|wish| !wish.is_empty());
-        anyhow::ensure!(trainer.manner().0 != fails, "captured: {}, told to fail: {fails}", trainer.manner().0);
+        anyhow::ensure!(stepper.is_captured() != fails, "captured: {}, told to fail: {fails}", stepper.is_captured());
     }
     Ok(())
 }
@@ -227,19 +229,21 @@ fn steps(device: &Device, config: &Config, equal: bool) -> Result<Vec<(String, f
     anyhow::ensure!(cpu.done.len() == gpu.done.len(), "{} steps against {}", gpu.done.len(), cpu.done.len());
     let parts = config.train.accumulate.max(1) > 1;
     let numbers = |ran: &Ran| -> Vec<f32> {
-        let of = |done: &Done| {
+        let of = |done: &Finished| {
             let m = &done.measured;
-            let mut numbers = vec![m.loss as f32, m.norms.total as f32, m.norms.encoder as f32];
-            numbers.extend(m.contrast.iter().flat_map(|c| [c.loss, c.positive]));
-            numbers.extend(m.reconstruction.iter().flatten());
+            let mut numbers = vec![m.loss as f32, m.norms.total as f32, m.norms.of(Part::Encoder) as f32];
+            // The mean cosine with negatives is near 0: its relative error says nothing.
+            let terms = m.terms.iter().flat_map(|term| term.named());
+            numbers.extend(terms.filter(|(number, _)| number.key != "negative_similarity").map(|(_, value)| value));
             numbers
         };
         ran.done.iter().flat_map(of).collect()
     };
     let moments =
         |ran: &Ran| -> Vec<f32> { ran.state.optimizer.moments.iter().flat_map(|m| m.first.clone()).collect() };
-    let dead = |ran: &Ran| ran.done.last().map(|done| done.measured.dead.clone());
-    anyhow::ensure!(dead(&gpu) == dead(&cpu), "without gradient: {:?} against {:?}", dead(&gpu), dead(&cpu));
+    let unreached = |ran: &Ran| ran.done.last().map(|done| done.measured.unreached.clone());
+    let (on_gpu, on_cpu) = (unreached(&gpu), unreached(&cpu));
+    anyhow::ensure!(on_gpu == on_cpu, "without gradient: {on_gpu:?} against {on_cpu:?}");
     let limit = if bf16 { 5e-2 } else { 1e-3 };
     let first = |ran: &Ran| ran.done.iter().take(4).map(|d| d.measured.loss as f32).collect::<Vec<_>>();
     let (a, b) = (&cpu.state.method.bank, &gpu.state.method.bank);
@@ -263,10 +267,10 @@ fn resumed(device: &Device) -> Result<Vec<(String, f64, f64)>> {
     let path = std::env::temp_dir().join(format!("check_cuda-{}.safetensors", std::process::id()));
     let mut state = State::init(&config)?;
     let advance = |state: &mut State, end: u64| -> Result<()> {
-        let mut stepper = Stepper::new(device, data(true), &config, state)?;
+        let mut stepper = step::open(device, data(true), &config, state)?;
         let schedule = Schedule::new(&config, stepper.steps_per_epoch());
         while state.step < end {
-            stepper.advance(state, &config, &schedule)?;
+            stepper.advance(state, &schedule)?;
         }
         stepper.settle(state)?;
         Ok(())

@@ -14,14 +14,18 @@ use macrl_models::vit::Encoder;
 use macrl_models::{answer, device, say};
 
 use super::claim::{Claim, check_file};
-use super::{Stopped, Usage, data_dir, enough, open_data, stop_on_ctrl_c};
+use super::enough;
+use super::shared::{Stopped, Usage, data_dir, open_data, stop_on_ctrl_c};
 use crate::data::identity::identity;
 use crate::encode::load_encoder;
+use crate::ending::Ending;
+use crate::finetune::files::FinetuneFiles;
+use crate::finetune::labelled::Labelled;
 use crate::finetune::model::Classifier;
-use crate::finetune::state::Tuned;
-use crate::finetune::{Labelled, Place, outcome, result, tune, tuning};
+use crate::finetune::result;
+use crate::finetune::state::FinetuneState;
+use crate::finetune::training::{finetune, outcome, training_config};
 use crate::run::Run;
-use crate::trainer::Ending;
 
 /// The one key that may change when a fine-tuning is resumed.
 const LENGTH: &str = "finetune.epochs";
@@ -83,8 +87,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let protocol = result::protocol(&config, &name, step, images, &split);
     let mut outcomes = Vec::new();
     for (kind, encoder, config) in starts {
-        let tuned = one(&run, kind, encoder, &config, &origin, &labelled, (&stop, longer))?;
-        outcomes.push(outcome(kind, &tuned, &labelled, &config)?);
+        let state = one(&run, kind, encoder, &config, &origin, &labelled, (&stop, longer))?;
+        outcomes.push(outcome(kind, &state, &labelled, &config)?);
         result::write(&run, &result::to_json(&protocol, &outcomes))?;
     }
     if !run.evaluation().exists() {
@@ -97,13 +101,13 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
 /// The folder of both fine-tunings, where it is ours or nothing is in the way.
 fn claim(run: &Run, resume: bool) -> Result<Claim> {
     let claim = Claim::take(&run.finetune(), FINETUNING, "macrl-train finetune")?;
-    let places = KINDS.map(|kind| Place::new(run, kind));
-    let files = places.iter().flat_map(|place| [place.last(), place.best(), place.metrics()]);
-    let in_the_way: Vec<PathBuf> = files.filter(|path| path.symlink_metadata().is_ok()).collect();
+    let kinds = KINDS.map(|kind| FinetuneFiles::new(run, kind));
+    let paths = kinds.iter().flat_map(|files| [files.last(), files.best(), files.metrics()]);
+    let in_the_way: Vec<PathBuf> = paths.filter(|path| path.symlink_metadata().is_ok()).collect();
     // Earlier versions put no marker there; their states load.
     let earlier = || {
-        let mut states = places.iter().map(Place::last).filter(|last| last.exists()).peekable();
-        states.peek().is_some() && states.all(|last| Tuned::load(&last, tuning).is_ok())
+        let mut states = kinds.iter().map(FinetuneFiles::last).filter(|last| last.exists()).peekable();
+        states.peek().is_some() && states.all(|last| FinetuneState::load(&last, training_config).is_ok())
     };
     if !claim.is_ours() && !in_the_way.is_empty() && !earlier() {
         return Err(claim.foreign(&in_the_way));
@@ -131,10 +135,17 @@ fn check_enough(labelled: &Labelled, config: &Config) -> Result<()> {
 }
 
 /// What a fine-tuning began with stays; its length changes where that is asked for (`longer`).
-fn check_same(run: &Run, tuned: &Tuned, saved: &Config, config: &Config, origin: &str, longer: bool) -> Result<()> {
+fn check_same(
+    run: &Run,
+    state: &FinetuneState,
+    saved: &Config,
+    config: &Config,
+    origin: &str,
+    longer: bool,
+) -> Result<()> {
     let dir = run.finetune();
-    if tuned.origin != origin {
-        let said = format!("--resume: {} began with {}, here is {origin}", dir.display(), tuned.origin);
+    if state.origin != origin {
+        let said = format!("--resume: {} began with {}, here is {origin}", dir.display(), state.origin);
         return Err(Usage(said).into());
     }
     let changed = saved.all_differences(config);
@@ -151,12 +162,12 @@ fn check_same(run: &Run, tuned: &Tuned, saved: &Config, config: &Config, origin:
 }
 
 /// A fine-tuning cannot end before where it stands.
-fn check_length(tuned: &Tuned, config: &Config, data: &Labelled) -> Result<()> {
+fn check_length(state: &FinetuneState, config: &Config, data: &Labelled) -> Result<()> {
     let per_epoch = (data.train.len() / config.finetune.batch_size) as u64;
-    if tuned.step <= per_epoch * config.finetune.epochs as u64 {
+    if state.step <= per_epoch * config.finetune.epochs as u64 {
         return Ok(());
     }
-    let done = tuned.step as f64 / per_epoch.max(1) as f64;
+    let done = state.step as f64 / per_epoch.max(1) as f64;
     let said = format!("{LENGTH} = {}: the fine-tuning has done {done:.1} epochs already", config.finetune.epochs);
     Err(Usage(said).into())
 }
@@ -170,28 +181,32 @@ fn one(
     origin: &str,
     data: &Labelled,
     (stop, longer): (&Arc<AtomicBool>, bool),
-) -> Result<Tuned> {
-    let place = Place::new(run, kind);
-    let mut tuned = match place.last().exists() {
+) -> Result<FinetuneState> {
+    let files = FinetuneFiles::new(run, kind);
+    let mut state = match files.last().exists() {
         true => {
-            let (tuned, saved) = Tuned::load(&place.last(), tuning)?;
-            check_same(run, &tuned, &saved, config, origin, longer)?;
-            check_length(&tuned, config, data)?;
-            tuned
+            let (state, saved) = FinetuneState::load(&files.last(), training_config)?;
+            check_same(run, &state, &saved, config, origin, longer)?;
+            check_length(&state, config, data)?;
+            state
         }
-        false => Tuned::new(Classifier::new(encoder, config, data.classes)?, &tuning(config), origin.to_string()),
+        false => FinetuneState::new(
+            Classifier::new(encoder, config, data.classes)?,
+            &training_config(config),
+            origin.to_string(),
+        ),
     };
-    std::fs::create_dir_all(place.dir()).with_context(|| format!("cannot create {}", place.dir().display()))?;
+    std::fs::create_dir_all(files.dir()).with_context(|| format!("cannot create {}", files.dir().display()))?;
     let from = if kind == "random" { "random weights" } else { "the pretrained encoder" };
     say!(
         "fine-tuning from {from}: {} classes, batch {}, peak learning rate {:.2e}, step {}",
         data.classes,
         config.finetune.batch_size,
-        tuning(config).train.absolute_lr(),
-        tuned.step
+        training_config(config).train.absolute_lr(),
+        state.step
     );
-    match tune(&place, config, data, &mut tuned, stop)? {
-        Ending::Finished => Ok(tuned),
+    match finetune(&files, config, data, &mut state, stop)? {
+        Ending::Finished => Ok(state),
         Ending::Interrupted(step) => Err(Stopped::at(step, &format!(" of fine-tuning from {from}")).into()),
     }
 }

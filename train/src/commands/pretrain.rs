@@ -10,12 +10,14 @@ use macrl_models::runtime::Device as Choice;
 use macrl_models::{atomic, checkpoint, device, say};
 
 use super::claim::Claim;
-use super::{Stopped, Usage, check_data, enough, open_data, path_line, stop_on_ctrl_c};
+use super::enough;
+use super::shared::{Stopped, Usage, check_data, data_dir, open_data, path_line, stop_on_ctrl_c};
 use crate::data::Data;
 use crate::data::identity::identity;
+use crate::ending::Ending;
 use crate::run::Run;
 use crate::state::State;
-use crate::trainer::{Ending, pretrain};
+use crate::trainer::pretrain;
 
 /// The one key that may change when a run is resumed.
 const LENGTH: &str = "train.epochs";
@@ -60,7 +62,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let (mut state, saved) = begin(arguments, &run, &claim, &config)?;
     let dir = match &arguments.data {
         Some(dir) => dir.clone(),
-        None => super::data_dir(&None, &run)?,
+        None => data_dir(&None, &run)?,
     };
     let data = open_data(&dir, &config)?;
     check_data("--resume", &state, &data)?;

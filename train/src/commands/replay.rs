@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use clap::Args;
 use macrl_models::answer;
 
-use super::{check_data, data_dir, open_data};
+use super::shared::{check_data, data_dir, open_data};
 use crate::replay::{Finding, replay, start};
 use crate::run::Run;
 

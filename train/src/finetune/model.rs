@@ -13,7 +13,7 @@ use macrl_models::preprocess::Preprocess;
 use macrl_models::vit::Encoder;
 
 use crate::encode::Images;
-use crate::method::Part;
+use crate::part::Part;
 use crate::views::View;
 
 /// Seed of the head's weights, apart from the encoder's.

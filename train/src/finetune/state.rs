@@ -1,4 +1,4 @@
-//! What a fine-tuning has reached <-> its checkpoints.
+//! A fine-tuning's state <-> its checkpoints.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -12,7 +12,7 @@ use crate::optimizer::AdamW;
 use crate::state::{moment_tensors, moments};
 
 /// Everything that a step changes.
-pub struct Tuned {
+pub struct FinetuneState {
     /// The network.
     pub classifier: Classifier,
     /// Moments and step count.
@@ -31,11 +31,11 @@ const BEST: &str = "best_accuracy";
 const BEST_EPOCH: &str = "best_epoch";
 const ORIGIN: &str = "origin";
 
-impl Tuned {
-    /// The start; `tuning` is the configuration as [`super::tuning`] derives it.
-    pub fn new(classifier: Classifier, tuning: &Config, origin: String) -> Self {
-        let optimizer = AdamW::new(&classifier.trainable(), &tuning.train);
-        Tuned { classifier, optimizer, step: 0, best: None, origin }
+impl FinetuneState {
+    /// The start; `derived` is the configuration as [`super::training::training_config`] derives it.
+    pub fn new(classifier: Classifier, derived: &Config, origin: String) -> Self {
+        let optimizer = AdamW::new(&classifier.trainable(), &derived.train);
+        FinetuneState { classifier, optimizer, step: 0, best: None, origin }
     }
 
     /// Writes all of it, atomically, with the run's own configuration.
@@ -57,11 +57,11 @@ impl Tuned {
         Ok(checkpoint::save(path, config, &notes, &tensors)?)
     }
 
-    /// Reads a state back, with the run's configuration; `tuning` derives the optimiser's from it.
+    /// Reads a state back, with the run's configuration, from which `derive` makes the optimiser's.
     ///
     /// # Errors
     /// A damaged checkpoint.
-    pub fn load(path: &Path, tuning: impl Fn(&Config) -> Config) -> Result<(Self, Config)> {
+    pub fn load(path: &Path, derive: impl Fn(&Config) -> Config) -> Result<(Self, Config)> {
         let Checkpoint { config, notes, tensors, .. } = checkpoint::load(path)?;
         let named = || format!("checkpoint {}", path.display());
         let number = |key: &str| -> Result<u64> {
@@ -70,9 +70,9 @@ impl Tuned {
         };
         let (step, classes) = (number(STEP)?, number(CLASSES)? as usize);
         let classifier = Classifier::from_tensors(&config, classes, &tensors).with_context(named)?;
-        let optimizer = moments(&classifier.trainable(), &tuning(&config), &tensors, step).with_context(named)?;
+        let optimizer = moments(&classifier.trainable(), &derive(&config), &tensors, step).with_context(named)?;
         let best = notes.get(BEST).and_then(|text| text.parse().ok()).zip(number(BEST_EPOCH).ok());
         let origin = notes.get(ORIGIN).cloned().unwrap_or_default();
-        Ok((Tuned { classifier, optimizer, step, best, origin }, config))
+        Ok((FinetuneState { classifier, optimizer, step, best, origin }, config))
     }
 }

@@ -1,11 +1,25 @@
 //! Fine-tuning as a whole, on stripes that a linear model of single pixels cannot tell apart.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
 use image::{Rgb, RgbImage};
+use macrl_models::config::{Config, FinetuneConfig};
 use macrl_models::vit::Encoder;
 
+use super::files::FinetuneFiles;
+use super::labelled::Labelled;
+use super::learner::Finetuning;
 use super::model::Classifier;
-use super::*;
+use super::state::FinetuneState;
+use super::training::{finetune, judge, outcome, training_config};
 use crate::data::memory::Memory;
+use crate::data::{Data, Dataset};
+use crate::ending::Ending;
+use crate::loader::Batches;
+use crate::run::Run;
+use crate::schedule::Schedule;
+use crate::step::rule::{Learner, compute, take};
 
 const SMALL: [&str; 10] = [
     "encoder.image_size=16",
@@ -49,36 +63,40 @@ fn labelled(config: &Config) -> Labelled {
     Labelled::of(&data, config).unwrap()
 }
 
-fn fresh(config: &Config) -> Tuned {
+fn fresh(config: &Config) -> FinetuneState {
     let classifier = Classifier::new(Encoder::init(&config.encoder, 0).unwrap(), config, 2).unwrap();
-    Tuned::new(classifier, &tuning(config), "here".into())
+    FinetuneState::new(classifier, &training_config(config), "here".into())
 }
 
-fn place() -> (tempfile::TempDir, Place) {
+fn place() -> (tempfile::TempDir, FinetuneFiles) {
     let dir = tempfile::tempdir().unwrap();
-    let place = Place::new(&Run::new(dir.path()), "macrl");
-    std::fs::create_dir_all(place.dir()).unwrap();
-    (dir, place)
+    let files = FinetuneFiles::new(&Run::new(dir.path()), "macrl");
+    std::fs::create_dir_all(files.dir()).unwrap();
+    (dir, files)
 }
 
-fn weights(tuned: &Tuned) -> Vec<f32> {
+fn weights(tuned: &FinetuneState) -> Vec<f32> {
     tuned.classifier.trainable().iter().flat_map(|(_, g)| g.values().to_vec1::<f32>().unwrap()).collect()
+}
+
+fn learner<'a>(state: &'a mut FinetuneState, data: &'a Labelled, config: &'a Config, lr: f64) -> Finetuning<'a> {
+    Finetuning { state, data: data.train.as_ref(), config, lr }
 }
 
 #[test]
 fn it_learns_and_images_without_a_label_stay_out() {
     for more in [&[][..], &["finetune.mixup=0.5", "finetune.label_smoothing=0.1"]] {
-        let (_dir, place) = place();
+        let (_dir, files) = place();
         let config = config(more);
         let data = labelled(&config);
         assert_eq!((data.train.len(), data.test.labels.len(), data.classes), (48, 16, 2));
         let mut tuned = fresh(&config);
-        let ending = tune(&place, &config, &data, &mut tuned, &AtomicBool::new(false)).unwrap();
+        let ending = finetune(&files, &config, &data, &mut tuned, &AtomicBool::new(false)).unwrap();
         assert_eq!((ending, tuned.step), (Ending::Finished, 8 * 6));
         let reached = outcome("macrl", &tuned, &data, &config).unwrap();
         assert!(reached.accuracy > 0.9, "{reached:?}");
         assert!(reached.best >= reached.accuracy && (1..=8).contains(&reached.best_epoch));
-        let (best, _) = Tuned::load(&place.best(), tuning).unwrap();
+        let (best, _) = FinetuneState::load(&files.best(), training_config).unwrap();
         assert_eq!(judge(&best, &data, &config).unwrap().1, reached.best);
     }
 }
@@ -89,26 +107,21 @@ fn resumed_it_ends_with_the_same_bits() {
     let config = config(&["finetune.mixup=0.5", "finetune.epochs=3"]);
     let data = labelled(&config);
     let mut first = fresh(&config);
-    tune(&whole, &config, &data, &mut first, &AtomicBool::new(false)).unwrap();
+    finetune(&whole, &config, &data, &mut first, &AtomicBool::new(false)).unwrap();
     let mut second = fresh(&config);
-    let stopped = tune(&parts, &config, &data, &mut second, &AtomicBool::new(true)).unwrap();
+    let stopped = finetune(&parts, &config, &data, &mut second, &AtomicBool::new(true)).unwrap();
     assert_eq!(stopped, Ending::Interrupted(0));
     // The state after the first epoch, as a killed run would find it.
-    let short = Config {
-        finetune: macrl_models::config::FinetuneConfig { epochs: 1, ..config.finetune.clone() },
-        ..config.clone()
-    };
-    let batches = Batches::weak_only(data.train.clone(), &tuning(&short)).unwrap();
-    let schedule = Schedule::new(&tuning(&config), batches.steps_per_epoch());
+    let short = Config { finetune: FinetuneConfig { epochs: 1, ..config.finetune.clone() }, ..config.clone() };
+    let batches = Batches::weak_only(data.train.clone(), &training_config(&short)).unwrap();
+    let schedule = Schedule::new(&training_config(&config), batches.steps_per_epoch());
     for i in 0..6 {
-        let batch = batches.make(i).unwrap();
-        let labels: Vec<u32> = batch.indices.iter().filter_map(|i| data.train.label(*i as usize)).collect();
-        step(&mut second, batch, &labels, &config, schedule.lr(i)).unwrap();
+        take(&mut learner(&mut second, &data, &config, schedule.lr(i)), batches.make(i).unwrap()).unwrap();
     }
     second.save(&parts.last(), &config).unwrap();
-    let (mut second, saved) = Tuned::load(&parts.last(), tuning).unwrap();
+    let (mut second, saved) = FinetuneState::load(&parts.last(), training_config).unwrap();
     assert_eq!((&saved, second.step, second.origin.as_str()), (&config, 6, "here"));
-    tune(&parts, &config, &data, &mut second, &AtomicBool::new(false)).unwrap();
+    finetune(&parts, &config, &data, &mut second, &AtomicBool::new(false)).unwrap();
     assert_eq!(weights(&first), weights(&second));
 }
 
@@ -126,19 +139,16 @@ fn every_parameter_receives_a_gradient_and_nonsense_changes_nothing() {
     let config = config(&[]);
     let data = labelled(&config);
     let mut tuned = fresh(&config);
-    let batches = Batches::weak_only(data.train.clone(), &tuning(&config)).unwrap();
+    let batches = Batches::weak_only(data.train.clone(), &training_config(&config)).unwrap();
     let mut batch = batches.make(0).unwrap();
-    let labels = vec![0, 1, 0, 1, 0, 1, 0, 1];
-    let logits = tuned.classifier.logits(&batch.weak, 8).unwrap();
-    let targets = Tensor::from_vec(target::smooth(&labels, 2, 0.0), (8, 2), logits.device()).unwrap();
-    let groups = tuned.classifier.trainable();
-    let gradients = Gradients::take(cross_entropy(&logits, &targets).unwrap().backward().unwrap(), &groups);
-    assert_eq!(gradients.dead(&groups).unwrap(), Vec::<String>::new());
-    drop(groups);
     let before = weights(&tuned);
+    let mut learner = learner(&mut tuned, &data, &config, 0.1);
+    let parts = learner.parts(batch.clone()).unwrap();
+    let measured = compute(learner.model(), &parts).unwrap().measured;
+    assert!(measured.is_finite() && measured.unreached.is_empty(), "{measured:?}");
     batch.weak.patches[5] = f32::NAN;
-    let (loss, _) = step(&mut tuned, batch, &labels, &config, 0.1).unwrap();
-    assert!(loss.is_nan() && tuned.step == 0 && weights(&tuned) == before);
+    assert!(take(&mut learner, batch).unwrap().loss.is_nan());
+    assert!(tuned.step == 0 && weights(&tuned) == before);
 }
 
 #[test]
@@ -146,9 +156,9 @@ fn the_optimiser_and_the_keys_of_pretraining_have_no_part_in_it() {
     let after_a_step = |more: &[&str]| {
         let config = config(more);
         let (mut tuned, data) = (fresh(&config), labelled(&config));
-        let batch = Batches::weak_only(data.train.clone(), &tuning(&config)).unwrap().make(0).unwrap();
+        let batch = Batches::weak_only(data.train.clone(), &training_config(&config)).unwrap().make(0).unwrap();
         assert!(batch.weak.whole.is_empty());
-        step(&mut tuned, batch, &[0, 1, 0, 1, 0, 1, 0, 1], &config, 0.1).unwrap();
+        take(&mut learner(&mut tuned, &data, &config, 0.1), batch).unwrap();
         assert_eq!(tuned.step, 1);
         weights(&tuned)
     };

@@ -6,6 +6,8 @@ use serde_json::Value;
 
 use super::chart::{Chart, Scale, Series};
 use super::html::escape;
+use crate::losses::Chart as TermChart;
+use crate::method::TERMS;
 
 /// Every logged number, by kind of line.
 #[derive(Debug, Default)]
@@ -18,44 +20,56 @@ pub(super) struct Metrics {
     pub(super) unreadable: usize,
 }
 
-/// (title, kind of line, [(key, name)], scale).
-type Plan = (&'static str, bool, &'static [(&'static str, &'static str)], Scale);
+/// One chart of the page.
+struct Plan {
+    title: &'static str,
+    /// Whether its numbers stand in lines of kind `eval`, not `step`.
+    eval: bool,
+    /// Key and name of each curve.
+    curves: Vec<(&'static str, &'static str)>,
+    scale: Scale,
+}
 
-const CHARTS: &[Plan] = &[
-    ("Loss", false, &[("loss", "loss")], Scale::Linear),
-    ("Contrast (InfoNCE)", false, &[("contrast", "contrast")], Scale::Linear),
-    (
-        "Reconstruction (L1)",
-        false,
-        &[("reconstruction_strong", "strong"), ("reconstruction_weak", "weak")],
-        Scale::Linear,
-    ),
-    ("Online kNN: training images judged by others (%)", true, &[("knn", "kNN")], Scale::Percent),
-    (
-        "Similarity of query and key",
-        false,
-        &[("positive_similarity", "own"), ("negative_similarity", "others")],
-        Scale::Linear,
-    ),
-    ("Age of the bank's keys (steps)", false, &[("bank_age", "mean"), ("bank_age_oldest", "oldest")], Scale::FromZero),
-    ("Length of the bank's keys", false, &[("bank_norm", "mean")], Scale::FromZero),
-    ("Effective rank of the features", true, &[("rank", "RankMe")], Scale::Linear),
-    ("Feature spread (1 isotropic, 0 collapsed)", true, &[("feature_std", "std · √D")], Scale::Linear),
-    (
-        "Gradient norm",
-        false,
-        &[
-            ("grad_norm", "all"),
-            ("grad_norm_encoder", "encoder"),
-            ("grad_norm_decoder", "decoders"),
-            ("grad_norm_projector", "projector"),
-        ],
-        Scale::Log,
-    ),
-    ("Learning rate", false, &[("lr", "lr")], Scale::FromZero),
-    ("Images per second", false, &[("images_per_second", "images/s")], Scale::FromZero),
-    ("Time spent waiting for data (%)", false, &[("waiting", "waiting")], Scale::PercentFromZero),
-];
+impl Plan {
+    fn new(title: &'static str, eval: bool, curves: &[(&'static str, &'static str)], scale: Scale) -> Self {
+        Plan { title, eval, curves: curves.to_vec(), scale }
+    }
+
+    fn of(chart: &TermChart) -> Self {
+        let curves = chart.numbers.iter().map(|number| (number.key, number.curve)).collect();
+        Plan { title: chart.title, eval: false, curves, scale: Scale::Linear }
+    }
+}
+
+/// All charts: the loss, then the loss of each term, what is measured besides of each term, and the rest.
+fn plans() -> Vec<Plan> {
+    let losses = TERMS.iter().filter_map(|term| term.charts.first());
+    let companions = TERMS.iter().flat_map(|term| term.charts.iter().skip(1));
+    let knn = Plan::new("Online kNN: training images judged by others (%)", true, &[("knn", "kNN")], Scale::Percent);
+    let parts = [
+        ("grad_norm", "all"),
+        ("grad_norm_encoder", "encoder"),
+        ("grad_norm_decoder", "decoders"),
+        ("grad_norm_projector", "projector"),
+    ];
+    let age = [("bank_age", "mean"), ("bank_age_oldest", "oldest")];
+    let rest = [
+        Plan::new("Age of the bank's keys (steps)", false, &age, Scale::FromZero),
+        Plan::new("Length of the bank's keys", false, &[("bank_norm", "mean")], Scale::FromZero),
+        Plan::new("Effective rank of the features", true, &[("rank", "RankMe")], Scale::Linear),
+        Plan::new("Feature spread (1 isotropic, 0 collapsed)", true, &[("feature_std", "std · √D")], Scale::Linear),
+        Plan::new("Gradient norm", false, &parts, Scale::Log),
+        Plan::new("Learning rate", false, &[("lr", "lr")], Scale::FromZero),
+        Plan::new("Images per second", false, &[("images_per_second", "images/s")], Scale::FromZero),
+        Plan::new("Time spent waiting for data (%)", false, &[("waiting", "waiting")], Scale::PercentFromZero),
+    ];
+    let mut plans = vec![Plan::new("Loss", false, &[("loss", "loss")], Scale::Linear)];
+    plans.extend(losses.map(Plan::of));
+    plans.push(knn);
+    plans.extend(companions.map(Plan::of));
+    plans.extend(rest);
+    plans
+}
 
 impl Metrics {
     pub(super) fn parse(text: &str) -> Self {
@@ -98,13 +112,13 @@ impl Metrics {
     /// A chart for everything that was logged and that changed; what stayed the same is told in a line.
     pub(super) fn charts(&self) -> String {
         let (mut charts, mut constants) = (Vec::new(), Vec::new());
-        for (title, eval, keys, scale) in CHARTS {
-            let mut series: Vec<Series> = keys.iter().map(|(key, name)| self.series(*eval, key, name)).collect();
+        for Plan { title, eval, curves, scale } in plans() {
+            let mut series: Vec<Series> = curves.iter().map(|(key, name)| self.series(eval, key, name)).collect();
             series.retain(|s| !s.points.is_empty());
             if series.is_empty() {
                 continue;
             }
-            let chart = Chart { title, series, scale: *scale };
+            let chart = Chart { title, series, scale };
             match chart.constant() {
                 Some(values) => constants.push(format!("{} {values}", escape(title))),
                 None => charts.push(chart.html()),

@@ -46,6 +46,38 @@ pub struct Batch {
     pub weak: View,
 }
 
+impl View {
+    /// Part `i` of `parts` equal ones.
+    fn part(&self, i: usize, parts: usize) -> View {
+        View {
+            kept: part_of(&self.kept, i, parts),
+            patches: part_of(&self.patches, i, parts),
+            whole: part_of(&self.whole, i, parts),
+            target: part_of(&self.target, i, parts),
+        }
+    }
+}
+
+impl Batch {
+    /// The batch in equal parts.
+    pub fn split(self, parts: usize) -> Vec<Batch> {
+        if parts <= 1 {
+            return vec![self];
+        }
+        let part = |i: usize| Batch {
+            indices: part_of(&self.indices, i, parts),
+            strong: self.strong.part(i, parts),
+            weak: self.weak.part(i, parts),
+        };
+        (0..parts).map(part).collect()
+    }
+}
+
+fn part_of<T: Clone>(values: &[T], i: usize, parts: usize) -> Vec<T> {
+    let size = values.len() / parts;
+    values[i * size..(i + 1) * size].to_vec()
+}
+
 /// How one branch's views are made.
 #[derive(Debug, Clone)]
 pub struct Recipe {

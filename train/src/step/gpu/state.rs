@@ -11,13 +11,15 @@ use macrl_models::cuda::{Real, memory};
 use macrl_models::params::Group;
 
 use crate::bank::Bank;
+use crate::gradients::unreached;
 use crate::method::Method;
-use crate::optimizer::{EPS, unreached};
+use crate::optimizer::EPS;
+use crate::part::Part;
 use crate::projector::Projector;
 use crate::state::State;
 
 /// What lies on the device besides the networks, which the state refers to.
-pub struct Placed {
+pub struct DeviceState {
     /// Parameters, gradients, moments.
     pub flat: Flat,
     /// The optimiser's constants.
@@ -29,7 +31,7 @@ pub struct Placed {
     counts: [usize; 3],
 }
 
-/// Numbers groups in the order in which they are mapped.
+/// Numbers groups in the order in which they are moved.
 struct Count(Cell<usize>);
 
 impl Count {
@@ -38,7 +40,7 @@ impl Count {
     }
 }
 
-impl Placed {
+impl DeviceState {
     /// Moves a state's networks, moments and bank to the device.
     ///
     /// # Errors
@@ -81,9 +83,9 @@ impl Placed {
             share: 1.0 / train.accumulate.max(1) as f64,
         };
         let (filled, capacity) = (method.bank.images.len(), config.contrast.bank_size);
-        let placed = Placed { flat, rule, filled, capacity, counts };
-        placed.moments_to_device(state)?;
-        Ok(placed)
+        let device_state = DeviceState { flat, rule, filled, capacity, counts };
+        device_state.moments_to_device(state)?;
+        Ok(device_state)
     }
 
     /// In the flat vectors, the number of trainable group `i` (encoder, decoder, projector).
@@ -93,6 +95,15 @@ impl Placed {
             i if i < encoder => i,
             i if i < encoder + decoder => i + projector,
             i => i - decoder,
+        }
+    }
+
+    /// Where a part stands among the parts of the flat vectors.
+    pub(super) fn position(part: Part) -> usize {
+        match part {
+            Part::Encoder => 0,
+            Part::Projector => 1,
+            Part::Decoder => 2,
         }
     }
 
@@ -127,14 +138,14 @@ impl Placed {
     ///
     /// # Errors
     /// What a kernel did wrong.
-    pub fn dead(&self, method: &Method) -> Result<Vec<String>> {
+    pub fn unreached(&self, method: &Method) -> Result<Vec<String>> {
         let gradient = memory::fetch(self.flat.gradient())?;
         let groups = method.trainable().into_iter().enumerate();
-        let dead = groups.flat_map(|(i, (_, group))| {
+        let names = groups.flat_map(|(i, (_, group))| {
             let (start, len) = self.flat.range(self.number(i));
             unreached(group, &gradient[start..start + len])
         });
-        Ok(dead.collect())
+        Ok(names.collect())
     }
 
     /// Brings moments and bank back into the state; the networks' values are read where they are.

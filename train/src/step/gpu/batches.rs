@@ -1,7 +1,7 @@
-//! A step's inputs: drawn or made on the host ahead of time, copied to the device in one piece.
+//! A step's batch: drawn or made on the host ahead of time, copied to the device in one piece.
 //!
-//! Where all images are equally large and fit, the data set lies on the device and only the draws travel: the views
-//! are made there.  Otherwise the loader's views travel.
+//! Where all images are equally large and fit, the data set lies on the device, only the random draws are copied, and the
+//! views are made there.  Otherwise the views that the loader makes are copied.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,16 +20,16 @@ use crate::loader::{Batches, Loader};
 use crate::views::draw::{Adjust, Draws};
 use crate::views::{Batch, Recipe, View, blur};
 
-/// Words in front: the step's numbers.
+/// Words at the start of a batch: the step's numbers.
 pub(super) const HEAD: usize = size_of::<macrl_models::cuda::flat::StepNumbers>() / 4;
-/// Share of the GPU's memory that a data set may take.
+/// A data set may take this fraction (1 / SHARE) of the GPU's free memory.
 const SHARE: usize = 4;
 
-/// What a step needs from the host.
-pub struct Fed {
+/// A batch as the host sends it.
+pub struct HostBatch {
     /// Images of the batch.
     pub indices: Vec<u32>,
-    /// All words in the order of [`Room`]; the first [`HEAD`] are filled in later.
+    /// All words in the order of [`DeviceBatch`]; the first [`HEAD`] are filled in later.
     pub words: Vec<u32>,
 }
 
@@ -38,22 +38,22 @@ pub struct Fed {
 struct Branch {
     kept: Tensor,
     sources: Tensor,
-    /// Where views travel: the words of each part of them, f32 bits.
-    travelled: Option<Travelled>,
+    /// The copied views (f32 bits), where they are not made on the device.
+    copied: Option<CopiedViews>,
     room: ViewRoom,
     /// (B, N) u32: all patches, where the key branch sees those.
     all: Option<Tensor>,
 }
 
 #[derive(Debug, Clone)]
-struct Travelled {
+struct CopiedViews {
     patches: Tensor,
     whole: Option<Tensor>,
     target: Tensor,
 }
 
-/// The device's side: one vector of words and what the operators take from it.
-pub struct Room {
+/// A batch's memory on the device: one vector of words, and the tensors in it that the operators take.
+pub struct DeviceBatch {
     /// (words) u32
     pub words: Tensor,
     images: Tensor,
@@ -76,33 +76,33 @@ struct Sizes {
 
 /// What there is of a branch's views: how many patches are kept, and whether all are there as well.
 #[derive(Debug, Clone, Copy)]
-struct Parts {
+struct ViewParts {
     k: usize,
     whole: bool,
 }
 
-impl Parts {
+impl ViewParts {
     fn of(recipe: &Recipe) -> Self {
-        Parts { k: recipe.kept(), whole: recipe.has_whole() }
+        ViewParts { k: recipe.kept(), whole: recipe.has_whole() }
     }
 }
 
 impl Sizes {
-    /// Words of a branch: draws, kept, sources, and the views themselves where they travel.
-    fn words(&self, Parts { k, whole }: Parts) -> usize {
+    /// Words of a branch: draws, kept, sources, and the views themselves where they are copied.
+    fn words(&self, ViewParts { k, whole }: ViewParts) -> usize {
         let whole = if whole { self.patches } else { 0 };
         let views = if self.resident { 0 } else { (k + whole + self.patches) * self.values };
         self.batch * (DRAW_WORDS + k + 1 + self.patches + views)
     }
 }
 
-/// Batches ahead of time.
-pub struct Feed {
-    loader: Loader<Fed>,
+/// Makes batches ahead of time.
+pub struct HostBatches {
+    loader: Loader<HostBatch>,
 }
 
-impl Feed {
-    /// Starts at a step; also gives the device's side.
+impl HostBatches {
+    /// Starts at step `first`; gives the device's memory for a batch as well.
     ///
     /// # Errors
     /// Too few images for a batch, or out of memory.
@@ -112,7 +112,7 @@ impl Feed {
         data: Arc<dyn Dataset>,
         config: &Config,
         first: u64,
-    ) -> Result<(Self, Room)> {
+    ) -> Result<(Self, DeviceBatch)> {
         let (strong, weak) = (Recipe::strong(config), Recipe::weak(config));
         let resident = resident(device, &data, config, &strong)?;
         let parts = config.train.accumulate.max(1);
@@ -123,23 +123,23 @@ impl Feed {
             values: config.encoder.patch_values(),
             resident: resident.is_some(),
         };
-        let kept = [&strong, &weak].map(Parts::of);
+        let kept = [&strong, &weak].map(ViewParts::of);
         let image = resident.as_ref().map(|(_, g)| (g.height, g.width));
-        let room = Room::new(device, real, sizes, kept, resident)?;
+        let room = DeviceBatch::new(device, real, sizes, kept, resident)?;
         let batches = Batches::new(data, config)?;
         let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
         let make = move |batches: &Batches, step: u64| match image {
             Some(image) => Ok(drawn(batches, step, image, sizes, [&strong, &weak])),
             None => Ok(packed(batches.make(step)?, sizes)),
         };
-        Ok((Feed { loader: Loader::start(batches, first, threads, make)? }, room))
+        Ok((HostBatches { loader: Loader::start(batches, first, threads, make)? }, room))
     }
 
     /// The next step's words.
     ///
     /// # Errors
     /// Unreadable data.
-    pub fn next_batch(&mut self) -> Result<Fed> {
+    pub fn next_batch(&mut self) -> Result<HostBatch> {
         self.loader.next()
     }
 
@@ -148,7 +148,7 @@ impl Feed {
         self.loader.steps_per_epoch()
     }
 
-    /// Time spent waiting in [`Feed::next_batch`].
+    /// Time spent waiting in [`HostBatches::next_batch`].
     pub fn waited(&self) -> Duration {
         self.loader.waited()
     }
@@ -159,12 +159,12 @@ impl Feed {
     }
 }
 
-impl Room {
+impl DeviceBatch {
     fn new(
         device: &Device,
         real: Real,
         sizes: Sizes,
-        parts: [Parts; 2],
+        parts: [ViewParts; 2],
         resident: Option<(Tensor, Geometry)>,
     ) -> Result<Self> {
         let Sizes { batch, part, .. } = sizes;
@@ -172,25 +172,25 @@ impl Room {
         let words = Tensor::zeros(count, candle_core::DType::U32, device)?;
         let images = words.narrow(0, HEAD, batch)?;
         let mut at = HEAD + batch;
-        let mut branch = |of: Parts| -> Result<Branch> {
+        let mut branch = |of: ViewParts| -> Result<Branch> {
             let branch = Branch::new(&words, at, of, sizes, real)?;
             at += sizes.words(of);
             Ok(branch)
         };
         let (strong, weak) = (branch(parts[0])?, branch(parts[1])?);
-        Ok(Room { images, strong, weak, words, part, resident })
+        Ok(DeviceBatch { images, strong, weak, words, part, resident })
     }
 
-    /// Queues what stands between the words and the operators: making the views, or their conversion.
+    /// Queues the making of the views from the draws, or the conversion of copied views.
     ///
     /// # Errors
-    /// The driver's.
+    /// A failure of the driver.
     pub fn prepare(&self) -> Result<()> {
         if let Some((pixels, geometry)) = &self.resident {
             return Ok(geometry.make(pixels, &self.strong.room, &self.weak.room)?);
         }
         for branch in [&self.strong, &self.weak] {
-            if let Some(Travelled { patches, whole, target }) = &branch.travelled {
+            if let Some(CopiedViews { patches, whole, target }) = &branch.copied {
                 memory::land(patches, &branch.room.patches)?;
                 if let (Some(from), Some(to)) = (whole, &branch.room.whole) {
                     memory::land(from, to)?;
@@ -204,7 +204,7 @@ impl Room {
     /// The batch in its parts.
     ///
     /// # Errors
-    /// Candle's.
+    /// A failure of the driver.
     pub fn inputs(&self) -> Result<Vec<Inputs>> {
         let size = self.part;
         (0..self.images.elem_count() / size)
@@ -225,7 +225,7 @@ impl Room {
 }
 
 impl Branch {
-    fn new(words: &Tensor, mut at: usize, Parts { k, whole }: Parts, sizes: Sizes, real: Real) -> Result<Self> {
+    fn new(words: &Tensor, mut at: usize, ViewParts { k, whole }: ViewParts, sizes: Sizes, real: Real) -> Result<Self> {
         let Sizes { batch: b, patches: n, values: p, resident, .. } = sizes;
         let device = words.device();
         let mut take = |count: usize| {
@@ -235,9 +235,9 @@ impl Branch {
         let draws = take(b * DRAW_WORDS)?.reshape((b, DRAW_WORDS))?;
         let kept = take(b * k)?.reshape((b, k))?;
         let sources = take(b * (1 + n))?.reshape((b, 1 + n))?;
-        let travelled = match resident {
+        let copied = match resident {
             true => None,
-            false => Some(Travelled {
+            false => Some(CopiedViews {
                 patches: take(b * k * p)?,
                 whole: whole.then(|| take(b * n * p)).transpose()?,
                 target: take(b * n * p)?,
@@ -252,7 +252,7 @@ impl Branch {
         };
         let all = (0..b).flat_map(|_| 0..n as u32).collect::<Vec<_>>();
         let all = whole.then(|| Tensor::from_vec(all, (b, n), device)).transpose()?;
-        Ok(Branch { kept, sources, travelled, room, all })
+        Ok(Branch { kept, sources, copied, room, all })
     }
 
     fn input(&self, first: usize, count: usize) -> Result<Input> {
@@ -313,14 +313,14 @@ fn resident(
 }
 
 /// A step's draws, of images that lie on the device.
-fn drawn(batches: &Batches, step: u64, image: (usize, usize), sizes: Sizes, recipes: [&Recipe; 2]) -> Fed {
+fn drawn(batches: &Batches, step: u64, image: (usize, usize), sizes: Sizes, recipes: [&Recipe; 2]) -> HostBatch {
     let epoch = step / batches.steps_per_epoch();
     let indices = batches.indices(step);
-    let mut words = head(&indices, sizes, recipes.map(Parts::of));
+    let mut words = head(&indices, sizes, recipes.map(ViewParts::of));
     let mut rest = &mut words[HEAD + sizes.batch..];
     for recipe in recipes {
         let k = recipe.kept();
-        let (branch, behind) = rest.split_at_mut(sizes.words(Parts::of(recipe)));
+        let (branch, behind) = rest.split_at_mut(sizes.words(ViewParts::of(recipe)));
         let (draws, branch) = branch.split_at_mut(sizes.batch * DRAW_WORDS);
         let (kept, sources) = branch.split_at_mut(sizes.batch * k);
         let rows = draws
@@ -334,13 +334,13 @@ fn drawn(batches: &Batches, step: u64, image: (usize, usize), sizes: Sizes, reci
         });
         rest = behind;
     }
-    Fed { indices, words }
+    HostBatch { indices, words }
 }
 
 /// A batch that the CPU made.
-fn packed(batch: Batch, sizes: Sizes) -> Fed {
+fn packed(batch: Batch, sizes: Sizes) -> HostBatch {
     let Batch { indices, strong, weak } = batch;
-    let parts = |view: &View| Parts { k: view.kept.len() / sizes.batch, whole: !view.whole.is_empty() };
+    let parts = |view: &View| ViewParts { k: view.kept.len() / sizes.batch, whole: !view.whole.is_empty() };
     let mut words = head(&indices, sizes, [parts(&strong), parts(&weak)]);
     let mut rest = &mut words[HEAD + sizes.batch..];
     for view in [&strong, &weak] {
@@ -357,10 +357,10 @@ fn packed(batch: Batch, sizes: Sizes) -> Fed {
         branch.iter_mut().zip(values).for_each(|(word, value)| *word = value.to_bits());
         rest = behind;
     }
-    Fed { indices, words }
+    HostBatch { indices, words }
 }
 
-fn head(indices: &[u32], sizes: Sizes, parts: [Parts; 2]) -> Vec<u32> {
+fn head(indices: &[u32], sizes: Sizes, parts: [ViewParts; 2]) -> Vec<u32> {
     let mut words = vec![0; HEAD + sizes.batch + parts.map(|of| sizes.words(of)).iter().sum::<usize>()];
     words[HEAD..HEAD + sizes.batch].copy_from_slice(indices);
     words

@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-KERNELS = f"{ROOT}/models/src/cuda/kernels/kernels.cu"
+KERNELS = f"{ROOT}/models/nn/src/cuda/kernels/kernels.cu"
 
 
 def main():

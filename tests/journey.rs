@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 use candle_core::Tensor;
 use macrl::{Server, binary, candle_embedding, fail, post, root, run, succeed, write_config, write_idx};
-use macrl_models::checkpoint;
-use macrl_models::config::Config;
-use macrl_models::preprocess::Preprocess;
-use macrl_models::vit::Encoder;
+use macrl_bundle::config::Config;
+use macrl_bundle::preprocess::Preprocess;
+use macrl_nn::checkpoint;
+use macrl_nn::vit::Encoder;
 use serde_json::Value;
 
 struct Place {

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{Device, safetensors};
 use macrl::{Server, candle_embedding, post, root};
-use macrl_models::bundle::Bundle;
-use macrl_models::vit::Encoder;
+use macrl_bundle::bundle::Bundle;
+use macrl_nn::vit::Encoder;
 
 /// Largest file, and all files of a bundle together.
 const FILE_LIMIT: u64 = 12 << 20;

@@ -9,8 +9,8 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use macrl_models::bundle::{HIDDEN, INPUT, POOLED};
-use macrl_models::runtime::{self, Device, SessionOptions};
+use macrl_bundle::bundle::{HIDDEN, INPUT, POOLED};
+use macrl_runtime::{Device, SessionOptions};
 use ort::session::Session;
 use ort::value::TensorRef;
 
@@ -19,7 +19,7 @@ fn main() -> Result<()> {
     let [model, threads] = arguments.as_slice() else { bail!("expected MODEL.onnx THREADS") };
     // Spinning is ONNX Runtime's own default, and what the Python contender has.
     let options = SessionOptions { device: Device::Cpu, threads: threads.parse()?, spin: true, ..Default::default() };
-    let mut session = runtime::session(Path::new(model), &options)?.session;
+    let mut session = macrl_runtime::session(Path::new(model), &options)?.session;
     let size = edge(&session)?;
     let (mut input, mut output) = (stdin().lock(), stdout().lock());
     let mut line = String::new();

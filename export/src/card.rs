@@ -2,9 +2,9 @@
 
 use std::fmt::Write;
 
-use macrl_models::bundle::{Comparison, Parity};
-use macrl_models::config::{Fit, Pooling};
-use macrl_models::evaluation::{Evaluation, Row};
+use macrl_bundle::bundle::{Comparison, Parity};
+use macrl_bundle::config::{Fit, Pooling};
+use macrl_bundle::evaluation::{Evaluation, Row};
 
 use crate::source::Source;
 

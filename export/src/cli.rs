@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use macrl_models::device;
-use macrl_models::runtime::Device;
+use macrl_bundle::device::Device;
+use macrl_nn::device;
 
 use crate::graph::Element;
 

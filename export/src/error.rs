@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use macrl_models::output::one_line;
+use macrl_bundle::output::one_line;
 
 /// Why nothing was exported.
 #[derive(Debug)]

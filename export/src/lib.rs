@@ -2,7 +2,7 @@
 //!
 //! [`source`] reads the run, [`onnx`] writes the graph, [`parity`] proves it, [`write`] puts it in its place.
 
-#![warn(clippy::print_stdout, clippy::print_stderr)] // everything that is said goes through macrl_models::output
+#![warn(clippy::print_stdout, clippy::print_stderr)] // everything that is said goes through macrl_bundle::output
 
 pub mod card;
 pub mod cli;
@@ -18,8 +18,8 @@ pub mod write;
 
 use std::path::Path;
 
-use macrl_models::bundle::{Comparison, Parity};
-use macrl_models::device;
+use macrl_bundle::bundle::{Comparison, Parity};
+use macrl_nn::device;
 
 use crate::cli::{Job, RunArgs};
 use crate::error::Failure;

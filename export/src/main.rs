@@ -1,12 +1,12 @@
 //! `macrl-export`: arguments in, exit code out.
 
-#![warn(clippy::print_stdout, clippy::print_stderr)] // everything that is said goes through macrl_models::output
+#![warn(clippy::print_stdout, clippy::print_stderr)] // everything that is said goes through macrl_bundle::output
 
 use std::process::ExitCode;
 
 use clap::Parser;
+use macrl_bundle::output::{answer, say};
 use macrl_export::cli::{Cli, one_line};
-use macrl_models::output::{answer, say};
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {

@@ -9,8 +9,8 @@ use std::collections::HashMap;
 use anyhow::{Context, Result, ensure};
 use candle_core::Tensor;
 use candle_onnx::onnx::ModelProto;
-use macrl_models::bundle::{HIDDEN, INPUT, POOLED};
-use macrl_models::config::{EncoderConfig, Pooling};
+use macrl_bundle::bundle::{HIDDEN, INPUT, POOLED};
+use macrl_bundle::config::{EncoderConfig, Pooling};
 
 use crate::graph::{Element, Graph, Precision, batched, float, int, ints};
 

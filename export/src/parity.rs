@@ -7,11 +7,12 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::Tensor;
 use candle_onnx::onnx::ModelProto;
-use macrl_models::bundle::{Comparison, HIDDEN, INPUT, POOLED, Parity};
-use macrl_models::config::Pooling;
-use macrl_models::probe::Probe;
-use macrl_models::runtime::{self, Device, SessionOptions};
-use macrl_models::vit::{self, Encoder};
+use macrl_bundle::bundle::{Comparison, HIDDEN, INPUT, POOLED, Parity};
+use macrl_bundle::config::Pooling;
+use macrl_bundle::probe::Probe;
+use macrl_nn::ops::tokens::pool;
+use macrl_nn::vit::Encoder;
+use macrl_runtime::{Device, SessionOptions};
 use ort::value::TensorRef;
 use serde_json::json;
 
@@ -53,7 +54,7 @@ pub fn candle(encoder: &Encoder, images: &Images, pooling: Pooling) -> Result<Ou
     for (from, to) in batches(images.count) {
         let hidden = encoder.forward_pixels(&images.batch(from, to)?)?;
         let hidden = hidden.to_device(&candle_core::Device::Cpu)?;
-        outputs.push(&hidden, &vit::pool(&hidden, pooling)?)?;
+        outputs.push(&hidden, &pool(&hidden, pooling)?)?;
     }
     Ok(outputs)
 }
@@ -64,7 +65,7 @@ pub fn candle(encoder: &Encoder, images: &Images, pooling: Pooling) -> Result<Ou
 /// No ONNX Runtime, or a graph that it does not run.
 pub fn onnx_runtime(graph: &Path, images: &Images) -> Result<Outputs> {
     let options = SessionOptions { device: Device::Cpu, ..Default::default() };
-    let mut session = runtime::session(graph, &options)?.session;
+    let mut session = macrl_runtime::session(graph, &options)?.session;
     let mut outputs = Outputs::default();
     let (s, values) = (images.size, 3 * images.size * images.size);
     for (from, to) in batches(images.count) {

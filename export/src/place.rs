@@ -10,10 +10,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use macrl_models::atomic;
-use macrl_models::bundle::{self, COMMIT, FILES, ModelConfig};
-use macrl_models::lock::{Lock, LockError};
-use macrl_models::owned::{BUNDLE, MARKER, Marker, digest, files_below};
+use macrl_bundle::atomic;
+use macrl_bundle::bundle::{self, COMMIT, FILES, ModelConfig};
+use macrl_bundle::lock::{Lock, LockError};
+use macrl_bundle::owned::{BUNDLE, MARKER, Marker, digest, files_below};
 
 use crate::error::Failure;
 
@@ -156,7 +156,7 @@ fn earlier(dir: &Path) -> io::Result<Option<Files>> {
     let mut files = Files::new();
     for path in files_below(dir)? {
         let Some(name) = path.to_str().filter(|name| FILES.contains(name)) else {
-            if path == Path::new(macrl_models::lock::LOCK) {
+            if path == Path::new(macrl_bundle::lock::LOCK) {
                 continue;
             }
             return Ok(None);

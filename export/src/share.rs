@@ -4,7 +4,7 @@
 
 use candle_onnx::onnx::tensor_proto::{DataLocation, DataType};
 use candle_onnx::onnx::{ModelProto, StringStringEntryProto, TensorProto};
-use macrl_models::weights::OWNER_SHA256;
+use macrl_bundle::onnx::OWNER_SHA256;
 use sha2::{Digest, Sha256};
 
 /// Bytes below which a tensor stays in its own file.

@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use candle_core::{Device, Tensor};
-use macrl_models::checkpoint;
-use macrl_models::config::Config;
-use macrl_models::evaluation::Evaluation;
-use macrl_models::preprocess::Preprocess;
-use macrl_models::probe::Probe;
-use macrl_models::vit::{Encoder, positions};
+use macrl_bundle::config::Config;
+use macrl_bundle::evaluation::Evaluation;
+use macrl_bundle::preprocess::Preprocess;
+use macrl_bundle::probe::Probe;
+use macrl_nn::checkpoint;
+use macrl_nn::vit::{Encoder, positions};
 use safetensors::{Dtype, SafeTensors};
 
 use crate::error::Failure;
@@ -59,7 +59,7 @@ impl Source {
             Device::Cpu => Ok(self),
             #[cfg(feature = "cuda")]
             gpu => {
-                let encoder = self.encoder.map(|group| group.to_gpu(gpu, macrl_models::cuda::Real::F32))?;
+                let encoder = self.encoder.map(|group| group.to_gpu(gpu, macrl_nn::cuda::Real::F32))?;
                 Ok(Source { encoder, device: Some(name), ..self })
             }
             #[cfg(not(feature = "cuda"))]

@@ -6,11 +6,12 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use candle_core::{DType, Tensor};
 use candle_onnx::onnx::ModelProto;
-use macrl_models::atomic::Temporary;
-use macrl_models::bundle::{self, Bundle, ModelConfig, Parity, Provenance};
-use macrl_models::preprocess::Preprocess;
-use macrl_models::vit::Encoder;
-use macrl_models::{atomic, checkpoint};
+use macrl_bundle::atomic;
+use macrl_bundle::atomic::Temporary;
+use macrl_bundle::bundle::{self, Bundle, ModelConfig, Parity, Provenance};
+use macrl_bundle::preprocess::Preprocess;
+use macrl_nn::checkpoint;
+use macrl_nn::vit::Encoder;
 use prost::Message;
 use sha2::{Digest, Sha256};
 

@@ -8,13 +8,13 @@ use std::process::Command;
 
 use candle_core::{DType, Device, Tensor};
 use candle_onnx::onnx::ModelProto;
+use macrl_bundle::bundle::Bundle;
+use macrl_bundle::config::Pooling;
 use macrl_export::error::Failure;
 use macrl_export::graph::Element;
 use macrl_export::parity;
 use macrl_export::write::{self, Extras, Graphs};
-use macrl_models::bundle::Bundle;
-use macrl_models::config::Pooling;
-use macrl_models::vit::Encoder;
+use macrl_nn::vit::Encoder;
 use sha2::{Digest, Sha256};
 
 /// Moves the first value of a constant.
@@ -209,7 +209,7 @@ fn a_killed_export_never_costs_a_bundle() {
     assert!(export().status().unwrap().success());
     let took = start.elapsed();
     fs::write(target.join("notes.md"), "mine").unwrap();
-    let commit = target.join(macrl_models::bundle::COMMIT);
+    let commit = target.join(macrl_bundle::bundle::COMMIT);
     for kill in 0..12 {
         let mut child = export().spawn().unwrap();
         let start = std::time::Instant::now();

@@ -6,12 +6,12 @@ use std::collections::HashMap;
 
 use candle_core::{Device, Tensor};
 use candle_onnx::onnx::ModelProto;
+use macrl_bundle::bundle::encoder_shapes;
+use macrl_bundle::config::{EncoderConfig, Pooling};
 use macrl_export::graph::{Element, OPSET};
 use macrl_export::parity::{self, Outputs};
 use macrl_export::source::Images;
 use macrl_export::{expand, onnx, write};
-use macrl_models::bundle::encoder_shapes;
-use macrl_models::config::{EncoderConfig, Pooling};
 use prost::Message;
 
 const SHAPE: EncoderConfig = EncoderConfig { image_size: 8, patch_size: 4, width: 8, depth: 2, heads: 2, mlp_ratio: 2 };

@@ -7,16 +7,16 @@ use std::path::Path;
 
 use candle_core::{DType, Tensor};
 use candle_onnx::onnx::ModelProto;
+use macrl_bundle::bundle::Bundle;
+use macrl_bundle::config::{Config, Pooling};
 use macrl_export::graph::{Element, Precision};
 use macrl_export::parity::{self, Outputs};
 use macrl_export::source::{Images, weights};
 use macrl_export::write::{self, Extras, Graphs};
 use macrl_export::{onnx, share};
-use macrl_models::bundle::Bundle;
-use macrl_models::config::{Config, Pooling};
-use macrl_models::runtime::{self, SessionOptions};
-use macrl_models::vit::Encoder;
-use macrl_models::weights::SharedWeights;
+use macrl_nn::vit::Encoder;
+use macrl_runtime::SessionOptions;
+use macrl_runtime::SharedWeights;
 use ort::value::TensorRef;
 use prost::Message;
 
@@ -103,8 +103,8 @@ fn sessions_share_weights_that_are_stored_as_halves() {
     let path = written(dir.path(), "model.onnx", &graph(&config, HALVES));
     let shared = SharedWeights::read(&path).unwrap();
     let features = |weights| {
-        let options = SessionOptions { device: runtime::Device::Cpu, threads: 1, weights, ..Default::default() };
-        let mut session = runtime::session(&path, &options).unwrap().session;
+        let options = SessionOptions { device: macrl_runtime::Device::Cpu, threads: 1, weights, ..Default::default() };
+        let mut session = macrl_runtime::session(&path, &options).unwrap().session;
         let (images, mut outputs) = (images(16), Outputs::default());
         let pixels = TensorRef::from_array_view((vec![3, 3, 16, 16], images.pixels.as_slice())).unwrap();
         let results = session.run(ort::inputs!["pixel_values" => pixels]).unwrap();
@@ -152,7 +152,7 @@ fn a_vit_tiny_fits_into_what_a_repository_holds() {
     let half = share::halves(&graph(&config, Element::F16), "model.onnx", &full).encode_to_vec();
     let halves = rounded(&config).into_iter().map(|(name, t)| (name, t.to_dtype(DType::F16).unwrap()));
     let tensors: Vec<_> = halves.collect();
-    let weights = macrl_models::checkpoint::to_bytes(&tensors, HashMap::new()).unwrap();
+    let weights = macrl_nn::checkpoint::to_bytes(&tensors, HashMap::new()).unwrap();
     let sizes = [full.len(), half.len(), weights.len()];
     assert!(sizes.iter().all(|size| *size < 12 * MIB) && sizes.iter().sum::<usize>() < 24 * MIB, "{sizes:?}");
     assert_eq!(weights.len() / MIB, 10);

@@ -14,7 +14,7 @@ import subprocess
 import sys
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-KERNELS = os.path.normpath(f"{HERE}/../../models/src/cuda/kernels/kernels.cu")
+KERNELS = os.path.normpath(f"{HERE}/../../models/nn/src/cuda/kernels/kernels.cu")
 LIBRARIES = ["libcuda.so.1", "libcublas.so.13", "libcublasLt.so.13", "libcurand.so.10", "libnvrtc.so.13"]
 # A GPU faults where a 16-byte access is not aligned; so does the stand-in, for a tenth of its time.
 ALIGNMENT = ["-fsanitize=alignment", "-fno-sanitize-recover=alignment"]

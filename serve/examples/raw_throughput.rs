@@ -6,9 +6,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use macrl_models::bundle::{Bundle, INPUT, POOLED};
-use macrl_models::decode::decode;
-use macrl_models::runtime::{Device, SessionOptions, session};
+use macrl_bundle::bundle::{Bundle, INPUT, POOLED};
+use macrl_bundle::decode::decode;
+use macrl_runtime::{Device, SessionOptions, session};
 use ort::value::TensorRef;
 
 fn main() -> Result<()> {

@@ -9,8 +9,8 @@ use anyhow::{Result, bail};
 use clap::builder::{TypedValueParser, ValueParserFactory};
 use clap::error::ErrorKind;
 use clap::{Arg, Args, Parser, Subcommand, ValueEnum};
-use macrl_models::decode::DecodeLimits;
-use macrl_models::runtime::Device;
+use macrl_bundle::decode::DecodeLimits;
+use macrl_bundle::device::Device;
 
 use crate::engine::EngineOptions;
 use crate::index::Location;
@@ -140,7 +140,7 @@ struct ServeArgs {
 
 /// For clap.
 pub(crate) fn parse_device(text: &str) -> Result<Device, String> {
-    text.parse().map_err(|e: macrl_models::runtime::RuntimeError| e.to_string())
+    text.parse().map_err(|e: macrl_bundle::device::UnknownDevice| e.to_string())
 }
 
 /// Reads `--index`.  Clap's own message would repeat what was given, and an address may hold a password.

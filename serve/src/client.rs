@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use macrl_models::progress::Progress;
+use macrl_bundle::progress::Progress;
 use serde_json::{Value, json};
 use ureq::http::{Response, StatusCode};
 use ureq::typestate::WithoutBody;

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use macrl_models::answer;
-use macrl_models::output::elapsed;
+use macrl_bundle::answer;
+use macrl_bundle::output::elapsed;
 use serde_json::Value;
 
 use crate::cli::UsageError;
@@ -178,7 +178,7 @@ fn draw_sheet(args: &DemoArgs, queries: &[Picture], answers: &[Answer]) -> Resul
     let mut png = Vec::new();
     draw(&rows).write_to(&mut std::io::Cursor::new(&mut png), image::ImageFormat::Png)?;
     png.splice(HEADER..HEADER, *SIGNATURE);
-    macrl_models::atomic::write_file(&args.out, &png).with_context(|| format!("cannot write {}", args.out.display()))
+    macrl_bundle::atomic::write_file(&args.out, &png).with_context(|| format!("cannot write {}", args.out.display()))
 }
 
 /// Only a picture that an earlier call drew is replaced.
@@ -196,7 +196,7 @@ fn check_place(out: &Path) -> Result<()> {
 
 fn open(path: &Path) -> Result<image::RgbImage> {
     let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    macrl_models::decode::decode(&bytes, &Default::default()).with_context(|| path.display().to_string())
+    macrl_bundle::decode::decode(&bytes, &Default::default()).with_context(|| path.display().to_string())
 }
 
 #[cfg(test)]

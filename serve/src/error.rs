@@ -4,7 +4,7 @@ use axum::Json;
 use axum::http::header::{ACCEPT_ENCODING, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
-use macrl_models::decode::DecodeError;
+use macrl_bundle::decode::DecodeError;
 use serde_json::{Map, Value, json};
 
 use crate::index::IndexError;

@@ -8,8 +8,8 @@ use axum::body::Bytes;
 use futures_util::future::join_all;
 use image::imageops::FilterType;
 use image::{ImageFormat, RgbImage};
-use macrl_models::bundle::Bundle;
-use macrl_models::decode::{announced_pixels, decode};
+use macrl_bundle::bundle::Bundle;
+use macrl_bundle::decode::{announced_pixels, decode};
 use sha2::{Digest, Sha256};
 
 use crate::engine::Pixels;

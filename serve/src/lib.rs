@@ -5,7 +5,7 @@
 //! them to the [`engine`], whose worker threads batch them for ONNX Runtime; [`index`] keeps items and finds neighbours;
 //! [`error`] is the one place where failures become statuses.  [`ingest`] and [`transfer`] fill and empty an index without a server.
 
-#![warn(clippy::print_stdout, clippy::print_stderr)] // everything that is said goes through macrl_models::output
+#![warn(clippy::print_stdout, clippy::print_stderr)] // everything that is said goes through macrl_bundle::output
 
 pub mod cli;
 pub mod client;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use macrl_models::decode::DecodeLimits;
+use macrl_bundle::decode::DecodeLimits;
 
 use crate::index::OpenOptions;
 

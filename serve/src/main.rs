@@ -1,12 +1,12 @@
 //! `macrl-serve`: parse, run, and say what went wrong in one line.
 
-#![warn(clippy::print_stdout, clippy::print_stderr)] // everything that is said goes through macrl_models::output
+#![warn(clippy::print_stdout, clippy::print_stderr)] // everything that is said goes through macrl_bundle::output
 
 use std::process::ExitCode;
 
 use clap::Parser;
-use macrl_models::output::one_line;
-use macrl_models::say;
+use macrl_bundle::output::one_line;
+use macrl_bundle::say;
 use macrl_serve::cli::{Cli, UsageError};
 
 /// Batches come and go at a steady pace; mimalloc gives their memory back where the system's allocator fragments.

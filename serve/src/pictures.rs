@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
-use macrl_models::folder::{self, LabelFrom, READ, Reason, Split, Summary, arrange, walk};
+use macrl_bundle::folder::{self, LabelFrom, READ, Reason, Split, Summary, arrange, walk};
 use serde_json::Value;
 
 use crate::index::Metadata;

@@ -7,8 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use hyper_util::server::graceful::GracefulShutdown;
-use macrl_models::bundle::Bundle;
-use macrl_models::runtime;
+use macrl_bundle::bundle::Bundle;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinHandle;
@@ -107,7 +106,7 @@ fn open(dir: &Path) -> JoinHandle<Result<Bundle>> {
     let dir = dir.to_path_buf();
     tokio::task::spawn_blocking(move || {
         let bundle = Bundle::open(&dir)?;
-        runtime::load()?;
+        macrl_runtime::load()?;
         Ok(bundle)
     })
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use macrl_models::bundle::Bundle;
+use macrl_bundle::bundle::Bundle;
 use sha2::{Digest, Sha256};
 
 use crate::engine::{Engine, EngineOptions};

@@ -10,10 +10,11 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use candle_core::{Device, Tensor};
-use macrl_models::config::Pooling;
-use macrl_models::decode::{DecodeLimits, decode};
-use macrl_models::preprocess::Preprocess;
-use macrl_models::vit::{Encoder, pool};
+use macrl_bundle::config::Pooling;
+use macrl_bundle::decode::{DecodeLimits, decode};
+use macrl_bundle::preprocess::Preprocess;
+use macrl_nn::ops::tokens::pool;
+use macrl_nn::vit::Encoder;
 use serde_json::Value;
 
 /// Path of a built binary: `cargo test --workspace` builds them before any test runs; one that is missing is built here.

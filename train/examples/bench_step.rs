@@ -12,7 +12,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use macrl_models::config::Config;
+use macrl_bundle::config::Config;
 use macrl_train::loader::Batches;
 use macrl_train::schedule::Schedule;
 use macrl_train::state::State;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use image::RgbImage;
-use macrl_models::config::Config;
+use macrl_bundle::config::Config;
 use macrl_train::data::{Dataset, Reading, open_with};
 use macrl_train::views::{Recipe, Scratch, View};
 

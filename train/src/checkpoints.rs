@@ -1,8 +1,8 @@
 //! The checkpoints of a pretraining run: `last`, `best`, and the numbered ones at the ends of epochs.
 
 use anyhow::{Context, Result};
-use macrl_models::atomic;
-use macrl_models::config::Config;
+use macrl_bundle::atomic;
+use macrl_bundle::config::Config;
 
 use crate::run::Run;
 use crate::saving::Saving;

@@ -4,10 +4,10 @@
 use std::collections::HashMap;
 
 use candle_core::{Result, Tensor};
-use macrl_models::config::Config;
-use macrl_models::ops::tokens::{Kept, Positions, Tokens};
-use macrl_models::params::{Group, Init, Layout};
-use macrl_models::vit::{Blocks, TOKEN_DEVIATION, positions};
+use macrl_bundle::config::Config;
+use macrl_nn::ops::tokens::{Kept, Positions, Tokens};
+use macrl_nn::params::{Group, Init, Layout};
+use macrl_nn::vit::{Blocks, TOKEN_DEVIATION, positions};
 
 /// MLP width of a decoder block as a multiple of its width, as in MAE.
 const MLP_RATIO: usize = 4;

@@ -2,11 +2,11 @@
 
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
-use macrl_models::config::{Config, Pooling};
-use macrl_models::ops::graph::with_values;
-use macrl_models::preprocess::Preprocess;
-use macrl_models::progress::Progress;
-use macrl_models::vit::Encoder;
+use macrl_bundle::config::{Config, Pooling};
+use macrl_bundle::preprocess::Preprocess;
+use macrl_bundle::progress::Progress;
+use macrl_nn::ops::graph::with_values;
+use macrl_nn::vit::Encoder;
 use rayon::prelude::*;
 
 use crate::data::Dataset;
@@ -153,7 +153,7 @@ pub fn pixels_to_tensor(pixels: &[u8], size: usize, preprocess: &Preprocess) -> 
 /// # Errors
 /// A damaged checkpoint.
 pub fn load_encoder(path: &std::path::Path) -> Result<(Encoder, Config, u64)> {
-    let checkpoint = macrl_models::checkpoint::load(path)?;
+    let checkpoint = macrl_nn::checkpoint::load(path)?;
     let encoder = Encoder::from_tensors(&checkpoint.config.encoder, &checkpoint.tensors, "encoder.")
         .with_context(|| format!("checkpoint {}", path.display()))?;
     let step = checkpoint.notes.get("step").and_then(|s| s.parse().ok()).unwrap_or_default();

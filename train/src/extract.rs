@@ -1,10 +1,10 @@
 //! A data set's splits -> what evaluation compares: two encoders' features and pixels, in one pass over the files.
 
 use anyhow::{Context, Result, ensure};
-use macrl_models::config::Config;
-use macrl_models::ops::graph::with_values;
-use macrl_models::preprocess::Preprocess;
-use macrl_models::vit::Encoder;
+use macrl_bundle::config::Config;
+use macrl_bundle::preprocess::Preprocess;
+use macrl_nn::ops::graph::with_values;
+use macrl_nn::vit::Encoder;
 
 use crate::data::{Data, Dataset};
 use crate::encode::{Images, LeftOut, labelled, pixels_to_tensor, stream};

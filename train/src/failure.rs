@@ -1,8 +1,9 @@
 //! A run that numbers which are not finite have stopped: what `macrl-train replay` needs is saved.
 
 use anyhow::{Context, Error, Result, anyhow};
-use macrl_models::config::{Config, Optimizer};
-use macrl_models::{atomic, checkpoint};
+use macrl_bundle::atomic;
+use macrl_bundle::config::{Config, Optimizer};
+use macrl_nn::checkpoint;
 use serde_json::json;
 
 use crate::run::Run;

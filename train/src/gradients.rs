@@ -3,10 +3,10 @@
 use anyhow::Result;
 use candle_core::Tensor;
 use candle_core::backprop::GradStore;
-use macrl_models::ops::graph::with_values;
-use macrl_models::ops::update::sum_of_squares;
-use macrl_models::params::{Group, Parameter};
+use macrl_nn::ops::graph::with_values;
+use macrl_nn::params::{Group, Parameter};
 
+use crate::ops::update::sum_of_squares;
 use crate::part::Part;
 
 /// Gradients of all groups in order; `None`: no gradient reached the group.

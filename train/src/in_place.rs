@@ -1,7 +1,8 @@
 //! Operations that change a tensor's values where they are.
 
 use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor};
-use macrl_models::ops::update;
+
+use crate::ops::update;
 
 /// The values of an f32 tensor on the CPU, writable.
 ///

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor};
-use macrl_models::config::Config;
-use macrl_models::ops::tokens::{Images, Kept, Seen, Target};
+use macrl_bundle::config::Config;
+use macrl_nn::ops::tokens::{Kept, Seen};
 
+use crate::ops::losses::{Images, Target};
 use crate::views::{Batch, View};
 
 /// One branch.

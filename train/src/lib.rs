@@ -2,11 +2,13 @@
 //!
 //! The method is in [`method`], a training step in [`step`], the loop in [`trainer`].
 
-#![warn(clippy::print_stdout, clippy::print_stderr)] // everything that is said goes through macrl_models::output
+#![warn(clippy::print_stdout, clippy::print_stderr)] // everything that is said goes through macrl_bundle::output
 
 pub mod bank;
 pub mod checkpoints;
 pub mod commands;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod data;
 pub mod decoder;
 pub mod encode;
@@ -25,6 +27,7 @@ pub mod method;
 pub mod metrics;
 pub mod muon;
 pub mod online;
+pub mod ops;
 pub mod optimizer;
 pub mod part;
 pub mod progress;

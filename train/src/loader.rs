@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use image::RgbImage;
-use macrl_models::config::Config;
-use macrl_models::progress::Progress;
+use macrl_bundle::config::Config;
+use macrl_bundle::progress::Progress;
 use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
@@ -376,7 +376,7 @@ mod tests {
         let masked = Loader::new(data(5), &config(), 0).unwrap().next().unwrap();
         assert!(masked.strong.whole.is_empty() && masked.weak.whole.is_empty());
         let mut config = config();
-        config.contrast.key_mask = macrl_models::config::KeyMask::None;
+        config.contrast.key_mask = macrl_bundle::config::KeyMask::None;
         let batch = Loader::new(data(5), &config, 0).unwrap().next().unwrap();
         for view in [&batch.strong, &batch.weak] {
             assert_eq!(view.whole.len(), view.target.len());
@@ -395,10 +395,10 @@ mod tests {
     #[test]
     fn the_view_as_target_is_what_the_encoder_sees() {
         let mut config = config();
-        config.reconstruction.target = macrl_models::config::Target::View;
+        config.reconstruction.target = macrl_bundle::config::Target::View;
         config.views.strong.jitter_probability = 1.0;
         let view = Loader::new(data(5), &config, 0).unwrap().next().unwrap().strong;
-        config.reconstruction.target = macrl_models::config::Target::Clean;
+        config.reconstruction.target = macrl_bundle::config::Target::Clean;
         let clean = Loader::new(data(5), &config, 0).unwrap().next().unwrap().strong;
         assert_eq!(view.patches, clean.patches);
         assert_ne!(view.target, clean.target);

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::Result;
-use macrl_models::config::Config;
+use macrl_bundle::config::Config;
 use serde_json::{Map, Value, json};
 
 use crate::metrics::MetricsWriter;

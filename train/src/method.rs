@@ -11,16 +11,17 @@ use std::collections::HashMap;
 
 use anyhow::{Context, Result};
 use candle_core::Tensor;
-use macrl_models::config::{Config, KeyBranch, KeyMask, LossOn};
-use macrl_models::ops::tokens::{Comparison, Past, Seen, Tokens, contrast};
-use macrl_models::params::Group;
-use macrl_models::vit::Encoder;
+use macrl_bundle::config::{Config, KeyBranch, KeyMask, LossOn};
+use macrl_nn::ops::tokens::{Seen, Tokens};
+use macrl_nn::params::Group;
+use macrl_nn::vit::Encoder;
 
 use crate::bank::Bank;
 use crate::decoder::Decoder;
 use crate::in_place::moving_average;
 use crate::inputs::{Input, Inputs};
 use crate::losses::{Chart, Computed, Losses, Number, Term};
+use crate::ops::losses::{Comparison, Past, contrast, l1};
 use crate::part::Part;
 use crate::projector::Projector;
 use crate::views::Batch;
@@ -78,7 +79,7 @@ pub struct Method {
     pub bank: Bank,
     /// The bank that is compared with while training runs on a GPU; `bank` is brought up to date when a state is saved.
     #[cfg(feature = "cuda")]
-    pub device_bank: Option<macrl_models::cuda::losses::DeviceBank>,
+    pub device_bank: Option<crate::cuda::losses::DeviceBank>,
 }
 
 /// The views' places among encoded tokens.
@@ -186,7 +187,7 @@ impl Method {
         let predicted = decoder.forward(z, &[&strong.seen.kept, &weak.seen.kept])?;
         let targets = [(&strong.target, &strong.seen.kept), (&weak.target, &weak.seen.kept)];
         let masked = self.config.reconstruction.loss_on == LossOn::Masked;
-        let (weighted, numbers) = predicted.l1(&targets, masked, 0.5 * self.config.reconstruction.weight)?;
+        let (weighted, numbers) = l1(&predicted, &targets, masked, 0.5 * self.config.reconstruction.weight)?;
         Ok(Computed { term: &RECONSTRUCTION, weighted, numbers })
     }
 

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use macrl_models::atomic;
+use macrl_bundle::atomic;
 use serde_json::Value;
 
 use crate::tensorboard::Board;

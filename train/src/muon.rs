@@ -6,13 +6,13 @@ use std::ops::Range;
 
 use anyhow::Result;
 use candle_core::{CpuStorage, InplaceOp1, Layout};
-use macrl_models::config::TrainConfig;
-use macrl_models::ops::buffer::Buffer;
-use macrl_models::ops::muon::{accumulate, apply, orthogonalise, shape_factor};
-use macrl_models::params::{Group, Parameter};
+use macrl_bundle::config::TrainConfig;
+use macrl_kernels::buffer::Buffer;
+use macrl_nn::params::{Group, Parameter};
 use rayon::prelude::*;
 
 use crate::in_place::f32_mut;
+use crate::ops::muon::{accumulate, apply, orthogonalise, shape_factor};
 use crate::part::Part;
 
 /// What does not change from step to step.

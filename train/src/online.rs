@@ -9,9 +9,9 @@
 use std::collections::HashMap;
 
 use anyhow::Result;
-use macrl_models::config::Config;
-use macrl_models::preprocess::Preprocess;
-use macrl_models::vit::Encoder;
+use macrl_bundle::config::Config;
+use macrl_bundle::preprocess::Preprocess;
+use macrl_nn::vit::Encoder;
 
 use crate::data::{Data, Dataset};
 use crate::encode::Images;

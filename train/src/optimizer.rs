@@ -7,13 +7,13 @@ use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Result, ensure};
 use candle_core::{CpuStorage, InplaceOp2, Layout};
-use macrl_models::config::{Optimizer, TrainConfig};
-use macrl_models::ops::update::{AdamStep, adamw};
-use macrl_models::params::{Group, Parameter};
+use macrl_bundle::config::{Optimizer, TrainConfig};
+use macrl_nn::params::{Group, Parameter};
 
 use crate::gradients::Gradients;
 use crate::in_place::f32_mut;
 use crate::muon::{Direction, Muon};
+use crate::ops::update::{AdamStep, adamw};
 use crate::part::Part;
 use crate::schedule::Rates;
 
@@ -165,8 +165,8 @@ impl InplaceOp2 for Update<'_> {
 #[cfg(test)]
 mod tests {
     use candle_core::{Device, Tensor};
-    use macrl_models::config::Config;
-    use macrl_models::params::Layout;
+    use macrl_bundle::config::Config;
+    use macrl_nn::params::Layout;
 
     use super::*;
 

@@ -4,8 +4,8 @@ use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use macrl_models::config::Config;
-use macrl_models::output::{duration, say};
+use macrl_bundle::config::Config;
+use macrl_bundle::output::{duration, say};
 
 /// Without a terminal a line is printed this often.
 const EVERY: Duration = Duration::from_secs(10);

@@ -4,9 +4,9 @@
 use std::collections::HashMap;
 
 use candle_core::{Result, Tensor};
-use macrl_models::config::Config;
-use macrl_models::ops::tokens::{l2_normalize, linear};
-use macrl_models::params::{Group, Layout};
+use macrl_bundle::config::Config;
+use macrl_nn::ops::tokens::{l2_normalize, linear};
+use macrl_nn::params::{Group, Layout};
 
 /// `fc2(gelu(fc1(x)))`, L2-normalised.
 #[derive(Debug, Clone)]

@@ -5,8 +5,8 @@
 //! last good checkpoint and finds the update that broke them.
 
 use anyhow::{Context, Result, ensure};
-use macrl_models::config::Config;
-use macrl_models::ops::graph::with_values;
+use macrl_bundle::config::Config;
+use macrl_nn::ops::graph::with_values;
 use serde_json::Value;
 
 use crate::data::Data;

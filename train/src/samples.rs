@@ -5,9 +5,10 @@ use std::collections::HashMap;
 
 use anyhow::{Context, Result, ensure};
 use candle_core::{Device, Tensor};
-use macrl_models::config::Config;
-use macrl_models::preprocess::Preprocess;
-use macrl_models::{atomic, checkpoint};
+use macrl_bundle::atomic;
+use macrl_bundle::config::Config;
+use macrl_bundle::preprocess::Preprocess;
+use macrl_nn::checkpoint;
 
 use crate::data::{Data, Dataset};
 use crate::encode::Images;

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use macrl_models::config::TrainConfig;
+use macrl_bundle::config::TrainConfig;
 
 /// Between two checkpoints at ends of epochs of which not all are saved: one takes half a second where there are 100 MB.
 const PAUSE: Duration = Duration::from_secs(20);
@@ -53,7 +53,7 @@ impl Saving {
 
 #[cfg(test)]
 mod tests {
-    use macrl_models::config::Config;
+    use macrl_bundle::config::Config;
 
     use super::*;
 

@@ -2,7 +2,7 @@
 
 use std::f64::consts::PI;
 
-use macrl_models::config::Config;
+use macrl_bundle::config::Config;
 
 /// A run's length in steps, and what follows from it.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 
-use macrl_models::config::Config;
+use macrl_bundle::config::Config;
 
 use crate::online::FeatureCheck;
 use crate::step::contract::Finished;

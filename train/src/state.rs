@@ -5,10 +5,10 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use candle_core::{Device, Tensor};
-use macrl_models::checkpoint::{self, Checkpoint};
-use macrl_models::config::Config;
-use macrl_models::ops::graph::with_values;
-use macrl_models::params::Group;
+use macrl_bundle::config::Config;
+use macrl_nn::checkpoint::{self, Checkpoint};
+use macrl_nn::ops::graph::with_values;
+use macrl_nn::params::Group;
 
 use crate::method::Method;
 use crate::optimizer::{AdamW, Moments};

@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Result, bail};
 use candle_core::Device;
-use macrl_models::config::Config;
-use macrl_models::say;
+use macrl_bundle::config::Config;
+use macrl_bundle::say;
 
 use crate::checkpoints::Checkpoints;
 use crate::data::Data;

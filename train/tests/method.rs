@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use image::{Rgb, RgbImage};
-use macrl_models::checkpoint;
-use macrl_models::config::Config;
-use macrl_models::params::Group;
+use macrl_bundle::config::Config;
+use macrl_nn::checkpoint;
+use macrl_nn::params::Group;
 use macrl_train::data::Dataset;
 use macrl_train::data::memory::Memory;
 use macrl_train::gradients::Gradients;

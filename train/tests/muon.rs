@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 
 use candle_core::{Device, Tensor};
-use macrl_models::config::{Config, Optimizer, TrainConfig};
-use macrl_models::ops::muon::{QUINTIC, STEPS, orthogonalise};
-use macrl_models::params::Group;
-use macrl_models::vit::Blocks;
+use macrl_bundle::config::{Config, Optimizer, TrainConfig};
+use macrl_nn::params::Group;
+use macrl_nn::vit::Blocks;
 use macrl_train::gradients::Gradients;
+use macrl_train::ops::muon::{QUINTIC, STEPS, orthogonalise};
 use macrl_train::optimizer::AdamW;
 use macrl_train::part::Part;
 use macrl_train::schedule::Rates;

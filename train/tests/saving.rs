@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use anyhow::{Result, ensure};
 use candle_core::Device;
 use image::{Rgb, RgbImage};
-use macrl_models::config::Config;
+use macrl_bundle::config::Config;
 use macrl_train::data::{Data, Dataset};
 use macrl_train::run::Run;
 use macrl_train::state::State;

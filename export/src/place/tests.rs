@@ -1,8 +1,8 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
-use macrl_models::bundle::Provenance;
-use macrl_models::config::Config;
+use macrl_bundle::bundle::Provenance;
+use macrl_bundle::config::Config;
 
 use super::*;
 
@@ -158,7 +158,7 @@ fn a_kill_at_any_moment_leaves_the_old_one_or_the_new_one_to_be_finished() {
         if moved > ALWAYS.len() {
             fs::remove_file(dir.join(bundle::PROBE)).unwrap();
         }
-        let told = macrl_models::bundle::Bundle::open(&dir).unwrap_err().to_string();
+        let told = macrl_bundle::bundle::Bundle::open(&dir).unwrap_err().to_string();
         assert!(told.contains("is half replaced") && told.contains("`macrl-export bundle "), "{told}");
         drop(Place::claim(&dir).unwrap());
         let expected = place.path().join("expected");

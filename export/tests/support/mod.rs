@@ -6,12 +6,12 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
+use macrl_bundle::config::{Config, Pooling};
+use macrl_bundle::probe::Probe;
 use macrl_export::error::Failure;
 use macrl_export::source::Source;
-use macrl_models::checkpoint;
-use macrl_models::config::{Config, Pooling};
-use macrl_models::probe::Probe;
-use macrl_models::vit::Encoder;
+use macrl_nn::checkpoint;
+use macrl_nn::vit::Encoder;
 
 /// Steps noted in the checkpoints.
 pub const STEPS: u64 = 120;

@@ -3,9 +3,9 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use macrl_models::config::Config;
-use macrl_models::decode::{DecodeLimits, announced_pixels, decode};
-use macrl_models::preprocess::Preprocess;
+use macrl_bundle::config::Config;
+use macrl_bundle::decode::{DecodeLimits, announced_pixels, decode};
+use macrl_bundle::preprocess::Preprocess;
 
 // A decoder's panic is caught and becomes an error, as in the server: the fuzzer's own hook, which aborts, is taken out.
 fuzz_target!(init: { let _ = std::panic::take_hook(); }, |bytes: &[u8]| {

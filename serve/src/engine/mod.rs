@@ -11,9 +11,9 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use macrl_models::bundle::Bundle;
-use macrl_models::runtime::{self, Device, RuntimeError, SessionOptions};
-use macrl_models::weights::SharedWeights;
+use macrl_bundle::bundle::Bundle;
+use macrl_runtime::SharedWeights;
+use macrl_runtime::{Device, RuntimeError, SessionOptions};
 use tokio::sync::oneshot;
 
 use self::queue::{Job, Outcome, Shared};
@@ -88,7 +88,7 @@ impl Engine {
     /// Every [`EngineError`].
     pub fn start(bundle: &Bundle, options: &EngineOptions, metrics: &Arc<Metrics>) -> Result<Self, EngineError> {
         // First of all: whatever else touches `ort` would look for the library by its bare name, and panic.
-        runtime::load()?;
+        macrl_runtime::load()?;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         // With one worker there is nobody to share with, and the weights would only be held twice.
         let sharing = options.device != Device::Cuda && options.workers.unwrap_or(cores) > 1;

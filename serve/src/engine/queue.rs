@@ -14,7 +14,7 @@ pub type Prepare = Box<dyn FnOnce() -> Result<Vec<u8>, ApiError> + Send>;
 
 /// An image on its way into a batch.
 pub enum Pixels {
-    /// (S, S, 3) u8, as [`Preprocess::fit`](macrl_models::preprocess::Preprocess::fit) gives.
+    /// (S, S, 3) u8, as [`Preprocess::fit`](macrl_bundle::preprocess::Preprocess::fit) gives.
     Ready(Vec<u8>),
     /// To be prepared by the worker that infers: for small images, whose way to another thread and back costs more than
     /// their decoding.

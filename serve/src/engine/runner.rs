@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use macrl_models::bundle::{Bundle, INPUT, POOLED};
-use macrl_models::runtime::{self, Device, Loaded, RuntimeError, SessionOptions};
+use macrl_bundle::bundle::{Bundle, INPUT, POOLED};
+use macrl_runtime::{Device, Loaded, RuntimeError, SessionOptions};
 use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::{HasSelectedOutputs, IoBinding, OutputSelector, RunOptions, Session, SessionOutputs};
 use ort::value::{Tensor, TensorRef};
@@ -168,12 +168,12 @@ fn load(bundle: &Bundle, options: &SessionOptions) -> Result<Loaded, RuntimeErro
         && let Some(fp16) = &bundle.onnx_fp16
     {
         let cuda = SessionOptions { device: Device::Cuda, ..options.clone() };
-        match runtime::session(fp16, &cuda) {
+        match macrl_runtime::session(fp16, &cuda) {
             Ok(loaded) => return Ok(loaded),
             Err(why) => full_because = Some(format!("not in half precision: {why}")),
         }
     }
-    let loaded = runtime::session(&bundle.onnx, options)?;
+    let loaded = macrl_runtime::session(&bundle.onnx, options)?;
     let not_on_cuda = loaded.fallback.map(|why| format!("not on CUDA: {why}"));
     let fallback = if loaded.device == "cpu" { not_on_cuda } else { full_because };
     Ok(Loaded { fallback, ..loaded })
@@ -192,7 +192,7 @@ fn not_warmed(size: usize) -> String {
 mod tests {
     use std::path::Path;
 
-    use macrl_models::weights::SharedWeights;
+    use macrl_runtime::SharedWeights;
 
     use super::*;
 

@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use macrl_models::bundle::Bundle;
-use macrl_models::preprocess::Preprocess;
-use macrl_models::runtime::SessionOptions;
+use macrl_bundle::bundle::Bundle;
+use macrl_bundle::preprocess::Preprocess;
+use macrl_runtime::SessionOptions;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 

@@ -13,7 +13,7 @@ pub mod postgres;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use macrl_models::bundle::Bundle;
+use macrl_bundle::bundle::Bundle;
 use serde_json::{Map, Value};
 
 pub use embedded::EmbeddedIndex;

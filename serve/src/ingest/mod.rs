@@ -18,12 +18,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use macrl_models::bundle::Bundle;
-use macrl_models::decode::DecodeLimits;
-use macrl_models::output::elapsed;
-use macrl_models::progress::Progress;
-use macrl_models::runtime::Device;
-use macrl_models::{answer, say};
+use macrl_bundle::bundle::Bundle;
+use macrl_bundle::decode::DecodeLimits;
+use macrl_bundle::device::Device;
+use macrl_bundle::output::elapsed;
+use macrl_bundle::progress::Progress;
+use macrl_bundle::{answer, say};
 use tokio::runtime::Runtime;
 
 use self::places::{Local, Remote};

@@ -8,7 +8,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use macrl_models::folder::text;
+use macrl_bundle::folder::text;
 use serde_json::Value;
 
 use crate::index::Metadata;

@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender};
 
 use anyhow::{Context, Result, bail};
-use macrl_models::bundle::Bundle;
-use macrl_models::decode::{DecodeLimits, decode};
-use macrl_models::progress::Progress;
+use macrl_bundle::bundle::Bundle;
+use macrl_bundle::decode::{DecodeLimits, decode};
+use macrl_bundle::progress::Progress;
 use sha2::{Digest, Sha256};
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;

@@ -3,7 +3,7 @@
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::State;
-use macrl_models::bundle::Bundle;
+use macrl_bundle::bundle::Bundle;
 use serde::Deserialize;
 use serde_json::{Value, json};
 

@@ -3,7 +3,7 @@
 use axum::Json;
 use axum::extract::State;
 use axum::http::request::Parts;
-use macrl_models::projection::{Projection, project};
+use macrl_kernels::projection::{Projection, project};
 use serde::Deserialize;
 use serde_json::{Value, json};
 

@@ -6,7 +6,7 @@ use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
-use macrl_models::bundle;
+use macrl_bundle::bundle;
 use serde::Deserialize;
 
 use super::embed::{Encoding, finish};

@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use anyhow::Result;
 use clap::Args;
-use macrl_models::answer;
-use macrl_models::output::elapsed;
+use macrl_bundle::answer;
+use macrl_bundle::output::elapsed;
 
 use crate::cli::UsageError;
 use crate::index::{EmbeddedIndex, Location};

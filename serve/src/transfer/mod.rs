@@ -16,9 +16,9 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use futures_util::{StreamExt, TryStreamExt, stream};
-use macrl_models::answer;
-use macrl_models::bundle::Bundle;
-use macrl_models::output::elapsed;
+use macrl_bundle::answer;
+use macrl_bundle::bundle::Bundle;
+use macrl_bundle::output::elapsed;
 use tokio::runtime::Runtime;
 
 use crate::cli::UsageError;

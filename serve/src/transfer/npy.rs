@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, BufWriter, Lines, Read, Seek, SeekFrom, Write}
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use macrl_models::atomic::Temporary;
+use macrl_bundle::atomic::Temporary;
 use serde::Deserialize;
 use serde_json::json;
 

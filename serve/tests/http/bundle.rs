@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use macrl_models::bundle::{self, ModelConfig, Provenance};
-use macrl_models::config::Config;
-use macrl_models::preprocess::Preprocess;
-use macrl_models::probe::Probe;
+use macrl_bundle::bundle::{self, ModelConfig, Provenance};
+use macrl_bundle::config::Config;
+use macrl_bundle::preprocess::Preprocess;
+use macrl_bundle::probe::Probe;
 
 /// D of the tiny model.
 pub(crate) const DIM: usize = 8;

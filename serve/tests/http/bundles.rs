@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use macrl_models::bundle::{self, Bundle};
+use macrl_bundle::bundle::{self, Bundle};
 use macrl_serve::state::App;
 use serde_json::{Value, json};
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::http::Request;
-use macrl_models::decode::DecodeLimits;
+use macrl_bundle::decode::DecodeLimits;
 use macrl_serve::limits::Limits;
 use macrl_serve::state::Settings;
 use serde_json::json;
@@ -95,7 +95,7 @@ async fn unknown_things_are_404_and_wrong_methods_405() {
     assert_eq!(server.get("/embed").await.code(), "method_not_allowed");
     assert_eq!(server.get("/embed").await.status, 405);
     let plain = unstarted(settings(), false);
-    plain.state.start(macrl_models::bundle::Bundle::open(plain.dir.path()).unwrap()).unwrap();
+    plain.state.start(macrl_bundle::bundle::Bundle::open(plain.dir.path()).unwrap()).unwrap();
     let answer = plain.post_image("/classify", png(0)).await;
     assert_eq!((answer.status.as_u16(), answer.code().as_str()), (404, "not_found"));
     assert_eq!(plain.post_image("/embed", png(0)).await.status, 200);

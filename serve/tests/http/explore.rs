@@ -148,7 +148,7 @@ async fn items_in_a_folder_outlive_the_server() {
     drop(server);
     let other = tempfile::tempdir().unwrap();
     write_bundle(other.path(), "other", true);
-    let bundle = macrl_models::bundle::Bundle::open(other.path()).unwrap();
+    let bundle = macrl_bundle::bundle::Bundle::open(other.path()).unwrap();
     let refused = macrl_serve::state::App::new(&bundle, settings()).err().unwrap().to_string();
     assert!(refused.starts_with("the index holds 2 items of encoder tiny"), "{refused}");
 }

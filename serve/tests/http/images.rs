@@ -2,7 +2,7 @@
 
 use image::codecs::gif::GifEncoder;
 use image::{DynamicImage, Frame, ImageFormat, Luma, Rgb, RgbImage, Rgba, RgbaImage};
-use macrl_models::decode::{DecodeLimits, decode};
+use macrl_bundle::decode::{DecodeLimits, decode};
 
 use crate::support::*;
 

@@ -2,7 +2,7 @@
 
 use axum::body::Body;
 use axum::http::Request;
-use macrl_models::decode::DecodeLimits;
+use macrl_bundle::decode::DecodeLimits;
 use macrl_serve::limits::Limits;
 use macrl_serve::state::Settings;
 use serde_json::{Value, json};
@@ -157,7 +157,7 @@ async fn the_one_model_is_listed() {
     // Hugging Face's names have slashes, which clients write as they like.
     let named = unstarted(settings(), false);
     write_bundle(named.dir.path(), "user/tiny", false);
-    named.state.start(macrl_models::bundle::Bundle::open(named.dir.path()).unwrap()).unwrap();
+    named.state.start(macrl_bundle::bundle::Bundle::open(named.dir.path()).unwrap()).unwrap();
     for path in ["/v1/models/user/tiny", "/v1/models/user%2Ftiny"] {
         assert_eq!(named.get(path).await.json()["id"], "user/tiny", "{path}");
     }

@@ -64,6 +64,6 @@ async fn an_index_of_format_1_is_read_and_written() {
 #[test]
 fn a_bundle_of_format_1_is_read() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/pretrained/cifar10");
-    let bundle = macrl_models::bundle::Bundle::open(&dir).unwrap();
+    let bundle = macrl_bundle::bundle::Bundle::open(&dir).unwrap();
     assert_eq!(macrl_serve::index::Encoder::of(&bundle).dim, 192);
 }

@@ -13,8 +13,8 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
-use macrl_models::cuda::{Engine, Real, memory};
-use macrl_models::rng::Rng;
+use macrl_kernels::rng::Rng;
+use macrl_nn::cuda::{Engine, Real, memory};
 
 /// Which checks run.
 #[derive(Default)]

@@ -4,16 +4,17 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use candle_core::{CpuStorage, CudaStorage, CustomOp1, Device, Layout, Shape, Tensor, Var, backend::BackendDevice};
-use macrl_models::config::Pooling;
-use macrl_models::cuda::flat::Flat;
-use macrl_models::cuda::losses::DeviceBank;
-use macrl_models::cuda::{Real, memory};
-use macrl_models::ops::attention::Heads;
-use macrl_models::ops::block::Block;
-use macrl_models::ops::tokens::{self, Comparison, Images, Kept, Past, Positions, Seen, Target, Tokens};
-use macrl_models::params::{Group, Init, Layout as Parameters};
-use macrl_models::rng::Rng;
-use macrl_models::vit::Blocks;
+use macrl_bundle::config::Pooling;
+use macrl_kernels::rng::Rng;
+use macrl_nn::cuda::{Real, memory};
+use macrl_nn::ops::attention::Heads;
+use macrl_nn::ops::block::Block;
+use macrl_nn::ops::tokens::{self, Kept, Positions, Seen, Tokens};
+use macrl_nn::params::{Group, Init, Layout as Parameters};
+use macrl_nn::vit::Blocks;
+use macrl_train::cuda::flat::Flat;
+use macrl_train::cuda::losses::DeviceBank;
+use macrl_train::ops::losses::{self, Comparison, Images, Past, Target};
 
 use super::{Checks, distance, noise, rounded, tolerance, values};
 
@@ -316,8 +317,8 @@ fn l1(device: &Device, real: Real, limit: f64) -> Result<Found> {
         fn borrowed(list: &[(Target, Kept)]) -> Vec<(&Target, &Kept)> {
             list.iter().map(|(t, k)| (t, k)).collect()
         }
-        let (cpu, cpu_parts) = e.cpu.l1(&borrowed(&host), removed_only, 0.7)?;
-        let (gpu, gpu_parts) = e.gpu.l1(&borrowed(&there), removed_only, 0.7)?;
+        let (cpu, cpu_parts) = losses::l1(&e.cpu, &borrowed(&host), removed_only, 0.7)?;
+        let (gpu, gpu_parts) = losses::l1(&e.gpu, &borrowed(&there), removed_only, 0.7)?;
         found.push(("loss".into(), distance(&values(&gpu)?, &values(&cpu)?), limit));
         found.push(("of each view".into(), distance(&values(&gpu_parts)?, &values(&cpu_parts)?), limit));
         let store = cpu.backward()?;
@@ -356,11 +357,11 @@ fn contrast(device: &Device, real: Real, limit: f64) -> Result<Found> {
         let q_cpu = Var::from_slice(&q, (b, c), &Device::Cpu)?.as_tensor().clone();
         let k_cpu = Tensor::from_slice(&k, (b, c), &Device::Cpu)?;
         let (cpu, cpu_parts) =
-            tokens::contrast(&q_cpu, &k_cpu, &Images::Host(images.clone()), Past::Host(&bank, &bank_images), how)?;
+            losses::contrast(&q_cpu, &k_cpu, &Images::Host(images.clone()), Past::Host(&bank, &bank_images), how)?;
         let q_gpu = gpu_variable(&gpu_tensor(device, real, &q, (b, c))?)?;
         let k_gpu = gpu_tensor(device, real, &k, (b, c))?;
         let on = Images::Device(Tensor::from_slice(&images, b, device)?);
-        let (gpu, gpu_parts) = tokens::contrast(&q_gpu, &k_gpu, &on, Past::Device(&there), how)?;
+        let (gpu, gpu_parts) = losses::contrast(&q_gpu, &k_gpu, &on, Past::Device(&there), how)?;
         found.push(("loss".into(), distance(&values(&gpu)?, &values(&cpu)?), limit));
         found.push(("its companions".into(), distance(&values(&gpu_parts)?, &values(&cpu_parts)?), limit));
         let (cpu, gpu) = (cpu.backward()?, gpu.backward()?);

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use anyhow::Result;
 use candle_core::Device;
 use image::{Rgb, RgbImage};
-use macrl_models::config::Config;
-use macrl_models::cuda::Real;
-use macrl_models::ops::graph::with_values;
-use macrl_models::ops::tokens::Target;
-use macrl_models::rng::Rng;
+use macrl_bundle::config::Config;
+use macrl_kernels::rng::Rng;
+use macrl_nn::cuda::Real;
+use macrl_nn::ops::graph::with_values;
 use macrl_train::data::Dataset;
 use macrl_train::data::memory::Memory;
 use macrl_train::loader::Batches;
+use macrl_train::ops::losses::Target;
 use macrl_train::part::Part;
 use macrl_train::schedule::Schedule;
 use macrl_train::state::State;
@@ -155,8 +155,8 @@ fn views(device: &Device, config: &Config) -> Result<Vec<(String, f64, f64)>> {
         let sent = batches.next_batch()?;
         let batch = source.make(step)?;
         anyhow::ensure!(sent.indices == batch.indices, "step {step}: other images");
-        macrl_models::cuda::memory::send(&device_batch.words, &sent.words)?;
-        macrl_models::cuda::Engine::at(device)?.synchronize()?;
+        macrl_nn::cuda::memory::send(&device_batch.words, &sent.words)?;
+        macrl_nn::cuda::Engine::at(device)?.synchronize()?;
         device_batch.prepare()?;
         let inputs = &device_batch.inputs()?[0];
         for (name, input, view) in [("strong", &inputs.strong, &batch.strong), ("weak", &inputs.weak, &batch.weak)] {
@@ -223,7 +223,7 @@ pub(super) fn weights(state: &State) -> Result<Vec<f32>> {
 
 /// The same run on both devices: losses, norms, weights, moments, bank.
 fn steps(device: &Device, config: &Config, equal: bool) -> Result<Vec<(String, f64, f64)>> {
-    let bf16 = config.train.precision == macrl_models::config::Precision::Bf16;
+    let bf16 = config.train.precision == macrl_bundle::config::Precision::Bf16;
     let cpu = ran(&Device::Cpu, config, equal)?;
     let gpu = ran(device, config, equal)?;
     anyhow::ensure!(cpu.done.len() == gpu.done.len(), "{} steps against {}", gpu.done.len(), cpu.done.len());

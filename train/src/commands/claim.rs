@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use macrl_models::lock::{Lock, LockError};
-use macrl_models::owned::{MARKER, Marker};
+use macrl_bundle::lock::{Lock, LockError};
+use macrl_bundle::owned::{MARKER, Marker};
 
 use super::shared::Usage;
 
@@ -107,7 +107,7 @@ pub(super) fn check_file(path: &Path, recognised: impl FnOnce(&Path) -> bool) ->
 
 #[cfg(test)]
 mod tests {
-    use macrl_models::owned::{BUNDLE, RUN};
+    use macrl_bundle::owned::{BUNDLE, RUN};
 
     use super::*;
 

@@ -1,7 +1,7 @@
 //! Whether there are images enough for one batch, and how many there would have to be.
 
 use anyhow::Result;
-use macrl_models::config::Config;
+use macrl_bundle::config::Config;
 
 use super::shared::Usage;
 use crate::data::Data;

@@ -4,12 +4,12 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use macrl_models::config::Config;
-use macrl_models::evaluation::Evaluation;
-use macrl_models::output::answer;
-use macrl_models::owned::FEATURES;
-use macrl_models::probe::Probe;
-use macrl_models::{atomic, say};
+use macrl_bundle::config::Config;
+use macrl_bundle::evaluation::Evaluation;
+use macrl_bundle::output::answer;
+use macrl_bundle::owned::FEATURES;
+use macrl_bundle::probe::Probe;
+use macrl_bundle::{atomic, say};
 
 use super::claim::{Claim, check_file};
 use super::shared::{Usage, data_dir, open_data_once};

@@ -6,12 +6,13 @@ use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use macrl_models::config::Config;
-use macrl_models::evaluation::Evaluation;
-use macrl_models::owned::FINETUNING;
-use macrl_models::runtime::Device as Choice;
-use macrl_models::vit::Encoder;
-use macrl_models::{answer, device, say};
+use macrl_bundle::config::Config;
+use macrl_bundle::device::Device as Choice;
+use macrl_bundle::evaluation::Evaluation;
+use macrl_bundle::owned::FINETUNING;
+use macrl_bundle::{answer, say};
+use macrl_nn::device;
+use macrl_nn::vit::Encoder;
 
 use super::claim::{Claim, check_file};
 use super::enough;

@@ -13,12 +13,13 @@ mod unpack;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use macrl_models::config::ConfigError;
-use macrl_models::output::{one_line, say};
-use macrl_models::say;
+use macrl_bundle::config::ConfigError;
+use macrl_bundle::output::{one_line, say};
+use macrl_bundle::say;
+
+use shared::{Stopped, Usage};
 
 use crate::data::Unclear;
-use shared::{Stopped, Usage};
 
 /// Pretrains a vision encoder on images without labels, and says how good it is.
 #[derive(Debug, Parser)]

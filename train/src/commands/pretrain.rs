@@ -4,10 +4,11 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use macrl_models::config::{Config, Difference, Optimizer, Precision};
-use macrl_models::owned::RUN;
-use macrl_models::runtime::Device as Choice;
-use macrl_models::{atomic, checkpoint, device, say};
+use macrl_bundle::config::{Config, Difference, Optimizer, Precision};
+use macrl_bundle::device::Device as Choice;
+use macrl_bundle::owned::RUN;
+use macrl_bundle::{atomic, say};
+use macrl_nn::{checkpoint, device};
 
 use super::claim::Claim;
 use super::enough;

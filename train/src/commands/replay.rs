@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use clap::Args;
-use macrl_models::answer;
+use macrl_bundle::answer;
 
 use super::shared::{check_data, data_dir, open_data};
 use crate::replay::{Finding, replay, start};

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
-use macrl_models::output::one_line;
-use macrl_models::{answer, say};
+use macrl_bundle::output::one_line;
+use macrl_bundle::{answer, say};
 
 use super::claim::check_file;
 use super::shared::{data_dir, open_data_once};
@@ -27,7 +27,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let run = Run::new(&arguments.run);
     let path = if run.best().exists() { run.best() } else { run.last() };
     check_file(&run.report(), |path| std::fs::read(path).is_ok_and(|page| is_own(&page)))?;
-    let config = macrl_models::checkpoint::load(&path)?.config;
+    let config = macrl_nn::checkpoint::load(&path)?.config;
     let data = match data_dir(&arguments.data, &run).and_then(|dir| open_data_once(&dir, &config)) {
         Ok(data) => Some(data),
         Err(error) if arguments.data.is_some() => return Err(error),

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
-use macrl_models::config::Config;
-use macrl_models::folder::text;
-use macrl_models::output::say;
-use macrl_models::say;
+use macrl_bundle::config::Config;
+use macrl_bundle::folder::text;
+use macrl_bundle::output::say;
+use macrl_bundle::say;
 
 use crate::data::identity::identity;
 use crate::data::{self, Data, Reading};

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
-use macrl_models::config::Config;
-use macrl_models::say;
+use macrl_bundle::config::Config;
+use macrl_bundle::say;
 
 use super::shared::open_data;
 use crate::data::unpack::unpack;

@@ -1,6 +1,6 @@
-//! Folders of images in any format that [`macrl_models::decode`] reads.
+//! Folders of images in any format that [`macrl_bundle::decode`] reads.
 //!
-//! Which files are images, and which split and class each belongs to, is decided by [`macrl_models::folder`], for the
+//! Which files are images, and which split and class each belongs to, is decided by [`macrl_bundle::folder`], for the
 //! server alike; here the evaluation split is chosen and images are brought into memory.
 
 use std::borrow::Cow;
@@ -12,9 +12,9 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use image::RgbImage;
-use macrl_models::decode::{DecodeLimits, announced, decode};
-use macrl_models::folder::{Aside, LabelFrom, Layout, Split, Walk, arrange, text, walk};
-use macrl_models::progress::Progress;
+use macrl_bundle::decode::{DecodeLimits, announced, decode};
+use macrl_bundle::folder::{Aside, LabelFrom, Layout, Split, Walk, arrange, text, walk};
+use macrl_bundle::progress::Progress;
 use rayon::prelude::*;
 
 use super::dataset::Dataset;

@@ -124,9 +124,9 @@ mod tests {
         assert_eq!(padded.dimensions(), (8, 8));
         let lit: Vec<_> = padded.enumerate_pixels().filter(|p| p.2.0 == [255; 3]).map(|p| (p.0, p.1)).collect();
         assert_eq!(lit, [(3, 3), (4, 3), (5, 3), (3, 4), (4, 4), (5, 4)]);
-        let mut config = macrl_models::config::Config::default();
-        (config.data.fit, config.encoder.image_size) = (macrl_models::config::Fit::Pad, 8);
-        assert_eq!(macrl_models::preprocess::Preprocess::from_config(&config).fit(&white), padded);
+        let mut config = macrl_bundle::config::Config::default();
+        (config.data.fit, config.encoder.image_size) = (macrl_bundle::config::Fit::Pad, 8);
+        assert_eq!(macrl_bundle::preprocess::Preprocess::from_config(&config).fit(&white), padded);
         assert_eq!(pad(white.clone(), Some(2)).dimensions(), (3, 2));
         assert_eq!(pad(white, None).dimensions(), (3, 2));
     }

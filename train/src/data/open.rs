@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use macrl_models::config::Config;
-use macrl_models::folder::{READ, Reason, is_system, text};
+use macrl_bundle::config::Config;
+use macrl_bundle::folder::{READ, Reason, is_system, text};
 
 use super::dataset::{Data, Dataset};
 use super::reading::{Reading, Splits, Unclear, count, without_labels};
@@ -147,7 +147,7 @@ fn nothing_found(dir: &Path) -> String {
         1..=4 => found.join(", "),
         _ => format!("{} and {} more", found[..3].join(", "), entries - 3),
     };
-    let images = macrl_models::folder::walk(dir).map(|walk| walk.summary).unwrap_or_default();
+    let images = macrl_bundle::folder::walk(dir).map(|walk| walk.summary).unwrap_or_default();
     let unread: Vec<String> = images.iter().filter_map(unread).collect();
     if !unread.is_empty() {
         let (unread, dir) = (unread.join(", "), text(dir));

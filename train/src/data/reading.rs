@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use macrl_models::config::{Config, Fit};
-use macrl_models::decode::DecodeLimits;
+use macrl_bundle::config::{Config, Fit};
+use macrl_bundle::decode::DecodeLimits;
 
 use super::dataset::Dataset;
 use super::memory;

@@ -9,7 +9,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use macrl_models::folder::{Reason, Walk};
+use macrl_bundle::folder::{Reason, Walk};
 
 use super::folder::{Entry, listed, said, splits};
 use super::reading::{Reading, Splits, count, lines_of};

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use macrl_models::rng;
+use macrl_kernels::rng;
 
 /// Key of the draws that stand for a split: not the run's seed, so that runs with different seeds are judged by the same
 /// images.

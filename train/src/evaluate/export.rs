@@ -4,7 +4,7 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use macrl_models::atomic::Temporary;
+use macrl_bundle::atomic::Temporary;
 
 use super::features::{Features, Split};
 

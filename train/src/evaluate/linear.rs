@@ -3,7 +3,7 @@
 //! Minimised is (1 / n) sum_i -log softmax(W z_i + b)[y_i] + l2 / 2 |W|^2 with z = (x - mean) / std; scikit-learn's
 //! `LogisticRegression(C = 1 / (l2 n))` after `StandardScaler`.
 
-use macrl_models::probe::Probe;
+use macrl_bundle::probe::Probe;
 use rayon::prelude::*;
 
 use super::cholesky::{Inverse, divide, semidefinite};

@@ -21,9 +21,9 @@ pub(crate) mod testing;
 pub mod unlabelled;
 
 use anyhow::{Context, Result};
-use macrl_models::config::Pooling;
-use macrl_models::evaluation::{Evaluation, Protocol, Row};
-use macrl_models::probe::Probe;
+use macrl_bundle::config::Pooling;
+use macrl_bundle::evaluation::{Evaluation, Protocol, Row};
+use macrl_bundle::probe::Probe;
 use serde_json::Map;
 
 pub use features::{Features, Pixels, Split, average, pixel_edge, pixel_features};

@@ -1,6 +1,6 @@
 //! The evaluation as aligned text.
 
-use macrl_models::evaluation::{Evaluation, Row};
+use macrl_bundle::evaluation::{Evaluation, Row};
 
 /// One line per row: accuracies in percent with one decimal, columns aligned.
 pub fn table(evaluation: &Evaluation) -> String {

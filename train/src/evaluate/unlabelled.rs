@@ -1,6 +1,6 @@
 //! The evaluation of images without labels: how far features spread, and over how many directions.
 
-use macrl_models::evaluation::{Evaluation, Protocol};
+use macrl_bundle::evaluation::{Evaluation, Protocol};
 use serde_json::{Map, Value, json};
 
 use super::Settings;

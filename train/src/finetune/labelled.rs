@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use macrl_models::config::Config;
-use macrl_models::preprocess::Preprocess;
+use macrl_bundle::config::Config;
+use macrl_bundle::preprocess::Preprocess;
 
 use crate::data::split::Subset;
 use crate::data::{Data, Dataset};

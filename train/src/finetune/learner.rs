@@ -2,8 +2,8 @@
 
 use anyhow::Result;
 use candle_core::Tensor;
-use macrl_models::config::Config;
-use macrl_models::params::Group;
+use macrl_bundle::config::Config;
+use macrl_nn::params::Group;
 
 use super::loss::cross_entropy;
 use super::model::Classifier;

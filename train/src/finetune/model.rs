@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use candle_core::Tensor;
-use macrl_models::config::{Config, Pooling};
-use macrl_models::ops::graph;
-use macrl_models::ops::tokens::{Kept, Seen};
-use macrl_models::params::{Group, Layout};
-use macrl_models::preprocess::Preprocess;
-use macrl_models::vit::Encoder;
+use macrl_bundle::config::{Config, Pooling};
+use macrl_bundle::preprocess::Preprocess;
+use macrl_nn::ops::graph;
+use macrl_nn::ops::tokens::{Kept, Seen};
+use macrl_nn::params::{Group, Layout};
+use macrl_nn::vit::Encoder;
 
 use crate::encode::Images;
 use crate::part::Part;

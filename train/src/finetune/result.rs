@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use macrl_models::atomic;
-use macrl_models::config::Config;
-use macrl_models::evaluation::Evaluation;
+use macrl_bundle::atomic;
+use macrl_bundle::config::Config;
+use macrl_bundle::evaluation::Evaluation;
 use serde_json::{Value, json};
 
 use crate::run::Run;

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use macrl_models::checkpoint::{self, Checkpoint};
-use macrl_models::config::Config;
+use macrl_bundle::config::Config;
+use macrl_nn::checkpoint::{self, Checkpoint};
 
 use super::model::Classifier;
 use crate::optimizer::AdamW;

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use image::{Rgb, RgbImage};
-use macrl_models::config::{Config, FinetuneConfig};
-use macrl_models::vit::Encoder;
+use macrl_bundle::config::{Config, FinetuneConfig};
+use macrl_nn::vit::Encoder;
 
 use super::files::FinetuneFiles;
 use super::labelled::Labelled;

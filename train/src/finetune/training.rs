@@ -3,8 +3,8 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Result, bail};
-use macrl_models::config::{Config, KeyMask, Optimizer, TrainConfig};
-use macrl_models::preprocess::Preprocess;
+use macrl_bundle::config::{Config, KeyMask, Optimizer, TrainConfig};
+use macrl_bundle::preprocess::Preprocess;
 use serde_json::{Map, json};
 
 use super::files::FinetuneFiles;

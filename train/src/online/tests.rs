@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use image::{Rgb, RgbImage};
-use macrl_models::vit::Encoder;
+use macrl_nn::vit::Encoder;
 
 use super::*;
 use crate::data::memory::Memory;

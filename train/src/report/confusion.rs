@@ -1,6 +1,6 @@
 //! Which classes the linear probe takes for which.
 
-use macrl_models::evaluation::Row;
+use macrl_bundle::evaluation::Row;
 
 use super::html::{class_name, escape, percent};
 

@@ -1,6 +1,6 @@
 //! What the run reached: the headline, the table, the confusions.
 
-use macrl_models::evaluation::{Evaluation, Row};
+use macrl_bundle::evaluation::{Evaluation, Row};
 
 use super::confusion::confusions;
 use super::html::{escape, percent, section, short};

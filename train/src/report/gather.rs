@@ -4,11 +4,11 @@
 use anyhow::Result;
 use candle_core::Tensor;
 use image::{Rgb, RgbImage};
-use macrl_models::config::{Config, LossOn, Pooling};
-use macrl_models::ops::graph::with_values;
-use macrl_models::preprocess::Preprocess;
-use macrl_models::probe::Probe;
-use macrl_models::vit::Encoder;
+use macrl_bundle::config::{Config, LossOn, Pooling};
+use macrl_bundle::preprocess::Preprocess;
+use macrl_bundle::probe::Probe;
+use macrl_nn::ops::graph::with_values;
+use macrl_nn::vit::Encoder;
 
 use super::material::{Material, Near, Neighbourhood, Reconstruction};
 use crate::data::{Data, Dataset};

@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
-use macrl_models::evaluation::Evaluation;
+use macrl_bundle::evaluation::Evaluation;
 
 use files::optional;
 pub use gather::gather;
@@ -37,7 +37,7 @@ const HEAD: usize = 4096;
 pub fn write(run: &Path, material: &Material) -> Result<PathBuf> {
     let page = render(run, material)?;
     let path = run.join("report.html");
-    macrl_models::atomic::write_file(&path, page.as_bytes())
+    macrl_bundle::atomic::write_file(&path, page.as_bytes())
         .with_context(|| format!("cannot write {}", path.display()))?;
     Ok(path)
 }

@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 
-use macrl_models::projection::{Projection, project};
+use macrl_kernels::projection::{Projection, project};
 
 use super::html::{class_name, escape};
 use crate::evaluate::Features;
@@ -81,7 +81,7 @@ fn colour(label: usize, classes: usize) -> String {
 
 #[cfg(test)]
 mod tests {
-    use macrl_models::projection::principal_components;
+    use macrl_kernels::projection::principal_components;
 
     use super::*;
     use crate::evaluate::testing::draws;

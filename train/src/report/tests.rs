@@ -115,7 +115,7 @@ fn a_run_without_labels_has_its_own_page() {
     let settings = crate::evaluate::Settings {
         k: 20,
         temperature: 0.07,
-        pooling: macrl_models::config::Pooling::Mean,
+        pooling: macrl_bundle::config::Pooling::Mean,
         seed: 0,
         split: "test".into(),
         labels: Vec::new(),

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use candle_core::{Tensor, Var};
 use image::{Rgb, RgbImage};
-use macrl_models::params::Group;
-use macrl_models::preprocess::Preprocess;
+use macrl_bundle::preprocess::Preprocess;
+use macrl_nn::params::Group;
 
 use super::*;
 use crate::data::{Data, Dataset, memory::Memory};

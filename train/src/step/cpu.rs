@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Result;
-use macrl_models::config::Config;
-use macrl_models::params::Group;
+use macrl_bundle::config::Config;
+use macrl_nn::params::Group;
 
 use super::contract::{Finished, Measured, Stepper};
 use super::rule::{Computed, Learner, Model, take};

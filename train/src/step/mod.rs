@@ -13,11 +13,12 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use candle_core::Device;
-use macrl_models::config::Config;
+use macrl_bundle::config::Config;
+
+use contract::Stepper;
 
 use crate::data::Dataset;
 use crate::state::State;
-use contract::Stepper;
 
 /// Starts making steps on a device, at the state's step; on a GPU the state's networks move there.
 ///

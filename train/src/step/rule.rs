@@ -3,8 +3,8 @@
 //! Pretraining and fine-tuning both step by [`take`]; they differ in their [`Learner`].
 
 use anyhow::{Result, bail};
-use macrl_models::ops::graph::with_values;
-use macrl_models::params::Group;
+use macrl_nn::ops::graph::with_values;
+use macrl_nn::params::Group;
 
 use super::contract::Measured;
 use crate::gradients::{Gradients, Norms};

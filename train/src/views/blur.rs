@@ -1,6 +1,6 @@
 //! Gaussian blur, as `torchvision.transforms.v2.functional.gaussian_blur`: separable, borders reflected.
 
-use macrl_models::vectorised;
+use macrl_kernels::vectorised;
 
 /// Weights beyond so many standard deviations are left out: together below 1e-4, a fortieth of a grey level.
 const REACH: f32 = 4.0;

@@ -1,7 +1,7 @@
 //! Photometric corruption of float planes in [0, 1], with torchvision's formulas for float images.
 
 use super::draw::Adjust;
-use macrl_models::vectorised;
+use macrl_kernels::vectorised;
 
 /// Weights of R, G, B in a pixel's grey (`torchvision.transforms.v2.functional.rgb_to_grayscale`).
 const GRAY: [f32; 3] = [0.2989, 0.587, 0.114];

@@ -1,6 +1,6 @@
 //! One view's parameters, drawn as torchvision draws them but from the sample's own counter-based stream.
 
-use macrl_models::config::ViewConfig;
+use macrl_bundle::config::ViewConfig;
 
 use super::random::Philox;
 
@@ -120,7 +120,7 @@ fn adjust(config: &ViewConfig, random: &mut Philox) -> Vec<Adjust> {
 
 #[cfg(test)]
 mod tests {
-    use macrl_models::config::Config;
+    use macrl_bundle::config::Config;
 
     use super::*;
     use crate::views::random::Stream;

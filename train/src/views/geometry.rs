@@ -6,7 +6,7 @@
 use image::RgbImage;
 
 use super::draw::Crop;
-use macrl_models::vectorised;
+use macrl_kernels::vectorised;
 
 /// Buffers that live as long as a worker.
 #[derive(Default)]

@@ -15,7 +15,7 @@ pub mod random;
 mod parity;
 
 use image::RgbImage;
-use macrl_models::config::{Config, KeyMask, Target, ViewConfig};
+use macrl_bundle::config::{Config, KeyMask, Target, ViewConfig};
 
 use draw::Draws;
 use patchify::Patchify;

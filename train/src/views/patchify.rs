@@ -1,6 +1,6 @@
 //! Planes in [0, 1] -> normalised patches, in one pass.
 
-use macrl_models::vectorised;
+use macrl_kernels::vectorised;
 
 /// Geometry of the patch grid and the normalisation `(x - mean) / std` per channel.
 #[derive(Debug, Clone, PartialEq)]

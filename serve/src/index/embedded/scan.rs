@@ -6,9 +6,9 @@
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 
-use macrl_models::ops::matmul::{Mat, Threads, matmul};
-use macrl_models::ops::simd::fma;
-use macrl_models::vectorised;
+use macrl_kernels::matmul::{Mat, Threads, matmul};
+use macrl_kernels::simd::fma;
+use macrl_kernels::vectorised;
 use rayon::prelude::*;
 
 use super::super::{Hit, Near, Query};

@@ -3,7 +3,7 @@
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::symlink;
 
-use macrl_models::config::Config;
+use macrl_bundle::config::Config;
 
 use super::*;
 use crate::data::{open_with, unpack};

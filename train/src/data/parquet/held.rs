@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result};
 use image::RgbImage;
-use macrl_models::decode::{DecodeLimits, announced, decode};
-use macrl_models::progress::Progress;
+use macrl_bundle::decode::{DecodeLimits, announced, decode};
+use macrl_bundle::progress::Progress;
 use parquet::data_type::ByteArray;
 use rayon::prelude::*;
 

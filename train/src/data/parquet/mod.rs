@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use macrl_models::folder::{Split, is_system, text, walk};
+use macrl_bundle::folder::{Split, is_system, text, walk};
 
 use super::dataset::Dataset;
 use super::reading::{Reading, Splits, count, without_labels};

@@ -8,20 +8,21 @@ use std::time::Duration;
 
 use anyhow::Result;
 use candle_core::{Device, Tensor};
-use macrl_models::config::{Config, Target as TargetOf};
-use macrl_models::cuda::views::{DRAW_WORDS, Draw, Geometry, ViewRoom};
-use macrl_models::cuda::{Engine, Real, memory};
-use macrl_models::ops::tokens::{Images, Kept, Seen, Target};
+use macrl_bundle::config::{Config, Target as TargetOf};
+use macrl_nn::cuda::{Engine, Real, memory};
+use macrl_nn::ops::tokens::{Kept, Seen};
 use rayon::prelude::*;
 
+use crate::cuda::views::{DRAW_WORDS, Draw, Geometry, ViewRoom};
 use crate::data::Dataset;
 use crate::inputs::{Input, Inputs};
 use crate::loader::{Batches, Loader};
+use crate::ops::losses::{Images, Target};
 use crate::views::draw::{Adjust, Draws};
 use crate::views::{Batch, Recipe, View, blur};
 
 /// Words at the start of a batch: the step's numbers.
-pub(super) const HEAD: usize = size_of::<macrl_models::cuda::flat::StepNumbers>() / 4;
+pub(super) const HEAD: usize = size_of::<crate::cuda::flat::StepNumbers>() / 4;
 /// A data set may take this fraction (1 / SHARE) of the GPU's free memory.
 const SHARE: usize = 4;
 

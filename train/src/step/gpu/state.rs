@@ -4,13 +4,13 @@ use std::cell::Cell;
 
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
-use macrl_models::config::{Config, Optimizer};
-use macrl_models::cuda::flat::{Flat, Rule};
-use macrl_models::cuda::losses::DeviceBank;
-use macrl_models::cuda::{Real, memory};
-use macrl_models::params::Group;
+use macrl_bundle::config::{Config, Optimizer};
+use macrl_nn::cuda::{Real, memory};
+use macrl_nn::params::Group;
 
 use crate::bank::Bank;
+use crate::cuda::flat::{Flat, Rule};
+use crate::cuda::losses::DeviceBank;
 use crate::gradients::unreached;
 use crate::method::Method;
 use crate::optimizer::EPS;

@@ -7,18 +7,18 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use candle_core::cuda_backend::cudarc::driver::{CudaEvent, CudaGraph, PinnedHostSlice};
 use candle_core::{DType, Device, Tensor};
-use macrl_models::config::{Config, Precision};
-use macrl_models::cuda::flat::{APPLIED, Noted, SLOT, StepNumbers};
-use macrl_models::cuda::{Engine, Real, memory};
-use macrl_models::ops::tokens::Images;
+use macrl_bundle::config::{Config, Precision};
+use macrl_nn::cuda::{Engine, Real, memory};
 
 use super::batches::{DeviceBatch, HEAD, HostBatch, HostBatches};
 use super::state::DeviceState;
+use crate::cuda::flat::{APPLIED, Noted, SLOT, StepNumbers};
 use crate::data::Dataset;
 use crate::gradients::Norms;
 use crate::inputs::Inputs;
 use crate::losses::{Losses, Term, TermNumbers};
 use crate::method::{CONTRAST, RECONSTRUCTION};
+use crate::ops::losses::Images;
 use crate::part::Part;
 use crate::schedule::Schedule;
 use crate::state::State;
@@ -167,7 +167,7 @@ impl GpuStepper {
                     self.capture = false;
                     let why = format!("{why:#}");
                     let why = why.lines().next().unwrap_or_default(); // behind it there may be a backtrace
-                    macrl_models::say!(
+                    macrl_bundle::say!(
                         "note: the step could not be captured as a CUDA graph and is queued in parts: {why}"
                     );
                 }

@@ -1,0 +1,94 @@
+//! Checkpoint files: safetensors that carry the configuration they were made with.
+//!
+//! Written beside and renamed, so that a reader finds the old file or the new one, never a part of one.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use safetensors::{SafeTensorError, SafeTensors, View};
+
+use crate::atomic;
+use crate::config::{Config, ConfigError};
+
+/// What is wrong with a checkpoint.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    /// The file cannot be read or written.
+    #[error("checkpoint {0}: {1}")]
+    Io(PathBuf, std::io::Error),
+    /// Not a whole safetensors file.
+    #[error("checkpoint {0} is damaged or not a safetensors file: {1}")]
+    Format(PathBuf, String),
+    /// No configuration inside: weights without their geometry are not loaded.
+    #[error("checkpoint {0} carries no configuration; was it written by macrl-train?")]
+    NoConfig(PathBuf),
+    /// The configuration inside is not valid.
+    #[error("checkpoint {0}: {1}")]
+    Config(PathBuf, ConfigError),
+    /// A tensor is missing, has another shape, or cannot be held.
+    #[error("checkpoint {0}: {1}")]
+    Tensor(PathBuf, String),
+}
+
+/// A file that was read: its configuration and notes, and the tensors as bytes.
+#[derive(Debug)]
+pub struct CheckpointFile {
+    /// The run's resolved configuration.
+    pub config: Config,
+    /// Counters and the like.
+    pub notes: HashMap<String, String>,
+    path: PathBuf,
+    bytes: Vec<u8>,
+}
+
+const CONFIG: &str = "config";
+
+impl CheckpointFile {
+    /// Reads a file; its tensors are validated by [`CheckpointFile::tensors`].
+    ///
+    /// # Errors
+    /// Every [`CheckpointError`] but `Tensor`.
+    pub fn read(path: &Path) -> Result<Self, CheckpointError> {
+        let at = || path.to_path_buf();
+        let bytes = std::fs::read(path).map_err(|e| CheckpointError::Io(at(), e))?;
+        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| format_error(path, &e))?;
+        let mut notes = header.metadata().clone().unwrap_or_default();
+        let text = notes.remove(CONFIG).ok_or_else(|| CheckpointError::NoConfig(at()))?;
+        let config = Config::parse(&text, "its configuration", &[]).map_err(|e| CheckpointError::Config(at(), e))?;
+        Ok(Self { config, notes, path: at(), bytes })
+    }
+
+    /// The tensors where they lie.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Format`].
+    pub fn tensors(&self) -> Result<SafeTensors<'_>, CheckpointError> {
+        SafeTensors::deserialize(&self.bytes).map_err(|e| format_error(&self.path, &e))
+    }
+
+    /// Where it was read from.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+fn format_error(path: &Path, error: &SafeTensorError) -> CheckpointError {
+    CheckpointError::Format(path.to_path_buf(), error.to_string())
+}
+
+/// Writes a checkpoint.
+///
+/// # Errors
+/// The file cannot be written; the old one is then as it was.
+pub fn write<S: AsRef<str> + Ord + std::fmt::Display, V: View>(
+    path: &Path,
+    config: &Config,
+    notes: &HashMap<String, String>,
+    tensors: impl IntoIterator<Item = (S, V)>,
+) -> Result<(), CheckpointError> {
+    let io = |e| CheckpointError::Io(path.to_path_buf(), e);
+    let mut metadata = notes.clone();
+    metadata.insert(CONFIG.into(), config.to_toml());
+    let bytes = safetensors::serialize(tensors, Some(metadata)).map_err(|e| io(std::io::Error::other(e)))?;
+    atomic::write_file(path, &bytes).map_err(io)
+}

@@ -1,0 +1,115 @@
+//! Vectors in two dimensions: their principal components.
+
+use crate::matmul::{Mat, Threads, matmul};
+
+/// Where vectors lie in the plane.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Projection {
+    /// (n, 2), both coordinates by one scale and in [-1, 1].
+    pub points: Vec<[f32; 2]>,
+    /// Share of the variance along each axis.
+    pub explained: [f32; 2],
+}
+
+/// The plane in which the vectors vary most, for drawing.
+///
+/// # Shapes
+/// `vectors` (n, D).
+pub fn project(vectors: &[f32], dim: usize) -> Projection {
+    let (places, explained) = principal_components(vectors, dim);
+    Projection { points: fit(&places), explained: explained.map(|share| share as f32) }
+}
+
+/// Coordinates (n, 2) along the two directions of largest variance, and the share of the variance in each.
+///
+/// # Shapes
+/// `vectors` (n, D).
+pub fn principal_components(vectors: &[f32], dim: usize) -> (Vec<[f64; 2]>, [f64; 2]) {
+    if dim == 0 || vectors.is_empty() {
+        return (Vec::new(), [0.0; 2]);
+    }
+    let n = vectors.len() / dim;
+    let mut centred = vectors.to_vec();
+    let mut mean = vec![0f64; dim];
+    let share = |x: &f32| f64::from(*x) / n as f64;
+    vectors.chunks_exact(dim).for_each(|row| mean.iter_mut().zip(row).for_each(|(m, x)| *m += share(x)));
+    centred.chunks_exact_mut(dim).for_each(|row| row.iter_mut().zip(&mean).for_each(|(x, m)| *x -= *m as f32));
+    let mut covariance = vec![0f32; dim * dim];
+    let rows = Mat::new(&centred, n, dim);
+    matmul(rows.t(), rows, 1.0 / n as f32, false, &mut covariance, dim, Threads::One);
+    let covariance: Vec<f64> = covariance.into_iter().map(f64::from).collect();
+    let total: f64 = (0..dim).map(|i| covariance[i * dim + i]).sum();
+    let first = dominant(&covariance, dim, None);
+    let second = dominant(&covariance, dim, Some(&first));
+    let axes = [first, second];
+    let explained = [0, 1].map(|a| dot(&axes[a], &product(&covariance, &axes[a])) / total.max(1e-30));
+    let along = |row: &[f32], axis: &[f64]| row.iter().zip(axis).map(|(x, a)| f64::from(*x) * a).sum::<f64>();
+    let places = centred.chunks_exact(dim).map(|row| [0, 1].map(|a| along(row, &axes[a]))).collect();
+    (places, explained)
+}
+
+/// Into [-1, 1], both axes by the same factor.
+fn fit(places: &[[f64; 2]]) -> Vec<[f32; 2]> {
+    let ends = [0, 1].map(|axis| {
+        let values = places.iter().map(|p| p[axis]);
+        (values.clone().fold(f64::INFINITY, f64::min), values.fold(f64::NEG_INFINITY, f64::max))
+    });
+    let half = ends.iter().map(|(low, high)| (high - low) / 2.0).fold(1e-12, f64::max);
+    let place = |p: &[f64; 2]| [0, 1].map(|a| ((p[a] - (ends[a].0 + ends[a].1) / 2.0) / half) as f32);
+    places.iter().map(place).collect()
+}
+
+/// The eigenvector of the largest eigenvalue among those orthogonal to `against`, by power iteration; its largest
+/// coordinate is positive.
+fn dominant(matrix: &[f64], dim: usize, against: Option<&[f64]>) -> Vec<f64> {
+    // No direction of real features is exactly orthogonal to this start.
+    let mut v: Vec<f64> = (0..dim).map(|i| 1.0 + (i as f64 * 0.7).sin()).collect();
+    for _ in 0..500 {
+        v = product(matrix, &v);
+        if let Some(other) = against {
+            let along = dot(&v, other);
+            v.iter_mut().zip(other).for_each(|(x, o)| *x -= along * o);
+        }
+        let length = dot(&v, &v).sqrt().max(1e-300);
+        v.iter_mut().for_each(|x| *x /= length);
+    }
+    let largest = v.iter().copied().fold(0.0, |a: f64, b| if b.abs() > a.abs() { b } else { a });
+    v.iter_mut().for_each(|x| *x *= largest.signum());
+    v
+}
+
+fn product(matrix: &[f64], v: &[f64]) -> Vec<f64> {
+    matrix.chunks_exact(v.len()).map(|row| dot(row, v)).collect()
+}
+
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(x, y)| x * y).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // i = np.arange(200); x = np.sin(i * i * 0.61).reshape(40, 5) * [1, 2, 3, 4, 5]; c = x - x.mean(0)
+    // u, s, v = np.linalg.svd(c, full_matrices=False); v *= np.sign(v[range(5), abs(v).argmax(1)])[:, None]
+    // p = c @ v[:2].T; p -= (p.max(0) + p.min(0)) / 2; p /= abs(p).max()
+    // p[:2], s[:2] ** 2 / (s ** 2).sum()
+    #[test]
+    fn components_equal_numpy() {
+        let x: Vec<f32> = (0..200).map(|i| ((f64::from(i * i) * 0.61).sin() * f64::from(i % 5 + 1)) as f32).collect();
+        let found = project(&x, 5);
+        for (found, expected) in found.points[..2].iter().flatten().chain(&found.explained).zip(EXPECTED) {
+            assert!((found - expected).abs() < 1e-4, "{found} {expected}");
+        }
+    }
+    const EXPECTED: [f32; 6] = [-0.028129, -0.567065, -0.949257, 0.312565, 0.462305, 0.315073];
+
+    #[test]
+    fn few_or_equal_vectors_give_finite_points() {
+        for vectors in [vec![], vec![1.0, 0.0], vec![1.0, 0.0, 1.0, 0.0]] {
+            let found = project(&vectors, 2);
+            assert_eq!(found.points.len(), vectors.len() / 2);
+            assert!(found.points.iter().flatten().all(|v| v.is_finite()));
+        }
+    }
+}

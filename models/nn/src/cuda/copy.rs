@@ -1,0 +1,21 @@
+//! A network's parameters copied to the device, for inference.
+
+use candle_core::{Device, Result, Tensor};
+
+use super::engine::{Engine, Real};
+use super::memory::halved;
+use crate::ops::graph::with_values;
+use crate::params::{Group, OnDevice};
+
+impl Group {
+    /// A copy on the device that gets no gradient, for inference.
+    ///
+    /// # Errors
+    /// Candle's.
+    pub fn to_gpu(&self, device: &Device, real: Real) -> Result<Group> {
+        let engine = Engine::at(device)?;
+        let values = with_values(self.values(), |values| Tensor::from_slice(values, values.len(), device))?;
+        let half = halved(&engine, real, &values)?;
+        Ok(self.clone().placed(values, OnDevice { gradient: None, half, anchor: None }))
+    }
+}

@@ -1,0 +1,241 @@
+//! Addresses of tensors, and working memory that is used again in stream order.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use candle_core::backend::BackendDevice;
+use candle_core::cuda::cudarc::driver::{CudaSlice, CudaStream, DevicePtr};
+use candle_core::cuda::{CudaStorageSlice, WrapErr};
+use candle_core::op::BackpropOp;
+use candle_core::{CudaStorage, DType, Layout, Result, Shape, Storage, Tensor, bail};
+
+use super::engine::{Engine, Real, blocks, launch};
+
+/// Where a slice begins on the device.
+pub fn slice_address<T>(slice: &CudaSlice<T>, stream: &CudaStream) -> u64 {
+    slice.device_ptr(stream).0
+}
+
+/// Where a storage's values from `layout` on begin.
+///
+/// # Errors
+/// A layout with gaps, or a dtype that no kernel takes.
+pub fn address_in(storage: &CudaStorage, layout: &Layout) -> Result<u64> {
+    let Some((start, _)) = layout.contiguous_offsets() else { bail!("a fused operator needs contiguous input") };
+    let stream = &storage.device.cuda_stream();
+    let (base, size) = match &storage.slice {
+        CudaStorageSlice::F32(s) => (slice_address(s, stream), 4),
+        CudaStorageSlice::BF16(s) => (slice_address(s, stream), 2),
+        CudaStorageSlice::U32(s) => (slice_address(s, stream), 4),
+        CudaStorageSlice::U8(s) => (slice_address(s, stream), 1),
+        CudaStorageSlice::F64(s) => (slice_address(s, stream), 8),
+        _ => bail!("no kernel takes this dtype"),
+    };
+    Ok(base + (start * size) as u64)
+}
+
+/// Where a tensor's values begin; valid as long as the tensor lives.
+///
+/// # Errors
+/// A tensor elsewhere, or with gaps.
+pub fn address(tensor: &Tensor) -> Result<u64> {
+    let (storage, layout) = tensor.storage_and_layout();
+    match &*storage {
+        Storage::Cuda(storage) => address_in(storage, layout),
+        _ => bail!("expected a tensor on the GPU"),
+    }
+}
+
+/// [`address`], or 0 (a null pointer) without a tensor.
+///
+/// # Errors
+/// As [`address`].
+pub fn address_or_null(tensor: Option<&Tensor>) -> Result<u64> {
+    tensor.map_or(Ok(0), address)
+}
+
+/// Working memory of one size, given back to its pool when dropped.
+pub(super) type Pool = Mutex<HashMap<usize, Vec<CudaSlice<u8>>>>;
+
+/// Bytes whose content is arbitrary at first.  What is queued before it is dropped may still use it: whoever takes it
+/// next is behind that in the stream.
+pub struct Scratch {
+    slice: Option<CudaSlice<u8>>,
+    engine: Arc<Engine>,
+}
+
+impl Scratch {
+    /// `count` values.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn new(engine: &Arc<Engine>, real: Real, count: usize) -> Result<Self> {
+        Self::bytes(engine, count * real.size())
+    }
+
+    /// `len` bytes.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn bytes(engine: &Arc<Engine>, len: usize) -> Result<Self> {
+        let len = len.max(1).next_multiple_of(256);
+        let old = engine.pool.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&len).and_then(Vec::pop);
+        let slice = match old {
+            Some(slice) => slice,
+            // A capture would keep it for itself, while the pool hands it on.
+            None if engine.is_capturing() => bail!("a captured step needs memory that the steps before it did not"),
+            // SAFETY: u8 has no invalid values, and users write before they read.
+            None => unsafe { engine.stream.alloc::<u8>(len) }.w()?,
+        };
+        Ok(Scratch { slice: Some(slice), engine: engine.clone() })
+    }
+
+    /// Where it begins.
+    pub fn at(&self) -> u64 {
+        self.slice.as_ref().map_or(0, |slice| slice_address(slice, &self.engine.stream))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if let Some(slice) = self.slice.take() {
+            let mut pool = self.engine.pool.lock().unwrap_or_else(PoisonError::into_inner);
+            pool.entry(slice.len()).or_default().push(slice);
+        }
+    }
+}
+
+impl Engine {
+    /// Room for a result, content arbitrary, with its address.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn room(&self, dtype: DType, count: usize) -> Result<(CudaStorage, u64)> {
+        // SAFETY: plain numbers, written whole by the kernels that get the address.
+        let storage = unsafe { self.device.alloc_uninit(&Shape::from(count), dtype)? };
+        let at = address_in(&storage, &Layout::contiguous(count))?;
+        Ok((storage, at))
+    }
+
+    /// Sets `len` bytes from `at` on to zero.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn zero(&self, at: u64, len: usize) -> Result<()> {
+        use candle_core::cuda::cudarc::driver::result::memset_d8_async;
+        // SAFETY: callers name memory that they own.
+        unsafe { memset_d8_async(at, 0, len, self.stream.cu_stream()) }.w()
+    }
+}
+
+/// A storage as a tensor without history.
+pub fn tensor(storage: CudaStorage, shape: impl Into<Shape>) -> Tensor {
+    Tensor::from_storage(Storage::Cuda(storage), shape, BackpropOp::none(), false)
+}
+
+/// A one-value variable: see [`super::node`].
+///
+/// # Errors
+/// Out of memory.
+pub fn variable(device: &candle_core::Device) -> Result<Tensor> {
+    let engine = Engine::at(device)?;
+    let (storage, at) = engine.room(DType::F32, 1)?;
+    engine.zero(at, 4)?;
+    Ok(Tensor::from_storage(Storage::Cuda(storage), 1, BackpropOp::none(), true))
+}
+
+/// Copies a tensor's values to the host as float32; waits for them.
+///
+/// # Errors
+/// A dtype other than f32 and bf16, or the driver's.
+pub fn fetch(tensor: &Tensor) -> Result<Vec<f32>> {
+    use candle_core::cuda::cudarc::driver::result::memcpy_dtoh_sync;
+    let (engine, real, n) = (Engine::at(tensor.device())?, Real::of(tensor.dtype())?, tensor.elem_count());
+    let tensor = tensor.contiguous()?;
+    let mut bytes = vec![0u8; n * real.size()];
+    engine.synchronize()?;
+    // SAFETY: the tensor has as many bytes.
+    unsafe { memcpy_dtoh_sync(&mut bytes, address(&tensor)?) }.w()?;
+    Ok(match real {
+        Real::F32 => bytes.as_chunks().0.iter().map(|b: &[u8; 4]| f32::from_le_bytes(*b)).collect(),
+        // bfloat16 is the upper half of a float32
+        Real::Bf16 => bytes.as_chunks().0.iter().map(|b: &[u8; 2]| f32::from_le_bytes([0, 0, b[0], b[1]])).collect(),
+    })
+}
+
+/// Float32 values on the device in `real` storage.
+///
+/// # Errors
+/// Out of memory.
+pub fn upload(device: &candle_core::Device, real: Real, values: &[f32], shape: impl Into<Shape>) -> Result<Tensor> {
+    let engine = Engine::at(device)?;
+    let flat = Tensor::from_slice(values, values.len(), device)?;
+    match halved(&engine, real, &flat)? {
+        None => flat.reshape(shape.into()),
+        Some(half) => half.reshape(shape.into()),
+    }
+}
+
+/// Copies host values over a tensor's; waits for it.
+///
+/// # Errors
+/// Another dtype than f32, another size, or the driver's.
+pub fn overwrite(tensor: &Tensor, values: &[f32]) -> Result<()> {
+    use candle_core::cuda::cudarc::driver::result::memcpy_htod_sync;
+    if (tensor.dtype(), tensor.elem_count()) != (DType::F32, values.len()) {
+        bail!("{} f32 values for {:?} of {:?}", values.len(), tensor.shape(), tensor.dtype())
+    }
+    Engine::at(tensor.device())?.synchronize()?;
+    // SAFETY: the tensor has as many values.
+    unsafe { memcpy_htod_sync(address(tensor)?, values) }.w()
+}
+
+/// Queues a copy of words to the device; the words must stay as they are until the stream has passed it.
+///
+/// # Errors
+/// Another size, or the driver's.
+pub fn send(to: &Tensor, words: &[u32]) -> Result<()> {
+    use candle_core::cuda::cudarc::driver::result::memcpy_htod_async;
+    if to.elem_count() != words.len() {
+        bail!("{} words for {}", words.len(), to.elem_count())
+    }
+    let engine = Engine::at(to.device())?;
+    // SAFETY: the tensor has as many words, and callers keep them.
+    unsafe { memcpy_htod_async(address(to)?, words, engine.stream.cu_stream()) }.w()
+}
+
+/// Queues the copy of float32 values, given as words, into an f32 or bf16 tensor of the same size.
+///
+/// # Errors
+/// Other dtypes or sizes.
+pub fn land(words: &Tensor, to: &Tensor) -> Result<()> {
+    use candle_core::cuda::cudarc::driver::result::memcpy_dtod_async;
+    let n = words.elem_count();
+    if (words.dtype(), to.elem_count()) != (DType::U32, n) {
+        bail!("{:?} of {:?} cannot land in {:?}", words.dtype(), words.shape(), to.shape())
+    }
+    let (engine, from, at) = (Engine::at(to.device())?, address(words)?, address(to)?);
+    match Real::of(to.dtype())? {
+        // SAFETY: both have 4 n bytes.
+        Real::F32 => unsafe { memcpy_dtod_async(at, from, 4 * n, engine.stream.cu_stream()) }.w(),
+        Real::Bf16 => {
+            let grid = blocks(n, 256);
+            launch!(engine, "to_half", grid, 256, 0; from, at, n as u64)
+        }
+    }
+}
+
+/// A bfloat16 copy where products need one.
+///
+/// # Errors
+/// Out of memory.
+pub fn halved(engine: &Arc<Engine>, real: Real, values: &Tensor) -> Result<Option<Tensor>> {
+    if real == Real::F32 {
+        return Ok(None);
+    }
+    let n = values.elem_count();
+    let (storage, at) = engine.room(DType::BF16, n)?;
+    let grid = blocks(n, 256);
+    launch!(engine, "to_half", grid, 256, 0; address(values)?, at, n as u64)?;
+    Ok(Some(tensor(storage, n)))
+}

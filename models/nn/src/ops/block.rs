@@ -1,0 +1,160 @@
+//! One pre-norm transformer block: `x + proj(attention(norm1(x)))`, then `x + fc2(gelu(fc1(norm2(x))))`
+//! (arXiv 2010.11929), forward and backward as a whole.
+//!
+//! Kept for the backward pass: packed q, k, v; the attention's output; the residual stream between the two halves;
+//! fc1's output: 9 D values a token at MLP ratio 4.  Normalisations, attention weights and GELU are computed again.
+
+use std::ops::Range;
+
+use super::attention::{self, Heads};
+use super::{activation, layer_norm, linear};
+use macrl_kernels::buffer::Buffer;
+
+/// Geometry of a block and where each parameter lies in its flat vector.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Block {
+    /// T, H, D.
+    pub at: Heads,
+    /// Hidden width of the MLP.
+    pub hidden: usize,
+}
+
+/// What the backward pass needs of the forward pass.
+pub struct Saved {
+    qkv: Buffer,
+    attended: Buffer,
+    middle: Buffer,
+    hidden: Buffer,
+}
+
+/// A block's parameters in their flat vector, in this order.
+struct Parts {
+    norm1: [Range<usize>; 2],
+    qkv: [Range<usize>; 2],
+    proj: [Range<usize>; 2],
+    norm2: [Range<usize>; 2],
+    fc1: [Range<usize>; 2],
+    fc2: [Range<usize>; 2],
+}
+
+impl Block {
+    /// Names (timm's) and shapes of the parameters in the order of the flat vector.
+    pub fn parameters(&self) -> [(&'static str, Vec<usize>); 12] {
+        let (d, hidden) = (self.at.width, self.hidden);
+        [
+            ("norm1.weight", vec![d]),
+            ("norm1.bias", vec![d]),
+            ("attn.qkv.weight", vec![3 * d, d]),
+            ("attn.qkv.bias", vec![3 * d]),
+            ("attn.proj.weight", vec![d, d]),
+            ("attn.proj.bias", vec![d]),
+            ("norm2.weight", vec![d]),
+            ("norm2.bias", vec![d]),
+            ("mlp.fc1.weight", vec![hidden, d]),
+            ("mlp.fc1.bias", vec![hidden]),
+            ("mlp.fc2.weight", vec![d, hidden]),
+            ("mlp.fc2.bias", vec![d]),
+        ]
+    }
+
+    fn parts(&self) -> Parts {
+        let mut end = 0;
+        let mut ranges = self.parameters().map(|(_, shape)| {
+            let start = end;
+            end += shape.iter().product::<usize>();
+            start..end
+        });
+        let mut pair = |i: usize| [std::mem::take(&mut ranges[i]), std::mem::take(&mut ranges[i + 1])];
+        Parts { norm1: pair(0), qkv: pair(2), proj: pair(4), norm2: pair(6), fc1: pair(8), fc2: pair(10) }
+    }
+
+    /// The block's output, and what [`Block::backward`] needs where `save`.
+    ///
+    /// # Shapes
+    /// `x` and the result (B, T, D); `params` flat, as [`Block::parameters`] lists them.
+    pub fn forward(&self, x: &[f32], params: &[f32], save: bool) -> (Vec<f32>, Option<Saved>) {
+        let (d, rows) = (self.at.width, x.len() / self.at.width);
+        let at = self.parts();
+        let get = |pair: &[Range<usize>; 2]| (&params[pair[0].clone()], &params[pair[1].clone()]);
+
+        let mut normed = Buffer::dirty(rows * d);
+        let (gamma, beta) = get(&at.norm1);
+        layer_norm::forward(x, gamma, beta, &mut normed);
+        let mut qkv = Buffer::dirty(rows * 3 * d);
+        let (weight, bias) = get(&at.qkv);
+        linear::forward(&normed, weight, bias, &mut qkv, false);
+        let mut attended = Buffer::dirty(rows * d);
+        attention::forward(self.at, &qkv, &mut attended);
+        let mut middle = Buffer::dirty(rows * d);
+        middle.copy_from_slice(x);
+        let (weight, bias) = get(&at.proj);
+        linear::forward(&attended, weight, bias, &mut middle, true);
+
+        let (gamma, beta) = get(&at.norm2);
+        layer_norm::forward(&middle, gamma, beta, &mut normed);
+        let mut hidden = Buffer::dirty(rows * self.hidden);
+        let (weight, bias) = get(&at.fc1);
+        linear::forward(&normed, weight, bias, &mut hidden, false);
+        drop(normed);
+        let mut active = Buffer::dirty(rows * self.hidden);
+        activation::gelu(&hidden, &mut active);
+        let mut out = middle.to_vec();
+        let (weight, bias) = get(&at.fc2);
+        linear::forward(&active, weight, bias, &mut out, true);
+
+        (out, save.then_some(Saved { qkv, attended, middle, hidden }))
+    }
+
+    /// Gradients of the input and of the flat parameters.
+    ///
+    /// # Shapes
+    /// `x`, `dy` and the first result (B, T, D); the second as `params`.
+    pub fn backward(&self, x: &[f32], params: &[f32], saved: Saved, dy: &[f32]) -> (Vec<f32>, Vec<f32>) {
+        let (d, rows) = (self.at.width, x.len() / self.at.width);
+        let at = self.parts();
+        let get = |pair: &[Range<usize>; 2]| (&params[pair[0].clone()], &params[pair[1].clone()]);
+        let Saved { qkv, attended, middle, hidden: mut slope } = saved;
+        let mut dparams = vec![0f32; params.len()];
+
+        let mut active = Buffer::dirty(rows * self.hidden);
+        activation::gelu_and_slope(&mut slope, &mut active);
+        let (dw, db) = pair_mut(&mut dparams, &at.fc2);
+        linear::backward_parameters(&active, dy, dw, db);
+        let mut dhidden = active; // its values are no longer needed
+        linear::backward_input(dy, get(&at.fc2).0, d, &mut dhidden, false);
+        activation::multiply(&mut dhidden, &slope);
+        drop(slope);
+
+        let mut normed = Buffer::dirty(rows * d);
+        let (gamma, beta) = get(&at.norm2);
+        layer_norm::forward(&middle, gamma, beta, &mut normed);
+        let (dw, db) = pair_mut(&mut dparams, &at.fc1);
+        linear::backward_parameters(&normed, &dhidden, dw, db);
+        let mut dnormed = Buffer::dirty(rows * d);
+        linear::backward_input(&dhidden, get(&at.fc1).0, self.hidden, &mut dnormed, false);
+        drop(dhidden);
+        let mut dx = dy.to_vec(); // the residual path; the halves add to it
+        let (dgamma, dbeta) = pair_mut(&mut dparams, &at.norm2);
+        layer_norm::backward(&middle, gamma, &dnormed, &mut dx, dgamma, dbeta);
+
+        let (dw, db) = pair_mut(&mut dparams, &at.proj);
+        linear::backward_parameters(&attended, &dx, dw, db);
+        let mut dattended = attended;
+        linear::backward_input(&dx, get(&at.proj).0, d, &mut dattended, false);
+        let mut dqkv = Buffer::dirty(rows * 3 * d);
+        attention::backward(self.at, &qkv, &dattended, &mut dqkv);
+        let (gamma, beta) = get(&at.norm1);
+        layer_norm::forward(x, gamma, beta, &mut normed);
+        let (dw, db) = pair_mut(&mut dparams, &at.qkv);
+        linear::backward_parameters(&normed, &dqkv, dw, db);
+        linear::backward_input(&dqkv, get(&at.qkv).0, 3 * d, &mut dnormed, false);
+        let (dgamma, dbeta) = pair_mut(&mut dparams, &at.norm1);
+        layer_norm::backward(x, gamma, &dnormed, &mut dx, dgamma, dbeta);
+        (dx, dparams)
+    }
+}
+
+/// Two neighbouring parameters' gradients, writable side by side.
+fn pair_mut<'a>(flat: &'a mut [f32], pair: &[Range<usize>; 2]) -> (&'a mut [f32], &'a mut [f32]) {
+    flat[pair[0].start..pair[1].end].split_at_mut(pair[0].len())
+}

@@ -1,0 +1,114 @@
+//! A model file's weights, held once for all sessions that run it.
+
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+use std::sync::Arc;
+
+use half::f16;
+use macrl_bundle::onnx::{FLOAT, FLOAT16, Graph, Model, Node, Tensor as Constant};
+use ort::session::Session;
+use ort::session::builder::{PrepackedWeights, SessionBuilder};
+use ort::value::{DynValue, Tensor};
+use prost::Message;
+
+use crate::error::RuntimeError;
+use crate::library::load;
+
+/// Smaller tensors are cheaper to copy than to share.
+const WORTH_SHARING: usize = 4096;
+
+/// The weights of one model file, and what ONNX Runtime makes of them for its matrix products.
+///
+/// ONNX Runtime shares the repacked form of those weights alone that every session is handed from outside; those it reads
+/// from the file, and those it makes of halves in the file, each session holds for itself.
+pub struct SharedWeights {
+    /// The model with wide weights in place of its halves; `None` where the file has no halves.
+    widened: Option<Vec<u8>>,
+    initializers: Vec<(String, Arc<DynValue>)>,
+    prepacked: PrepackedWeights,
+}
+
+impl SharedWeights {
+    /// Reads the weights of a model file that computes in 32 bits.
+    ///
+    /// # Errors
+    /// Those of [`load`]; [`RuntimeError::Model`] where the file is no ONNX model.
+    pub fn read(model: &Path) -> Result<Self, RuntimeError> {
+        load()?;
+        let fault = |cause: String| RuntimeError::Model { path: model.display().to_string(), cause };
+        let mut read = Model::read(model).map_err(fault)?;
+        let widened = read.graph.as_mut().is_some_and(widen).then(|| read.encode_to_vec());
+        let graph = read.graph.unwrap_or_default();
+        let shared = graph.initializer.into_iter().filter_map(|t| Some((t.name.clone(), worth_sharing(&t)?, t.dims)));
+        let initializers = shared.map(|(name, values, dims)| {
+            let value = Tensor::from_array((dims, values)).map_err(|e| fault(e.to_string()))?;
+            Ok((name, Arc::new(value.into_dyn())))
+        });
+        let initializers = initializers.collect::<Result<_, _>>()?;
+        Ok(Self { widened, initializers, prepacked: PrepackedWeights::new() })
+    }
+
+    /// Opens a session that shares the weights; `model` is the file that was read.
+    pub(crate) fn session(&self, builder: SessionBuilder, model: &Path) -> ort::Result<Session> {
+        let mut builder = builder.with_prepacked_weights(&self.prepacked)?;
+        for (name, value) in &self.initializers {
+            builder = builder.with_initializer(name, value.clone())?;
+        }
+        match &self.widened {
+            Some(bytes) => builder.commit_from_memory(bytes),
+            None => builder.commit_from_file(model),
+        }
+    }
+}
+
+/// The values of a tensor that is worth sharing: 32-bit, and within the file.
+fn worth_sharing(tensor: &Constant) -> Option<Vec<f32>> {
+    floats(tensor).filter(|values| values.len() >= WORTH_SHARING)
+}
+
+fn floats(tensor: &Constant) -> Option<Vec<f32>> {
+    let whole = tensor.data_type == FLOAT && tensor.raw_data.len() == tensor.count()?.checked_mul(4)?;
+    let (values, _) = tensor.raw_data.as_chunks();
+    whole.then(|| values.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
+}
+
+/// A constant of halves, widened.
+fn halves(tensor: &Constant) -> Option<Vec<f32>> {
+    let whole = tensor.data_type == FLOAT16 && tensor.raw_data.len() == tensor.count()?.checked_mul(2)?;
+    let (values, _) = tensor.raw_data.as_chunks();
+    whole.then(|| values.iter().map(|bytes| f16::from_le_bytes(*bytes).to_f32()).collect())
+}
+
+/// Replaces every `Cast` of a constant of halves to 32 bits, and every product of such a constant with a number, by its
+/// result; says whether there were any.  ONNX Runtime would do it too, for every session anew.
+fn widen(graph: &mut Graph) -> bool {
+    let mut constants: HashMap<String, Constant> =
+        graph.initializer.drain(..).map(|tensor| (tensor.name.clone(), tensor)).collect();
+    let before = graph.node.len();
+    graph.node.retain(|node| {
+        let result = folded(node, &constants);
+        let stays = result.is_none();
+        constants.extend(result.map(|tensor| (tensor.name.clone(), tensor)));
+        stays
+    });
+    let used: HashSet<&String> = graph.node.iter().flat_map(|node| &node.input).collect();
+    graph.initializer = constants.into_values().filter(|tensor| used.contains(&tensor.name)).collect();
+    graph.initializer.sort_by(|a, b| a.name.cmp(&b.name));
+    graph.node.len() < before
+}
+
+/// What a node makes of constants.
+fn folded(node: &Node, constants: &HashMap<String, Constant>) -> Option<Constant> {
+    let wide = || node.attribute.iter().any(|a| a.name == "to" && a.i == Some(i64::from(FLOAT)));
+    let values: Vec<f32> = match (node.op_type.as_str(), node.input.as_slice()) {
+        ("Cast", [half]) if wide() => halves(constants.get(half)?)?,
+        ("Mul", [values, number]) => {
+            let (values, number) = (floats(constants.get(values)?)?, floats(constants.get(number)?)?);
+            let [factor] = number[..] else { return None };
+            values.into_iter().map(|v| v * factor).collect()
+        }
+        _ => return None,
+    };
+    let dims = constants.get(&node.input[0])?.dims.clone();
+    Some(Constant::of_floats(node.output.first()?.clone(), dims, &values))
+}

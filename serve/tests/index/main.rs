@@ -9,6 +9,7 @@ mod matrix;
 mod outage;
 mod place;
 mod postgres;
+mod power;
 mod readonly;
 mod server;
 mod transfer;

@@ -23,7 +23,8 @@ const JOURNAL: &str = "items.sqlite-wal";
 /// A reader beside the writer may have to wait for a moment.
 pub(super) const BUSY: Duration = Duration::from_secs(5);
 /// What may be in a folder that is about to become an index: what we would make again, and what ext4 makes.
-const NOTHING: [&str; 3] = [LOCK, graph::FILE, "lost+found"];
+/// A power cut while the data base was created leaves its first journals alone.
+const NOTHING: [&str; 5] = [LOCK, graph::FILE, JOURNAL, "items.sqlite-journal", "lost+found"];
 
 /// Held by the process that writes a folder.
 #[derive(Debug)]

@@ -63,7 +63,7 @@ fn images_without_labels_have_their_own_evaluation_and_report() {
 
     fail("macrl-train", &["finetune", "--run", &run], 1, "fine-tuning needs class sub-folders or labels");
     let features = dir.path().join("features").display().to_string();
-    fail("macrl-train", &["evaluate", "--run", &run, "--features-out", &features], 2, "no image here has one");
+    fail("macrl-train", &["evaluate", "--run", &run, "--features-out", &features], 2, "no image here has a label");
 }
 
 #[test]

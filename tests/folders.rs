@@ -121,7 +121,7 @@ fn files_that_are_not_a_runs_are_not_overwritten() {
         [("evaluate", "evaluation.json"), ("evaluate", "probe.safetensors"), ("report", "report.html")]
     {
         fs::write(place.path("run").join(file), "mine").unwrap();
-        let hint = format!("{file} is there and macrl-train did not write it: move it away");
+        let hint = format!("{file} exists and was not written by macrl-train: move it away");
         fail("macrl-train", &[command, "--run", &run_dir], 2, &hint);
         assert_eq!(fs::read_to_string(place.path("run").join(file)).unwrap(), "mine");
         fs::remove_file(place.path("run").join(file)).unwrap();
@@ -148,12 +148,7 @@ fn files_that_are_not_a_runs_are_not_overwritten() {
         succeed("macrl-train", &unpack("test").each_ref().map(String::as_str));
     }
     let before = content(&place.path("images"));
-    fail(
-        "macrl-train",
-        &unpack("train").each_ref().map(String::as_str),
-        1,
-        "is there already and shows something else",
-    );
+    fail("macrl-train", &unpack("train").each_ref().map(String::as_str), 1, "exists with other content");
     assert!(before.iter().all(|(path, bytes)| fs::read(path).unwrap() == *bytes));
 }
 
@@ -161,7 +156,7 @@ fn files_that_are_not_a_runs_are_not_overwritten() {
 fn a_started_run_is_resumed_or_refused() {
     let place = Place::new();
     place.pretrain("run", &[]);
-    place.refused("run", &[], "holds a run already: --resume goes on with it, --out names another folder");
+    place.refused("run", &[], "holds a run already: continue it with --resume, or name another folder with --out");
     place.refused(
         "run",
         &["--resume", "--set", "train.lr=1"],
@@ -178,7 +173,7 @@ fn a_started_run_is_resumed_or_refused() {
     // Without its last state a run cannot go on, and what there is of it is not thrown away.
     fs::rename(place.path("run/checkpoints/last.safetensors"), place.path("last")).unwrap();
     place.refused("run", &[], "holds a run already");
-    place.refused("run", &["--resume"], "last.safetensors is missing, and starting anew would replace");
+    place.refused("run", &["--resume"], "last.safetensors is missing, and a new start would replace");
     fs::rename(place.path("last"), place.path("run/checkpoints/last.safetensors")).unwrap();
     // A run of an earlier version has no marker.
     fs::remove_file(place.path("run/.macrl.json")).unwrap();
@@ -209,7 +204,8 @@ fn a_run_has_one_writer_and_an_interruption_is_no_error() {
     assert_eq!(first.wait().unwrap().code(), Some(1));
     let last = said.lines().last().unwrap();
     assert!(
-        last.starts_with("stopped after step ") && last.ends_with("; the state is saved, --resume goes on from there"),
+        last.starts_with("stopped after step ")
+            && last.ends_with("; the state is saved; --resume continues from there"),
         "{said}"
     );
     assert!(!said.contains("error"), "{said}");

@@ -8,9 +8,9 @@ use anyhow::{Result, ensure};
 pub struct Bank {
     /// (M, C), M the number of keys held so far.
     pub keys: Vec<f32>,
-    /// (M)
+    /// (M): the image that each key came from.
     pub images: Vec<u32>,
-    /// Where the next key goes: the oldest key's place once the bank is full.
+    /// Index of the next key to write; once the bank is full, that of the oldest key.
     pub next: usize,
     capacity: usize,
     width: usize,
@@ -22,10 +22,10 @@ impl Bank {
         Bank { keys: Vec::new(), images: Vec::new(), next: 0, capacity, width }
     }
 
-    /// A bank as a checkpoint holds it.
+    /// Fills the bank with what a checkpoint holds.
     ///
     /// # Errors
-    /// Parts that do not fit each other.
+    /// Numbers of keys and images that differ, or more than the bank can hold.
     pub fn restore(mut self, keys: Vec<f32>, images: Vec<u32>, next: usize) -> Result<Self> {
         // Until the bank is full the next key goes behind the last one.
         let full = images.len() == self.capacity;
@@ -43,22 +43,22 @@ impl Bank {
         Ok(self)
     }
 
-    /// Mean Euclidean length of the keys: 1 where nothing went wrong on their way in; `None` where there are none.
+    /// Mean Euclidean length of the keys: 1 where all are normalised; `None` for an empty bank.
     pub fn norm(&self) -> Option<f64> {
         let length = |key: &[f32]| key.iter().map(|v| f64::from(v * v)).sum::<f64>().sqrt();
         let count = self.images.len();
         (count > 0).then(|| self.keys.chunks_exact(self.width).map(length).sum::<f64>() / count as f64)
     }
 
-    /// Mean and largest age of the keys in steps of `batch` images, as the next step meets them: the newest are 1 step
-    /// old; `None` where there are none.
+    /// Mean and largest age of the keys at the next step, in steps of `batch` images.  The newest keys are 1 step old.
+    /// `None` for an empty bank.
     pub fn age(&self, batch: usize) -> Option<(f64, usize)> {
         let (count, batch) = (self.images.len(), batch.max(1));
         let age = |newer: usize| newer / batch + 1;
         (count > 0).then(|| ((0..count).map(age).sum::<usize>() as f64 / count as f64, age(count - 1)))
     }
 
-    /// Takes in a batch of keys in order; the oldest go.
+    /// Adds a batch of keys in order; they replace the oldest ones.
     ///
     /// # Shapes
     /// `keys` (B, C), `images` (B).

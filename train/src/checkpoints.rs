@@ -8,7 +8,7 @@ use crate::run::Run;
 use crate::saving::Saving;
 use crate::state::{State, Weights};
 
-/// Writes them and remembers when.
+/// Writes the checkpoints of one run, and remembers when the last was written.
 pub struct Checkpoints<'a> {
     run: &'a Run,
     config: &'a Config,
@@ -16,7 +16,7 @@ pub struct Checkpoints<'a> {
 }
 
 impl<'a> Checkpoints<'a> {
-    /// For a run that begins or goes on now.
+    /// For a run that starts or is resumed now.
     pub fn new(run: &'a Run, config: &'a Config) -> Self {
         Checkpoints { run, config, saving: Saving::new(&config.train) }
     }
@@ -53,7 +53,7 @@ impl<'a> Checkpoints<'a> {
         }
     }
 
-    /// Links `last` to the name of its step, and removes all but the newest `kept` of such names.
+    /// Links `last` to a name with its step number, and removes all but the newest `kept` numbered checkpoints.
     fn keep(&self, step: u64, kept: usize) -> Result<()> {
         let numbered = self.run.numbered(step);
         atomic::link_file(&self.run.last(), &numbered)

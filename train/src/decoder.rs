@@ -1,5 +1,5 @@
 //! The decoder: a narrower, shallow ViT over all patches, mask tokens where patches were removed, predicting pixels
-//! (as in MAE, arXiv 2111.06377).  Thrown away after training.
+//! (as in MAE, arXiv 2111.06377).  It is not exported: only training needs it.
 
 use std::collections::HashMap;
 
@@ -24,15 +24,15 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// Fresh weights, a function of the seed alone.
+    /// Initial weights; they depend on the seed alone.
     ///
     /// # Errors
-    /// Candle's.
+    /// A tensor operation fails.
     pub fn init(config: &Config, seed: u64) -> Result<Self> {
         Self::build(config, &|layout| layout.init(seed)?.trainable())
     }
 
-    /// Weights from a checkpoint, names with `prefix` in front.
+    /// Weights from a checkpoint, where each name begins with `prefix`.
     ///
     /// # Errors
     /// A missing tensor, or one of another shape.
@@ -68,7 +68,7 @@ impl Decoder {
     /// The same decoder with every group replaced.
     ///
     /// # Errors
-    /// The first that `f` gives.
+    /// The first error of `f`.
     pub fn map(self, f: impl Fn(Group) -> Result<Group>) -> Result<Self> {
         let (fill, blocks, norm) = (f(self.fill)?, self.blocks.map(&f)?, f(self.norm)?);
         Ok(Decoder { fill, blocks, norm, predict: f(self.predict)?, ..self })
@@ -76,7 +76,7 @@ impl Decoder {
 
     /// # Shapes
     /// `tokens` (B, 1 + K, D) of each view from the encoder, `kept` (B, K) of each; the result (B, 1 + N, P) of each,
-    /// where row 0 is the class token's and means nothing.
+    /// where row 0 belongs to the class token and has no meaning.
     ///
     /// # Errors
     /// Shapes that do not fit.

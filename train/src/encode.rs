@@ -1,4 +1,4 @@
-//! Images -> frozen features: what evaluation, the online kNN and the report look at.
+//! PreparedImages -> features of a frozen encoder, for evaluation, the online kNN and the report.
 
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
@@ -12,24 +12,24 @@ use rayon::prelude::*;
 use crate::data::Dataset;
 use crate::evaluate::Features;
 
-/// Images that pass through the encoder at once, while they have at most [`TOKENS`] patches; fewer of larger ones, so
-/// that a batch takes about the same memory.
+/// PreparedImages in a batch of at most [`TOKENS`] patches an image.  PreparedImages with more patches make smaller batches, so that a batch
+/// takes about the same memory.
 const BATCH: usize = 256;
 const TOKENS: usize = 64;
 
-/// Images as the encoder sees them before normalisation, with their labels.
-pub struct Images {
+/// PreparedImages after the evaluation transform and before normalisation, with their labels.
+pub struct PreparedImages {
     /// (n, S, S, 3) u8.
     pub pixels: Vec<u8>,
-    /// (n); 0 where there is none.
+    /// (n); 0 where an image has no label.
     pub labels: Vec<u32>,
-    /// Which images of the split these are (n).
+    /// (n): index of each image in its split.
     pub indices: Vec<usize>,
-    /// Whether there are images, and all of them have a label.
+    /// Whether there is at least one image and all of them have a label.
     pub labelled: bool,
 }
 
-impl Images {
+impl PreparedImages {
     /// Reads all labelled images of a split through the evaluation transform.  Unreadable ones are left out.
     ///
     /// # Errors
@@ -40,15 +40,15 @@ impl Images {
         Ok(images)
     }
 
-    /// Reads the images of these numbers, in this order, with labels or without.  Unreadable ones are left out.
+    /// Reads the images of these indices, in this order, whether they have labels or not.  Unreadable ones are left out.
     pub fn read_chosen(data: &dyn Dataset, chosen: &[usize], preprocess: &Preprocess) -> Self {
         read_or_name(data, chosen, preprocess, &Progress::new("reading images to judge the encoder by", chosen.len())).0
     }
 
-    /// Pooled features of all of them.
+    /// Pooled features of all images.
     ///
     /// # Errors
-    /// Candle's.
+    /// A tensor operation fails.
     pub fn encode(&self, encoder: &Encoder, preprocess: &Preprocess, pooling: Pooling) -> Result<Features> {
         let size = encoder.config().image_size;
         let mut values = Vec::with_capacity(self.labels.len() * encoder.config().width);
@@ -64,7 +64,7 @@ impl Images {
     }
 }
 
-/// A file that was left out, and why.
+/// Name of an image that could not be read, and why.
 pub type LeftOut = (String, String);
 
 fn read_or_name(
@@ -72,13 +72,13 @@ fn read_or_name(
     chosen: &[usize],
     preprocess: &Preprocess,
     progress: &Progress,
-) -> (Images, Vec<LeftOut>) {
+) -> (PreparedImages, Vec<LeftOut>) {
     let fit = |&i: &usize| {
         progress.add(1);
         (i, data.image(i).map(|image| preprocess.fit(&image).into_raw()))
     };
     let fitted: Vec<(usize, Result<Vec<u8>>)> = chosen.par_iter().map(fit).collect();
-    let mut images = Images {
+    let mut images = PreparedImages {
         pixels: Vec::with_capacity(chosen.len() * preprocess.values()),
         labels: Vec::with_capacity(chosen.len()),
         indices: Vec::with_capacity(chosen.len()),
@@ -100,27 +100,27 @@ fn read_or_name(
     (images, left_out)
 }
 
-/// Numbers of the images that have a label.
+/// Indices of the images that have a label.
 pub fn labelled(data: &dyn Dataset) -> Vec<usize> {
     (0..data.len()).filter(|i| data.label(*i).is_some()).collect()
 }
 
-/// Images that an encoder of this shape takes at once.
+/// Batch size for an encoder of this shape.
 fn batch_of(encoder: &Encoder) -> usize {
     (BATCH * TOKENS / encoder.config().patches().max(1)).clamp(8, BATCH)
 }
 
-/// Reads the images of these numbers a batch for `encoder` at a time: what is needed once is never held.  Returns what
-/// could not be read.
+/// Reads the images of these indices and passes them to `work` in batches that suit `encoder`; only one batch is in memory
+/// at a time.  Returns the images that could not be read.
 ///
 /// # Errors
-/// What `work` says.
+/// The first error of `work`.
 pub fn stream(
     data: &dyn Dataset,
     chosen: &[usize],
     encoder: &Encoder,
     preprocess: &Preprocess,
-    mut work: impl FnMut(&Images) -> Result<()>,
+    mut work: impl FnMut(&PreparedImages) -> Result<()>,
 ) -> Result<Vec<LeftOut>> {
     let progress = Progress::new("encoding images", chosen.len());
     let mut left_out = Vec::new();
@@ -134,13 +134,13 @@ pub fn stream(
     Ok(left_out)
 }
 
-/// Normalised images.
+/// Normalises images and puts their channels first.
 ///
 /// # Shapes
 /// `pixels` (B, S, S, 3) u8, the result (B, 3, S, S) f32.
 ///
 /// # Errors
-/// Candle's.
+/// A tensor operation fails.
 pub fn pixels_to_tensor(pixels: &[u8], size: usize, preprocess: &Preprocess) -> Result<Tensor> {
     let each = 3 * size * size;
     let mut values = vec![0f32; pixels.len()];
@@ -148,10 +148,10 @@ pub fn pixels_to_tensor(pixels: &[u8], size: usize, preprocess: &Preprocess) -> 
     Ok(Tensor::from_vec(values, (pixels.len() / each, 3, size, size), &Device::Cpu)?)
 }
 
-/// An encoder without gradients, from a checkpoint of training.
+/// Reads a training checkpoint: the encoder without gradients, the configuration, and the number of steps done.
 ///
 /// # Errors
-/// A damaged checkpoint.
+/// The checkpoint is missing or damaged.
 pub fn load_encoder(path: &std::path::Path) -> Result<(Encoder, Config, u64)> {
     let checkpoint = macrl_nn::checkpoint::load(path)?;
     let encoder = Encoder::from_tensors(&checkpoint.config.encoder, &checkpoint.tensors, "encoder.")

@@ -1,4 +1,4 @@
-//! A data set's splits -> what evaluation compares: two encoders' features and pixels, in one pass over the files.
+//! A data set's splits -> the features that evaluation compares: those of two encoders, and pixels.  Each file is read once.
 
 use anyhow::{Context, Result, ensure};
 use macrl_bundle::config::Config;
@@ -7,24 +7,24 @@ use macrl_nn::ops::graph::with_values;
 use macrl_nn::vit::Encoder;
 
 use crate::data::{Data, Dataset};
-use crate::encode::{Images, LeftOut, labelled, pixels_to_tensor, stream};
+use crate::encode::{LeftOut, PreparedImages, labelled, pixels_to_tensor, stream};
 use crate::evaluate::draw::stratified;
 use crate::evaluate::unlabelled::Spread;
 use crate::evaluate::{Features, Pixels, Split, average, diagnostics, pixel_edge, pixel_features};
 
-/// Images that are looked at where nothing has a label: spread and rank need no more.
+/// PreparedImages that spread and rank are measured on, where no image has a label.
 const UNLABELLED: usize = 6_000;
 
-/// The encoder that is judged and the one that it is compared with: fresh, of the same shape.
-pub struct Pair<'a> {
-    /// `macrl` and `random`.
+/// The evaluated encoder, and an untrained one of the same shape to compare it with.
+pub struct EncoderPair<'a> {
+    /// The evaluated (`macrl`) and the untrained (`random`) encoder.
     encoders: [Encoder; 2],
     config: &'a Config,
     preprocess: Preprocess,
 }
 
-/// One split through both encoders.
-struct Seen {
+/// One split after both encoders.
+struct EncodedSplit {
     features: [Features; 2],
     /// (n, E, E, 3) u8.
     pixels: Vec<u8>,
@@ -32,24 +32,24 @@ struct Seen {
 
 /// Both splits, and what could not be read.
 pub struct Extracted {
-    train: Seen,
-    test: Seen,
+    train: EncodedSplit,
+    test: EncodedSplit,
     edge: usize,
-    /// Files left out and why.
+    /// PreparedImages that could not be read, and why.
     pub left_out: Vec<LeftOut>,
 }
 
-impl<'a> Pair<'a> {
-    /// `encoder` beside one that was never trained.
+impl<'a> EncoderPair<'a> {
+    /// Pairs `encoder` with an untrained one.
     ///
     /// # Errors
-    /// Candle's.
+    /// A tensor operation fails.
     pub fn new(encoder: Encoder, config: &'a Config) -> Result<Self> {
         let random = Encoder::init(&config.encoder, config.train.seed)?;
-        Ok(Pair { encoders: [encoder, random], config, preprocess: Preprocess::from_config(config) })
+        Ok(EncoderPair { encoders: [encoder, random], config, preprocess: Preprocess::from_config(config) })
     }
 
-    /// All labelled images of both splits.
+    /// Features and pixels of all labelled images of both splits.
     ///
     /// # Errors
     /// A split without a readable image that has a label.
@@ -71,7 +71,7 @@ impl<'a> Pair<'a> {
         Ok(Extracted { train, test, edge, left_out })
     }
 
-    fn see(&self, split: &dyn Dataset, chosen: &[usize], edge: usize) -> Result<(Seen, Vec<LeftOut>)> {
+    fn see(&self, split: &dyn Dataset, chosen: &[usize], edge: usize) -> Result<(EncodedSplit, Vec<LeftOut>)> {
         let config = &self.config.encoder;
         let room = || Vec::with_capacity(chosen.len() * config.width);
         let mut values = [room(), room()];
@@ -85,10 +85,10 @@ impl<'a> Pair<'a> {
             Ok(())
         })?;
         let features = values.map(|values| Features { values, labels: labels.clone(), dim: config.width });
-        Ok((Seen { features, pixels }, left_out))
+        Ok((EncodedSplit { features, pixels }, left_out))
     }
 
-    fn encode(&self, images: &Images, values: &mut [Vec<f32>; 2]) -> Result<()> {
+    fn encode(&self, images: &PreparedImages, values: &mut [Vec<f32>; 2]) -> Result<()> {
         let batch = pixels_to_tensor(&images.pixels, self.config.encoder.image_size, &self.preprocess)?;
         for (encoder, values) in self.encoders.iter().zip(values) {
             with_values(&encoder.features(&batch, self.config.evaluate.pooling)?, |f| {
@@ -99,11 +99,11 @@ impl<'a> Pair<'a> {
         Ok(())
     }
 
-    /// Spread and effective rank of both encoders' features of a fixed draw of held-out images (training images where
-    /// nothing is held out): what can be said without labels.
+    /// Spread and effective rank of both encoders' features, which need no labels.  They are measured on a fixed random choice
+    /// of held-out images (of training images where nothing is held out).
     ///
     /// # Errors
-    /// Not one image is readable.
+    /// No image is readable.
     pub fn spread(&self, data: &Data) -> Result<Unlabelled> {
         let split = data.test.as_ref().unwrap_or(&data.train);
         let chosen = stratified(&vec![None; split.len()], UNLABELLED, 1);
@@ -125,21 +125,21 @@ impl<'a> Pair<'a> {
     }
 }
 
-/// What was seen without labels.
+/// What can be measured without labels.
 pub struct Unlabelled {
-    /// Of `macrl` and `random`.
+    /// For `macrl` and for `random`.
     pub spread: Vec<Spread>,
-    /// Files left out and why.
+    /// PreparedImages that could not be read, and why.
     pub left_out: Vec<LeftOut>,
 }
 
 impl Extracted {
-    /// Edge that the baseline's pixels were averaged down to, where they were.
+    /// Edge that the pixels of the baseline were averaged down to; `None` where they were not.
     pub fn averaged(&self, config: &Config) -> Option<usize> {
         (self.edge < config.encoder.image_size).then_some(self.edge)
     }
 
-    /// The three sets in the order of the table; each is made when it is asked for.
+    /// The three sets of features in the order of the table; each is computed when the iterator reaches it.
     pub fn sets(self) -> impl Iterator<Item = (String, Split)> {
         let Extracted { train, test, edge, .. } = self;
         let labels = [&train, &test].map(|seen| seen.features[0].labels.clone());
@@ -153,7 +153,7 @@ impl Extracted {
     }
 }
 
-/// Why a split has nothing to judge by.
+/// Says why a split cannot be used for evaluation.
 fn nothing(what: &str, split: &dyn Dataset, chosen: &[usize], left_out: &[LeftOut]) -> String {
     match (chosen.is_empty(), left_out.first()) {
         (true, _) => format!("none of the {} {what} images has a label", split.len()),

@@ -1,4 +1,4 @@
-//! A run that numbers which are not finite have stopped: what `macrl-train replay` needs is saved.
+//! A run that ends because numbers are not finite: saves what `macrl-train replay` needs.
 
 use anyhow::{Context, Error, Result, anyhow};
 use macrl_bundle::atomic;
@@ -9,15 +9,15 @@ use serde_json::json;
 use crate::run::Run;
 use crate::state::State;
 
-/// What was found, and when.
+/// Where numbers that are not finite were found.
 pub struct Failure<'a> {
-    /// Steps done before.
+    /// Number of steps done before.
     pub step: u64,
     /// What is not finite: `loss`, `gradient` or `weights`.
     pub what: &'a str,
-    /// Images of the step's batch; none where the weights were found between steps.
+    /// Images of the step's batch; empty where the weights were checked between steps.
     pub images: &'a [u32],
-    /// The state right before the step, where it is at hand.
+    /// The state right before the step, where it is still known.
     pub before: Option<&'a State>,
 }
 
@@ -44,7 +44,7 @@ pub fn record(run: &Run, config: &Config, failure: &Failure) -> Result<Error> {
     ))
 }
 
-/// The step of the last good checkpoint comes back, where there is one.
+/// Writes the files; returns the step of the last good checkpoint, where there is one.
 fn save(run: &Run, config: &Config, failure: &Failure, cause: &str) -> Result<Option<u64>> {
     let good = checkpoint::load(&run.last()).ok();
     let good = good.map(|good| good.notes.get("step").and_then(|s| s.parse::<u64>().ok()).unwrap_or_default());

@@ -1,4 +1,5 @@
-//! The gradients of all parameter groups: their sum over the parts of a batch, their norms, and what they do not reach.
+//! The gradients of all parameter groups: their sum over the parts of a batch, their norms, and the
+//! parameters that they do not reach.
 
 use anyhow::Result;
 use candle_core::Tensor;
@@ -15,7 +16,7 @@ pub struct Gradients(pub Vec<Option<Tensor>>);
 /// Euclidean norms of the gradient, over everything and over each part of the network.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Norms {
-    /// Over all parameters.
+    /// Norm over all parameters.
     pub total: f64,
     parts: [f64; Part::ALL.len()],
 }
@@ -26,7 +27,7 @@ impl Norms {
         Norms { total, parts }
     }
 
-    /// Over one part; 0 where the network has no such part.
+    /// Norm over one part; 0 where the network has no such part.
     pub fn of(&self, part: Part) -> f64 {
         self.parts[part as usize]
     }
@@ -38,7 +39,7 @@ impl Norms {
 }
 
 impl Gradients {
-    /// Takes the groups' gradients out of what `backward` left.
+    /// Takes the groups' gradients out of the store that `backward` has filled.
     pub fn take(mut store: GradStore, groups: &[(Part, &Group)]) -> Self {
         Gradients(groups.iter().map(|(_, group)| store.remove(group.values())).collect())
     }

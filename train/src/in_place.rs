@@ -7,7 +7,7 @@ use crate::ops::update;
 /// The values of an f32 tensor on the CPU, writable.
 ///
 /// # Errors
-/// Another dtype.
+/// The tensor has another dtype.
 pub(crate) fn f32_mut(storage: &mut CpuStorage) -> Result<&mut [f32]> {
     match storage {
         CpuStorage::F32(values) => Ok(values),

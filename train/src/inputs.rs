@@ -9,30 +9,30 @@ use macrl_nn::ops::tokens::{Kept, Seen};
 use crate::ops::losses::{Images, Target};
 use crate::views::{Batch, View};
 
-/// One branch.
+/// The input of one branch.
 #[derive(Debug, Clone)]
 pub struct Input {
-    /// What the encoder sees.
+    /// The patches that the mask keeps, for the encoder.
     pub seen: Seen,
-    /// All patches, where the key branch sees those.
+    /// All patches, where the key branch encodes whole views (`contrast.key_mask = "none"`).
     pub whole: Option<Seen>,
-    /// What the decoder predicts.
+    /// The pixels that the decoder is to predict.
     pub target: Target,
 }
 
-/// Both branches.
+/// The inputs of both branches.
 #[derive(Debug, Clone)]
 pub struct Inputs {
-    /// (B) which images these are.
+    /// (B): index of each image in the training split.
     pub images: Images,
-    /// The query's branch.
+    /// The strong branch, which gives the queries.
     pub strong: Input,
-    /// The key's branch.
+    /// The weak branch, which gives the keys.
     pub weak: Input,
 }
 
 impl Inputs {
-    /// A batch on the CPU.
+    /// Makes the operators' inputs from a batch on the CPU.
     ///
     /// # Errors
     /// A batch that does not fit the configuration.

@@ -2,7 +2,7 @@
 //!
 //! The method is in [`method`], a training step in [`step`], the loop in [`trainer`].
 
-#![warn(clippy::print_stdout, clippy::print_stderr)] // everything that is said goes through macrl_bundle::output
+#![warn(clippy::print_stdout, clippy::print_stderr)] // a closed pipe must not end a run: see macrl_bundle::output
 
 pub mod bank;
 pub mod checkpoints;

@@ -1,7 +1,7 @@
 //! Training split -> batches in step order, made ahead of time by background threads.
 //!
 //! `batch(step)` is a pure function of (configuration, data, step): neither the number of threads nor the step at which
-//! a run was resumed changes a bit of it.
+//! a run was resumed changes any bit of it.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -22,26 +22,26 @@ use crate::data::Dataset;
 use crate::views::random::{Philox, Stream};
 use crate::views::{Batch, Recipe, Scratch, Slot};
 
-/// Finished batches that wait; one more is being made and one is in use, so three are in memory at most.
+/// Finished batches that wait to be used.  One more is being made and one is in use: at most three are in memory.
 const AHEAD: usize = 1;
 
-/// Makes any step's batch from nothing.
+/// Makes the batch of any step.
 pub struct Batches {
     data: Arc<dyn Dataset>,
-    /// `None` where the weak view is all that is wanted.
+    /// `None` where only weak views are made.
     strong: Option<Recipe>,
     weak: Recipe,
     seed: u64,
     size: usize,
-    /// The order of the epoch that was asked for last.
+    /// The epoch that was used last, and its order of images.
     order: Mutex<Option<(u64, Arc<Vec<u32>>)>>,
     unreadable: Mutex<BTreeMap<u32, String>>,
-    /// Whether a batch has been begun: the first is waited for, which may take long, so it is shown.
+    /// Whether a batch has been started.  The first one may take long and shows its progress.
     begun: AtomicBool,
 }
 
 impl Batches {
-    /// Over a training split.
+    /// Makes batches of a training split.
     ///
     /// # Errors
     /// When the split has fewer images than a batch.
@@ -70,7 +70,7 @@ impl Batches {
         Ok(Batches { strong: None, ..Batches::new(data, config)? })
     }
 
-    /// Whole batches in an epoch; the images left over wait for another epoch's order.
+    /// Whole batches in an epoch.  Images that do not fill a batch are left out of this epoch; every epoch leaves out others.
     pub fn steps_per_epoch(&self) -> u64 {
         (self.data.len() / self.size) as u64
     }
@@ -95,10 +95,10 @@ impl Batches {
         }
     }
 
-    /// Makes the batch of a step on the threads of the pool that it is called in.
+    /// Makes the batch of a step, on the rayon pool that it is called in.
     ///
     /// # Errors
-    /// When not one image of the split can be read any more.
+    /// When no image of the split can be read any more.
     pub fn make(&self, step: u64) -> Result<Batch> {
         let epoch = step / self.steps_per_epoch();
         let strong = self.strong.as_ref().map(|recipe| recipe.room(self.size)).unwrap_or_default();
@@ -136,7 +136,7 @@ impl Batches {
         Ok(())
     }
 
-    /// Image `index`, or the next one that is readable: a property of the data, so the batch stays reproducible.
+    /// Image `index`, or the next readable one.  The choice depends on the data alone, so the batch stays reproducible.
     fn read(&self, index: u32) -> Result<(u32, Cow<'_, RgbImage>)> {
         let count = self.data.len();
         for candidate in (0..count).map(|skip| (index as usize + skip) % count) {
@@ -151,14 +151,14 @@ impl Batches {
         bail!("not one of the {count} training images can be read any more")
     }
 
-    /// Images that turned out to be unreadable so far, and why; their neighbours took their place.
+    /// Images that could not be read so far, and why.  The next readable image has replaced each.
     pub fn skipped(&self) -> Vec<(String, String)> {
         let list = self.unreadable.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         list.iter().map(|(index, why)| (self.data.name(*index as usize), why.clone())).collect()
     }
 }
 
-/// Batches (or what stands for them) in step order, prefetched.
+/// Makes batches (or what `T` holds instead) ahead of time, in step order.
 pub struct Loader<T = Batch> {
     batches: Arc<Batches>,
     ready: Option<Receiver<Result<T>>>,
@@ -205,7 +205,7 @@ impl<T: Send + 'static> Loader<T> {
         make: impl Fn(&Batches, u64) -> Result<T> + Send + Sync + 'static,
     ) -> Result<Self> {
         let batches = Arc::new(batches);
-        // Its own pool: views must not wait behind the step's matrix products, nor hold them up.
+        // A pool of its own: views and the step's matrix products must not wait for each other.
         let pool = ThreadPoolBuilder::new()
             .num_threads(threads)
             .thread_name(|i| format!("views-{i}"))
@@ -241,13 +241,13 @@ impl<T: Send + 'static> Loader<T> {
         self.waited
     }
 
-    /// Images that turned out to be unreadable while training, and why.
+    /// Images that could not be read while training, and why.
     pub fn skipped(&self) -> Vec<(String, String)> {
         self.batches.skipped()
     }
 }
 
-/// Makes batches until nobody takes them any more or one fails.
+/// Makes batches until the receiver is gone or one fails.
 fn produce<T: Send>(
     pool: &ThreadPool,
     first_step: u64,
@@ -265,7 +265,7 @@ fn produce<T: Send>(
 
 impl<T> Drop for Loader<T> {
     fn drop(&mut self) {
-        // Without a receiver the maker's next send fails and it ends.
+        // Without a receiver the thread's next send fails, and the thread ends.
         self.ready = None;
         if let Some(maker) = self.maker.take() {
             let _ = maker.join();
@@ -344,7 +344,7 @@ mod tests {
             assert_eq!(seen.len(), 8);
         }
         assert_ne!(epoch(0), epoch(1));
-        // The three left over are others each time: in 20 epochs every image is seen.
+        // Every epoch leaves out three other images: in 20 epochs every image is used.
         let mut all: Vec<u32> = (0..20).flat_map(epoch).collect();
         all.sort_unstable();
         all.dedup();
@@ -407,7 +407,7 @@ mod tests {
         }
     }
 
-    /// A set whose images 1 and 2 have gone bad.
+    /// A data set whose images 1 and 2 cannot be read any more.
     struct Bad(Memory);
 
     impl Dataset for Bad {
@@ -460,7 +460,7 @@ mod tests {
         let mut loader = Loader::new(data.clone(), &config(), 0).unwrap();
         loader.next().unwrap();
         std::thread::sleep(Duration::from_millis(300));
-        // One taken, one that waits, one that waits to be given away: 3 batches of 4.
+        // One batch was taken, one waits in the channel, and one waits to be sent: 3 batches of 4.
         let asked = data.1.load(std::sync::atomic::Ordering::SeqCst);
         assert!((4..=12).contains(&asked), "{asked}");
     }

@@ -14,7 +14,7 @@ use crate::schedule::Schedule;
 use crate::state::State;
 use crate::step::contract::{Finished, Measured};
 
-/// Writes down what steps and evaluations measured.
+/// Logs what steps and evaluations measure.
 pub struct Log {
     metrics: MetricsWriter,
     progress: Progress,
@@ -32,10 +32,10 @@ impl Log {
         Ok(Log { metrics, progress: Progress::start(config, per_epoch, step), schedule, per_epoch })
     }
 
-    /// A finished step; `more` goes into its line as well.
+    /// Logs a finished step; `more` are further keys of its line.
     ///
     /// # Errors
-    /// The disk is full, for instance.
+    /// The file cannot be written, because the disk is full for instance.
     pub fn step(&mut self, done: &Finished, more: Map<String, Value>) -> Result<()> {
         let (step, measured) = (done.step + 1, &done.measured);
         self.progress.step(&in_words(measured), done.seconds);
@@ -50,10 +50,10 @@ impl Log {
         self.metrics.write(&line)
     }
 
-    /// An online evaluation at the end of an epoch.
+    /// Logs an online evaluation at the end of an epoch.
     ///
     /// # Errors
-    /// The disk is full, for instance.
+    /// The file cannot be written, because the disk is full for instance.
     pub fn evaluation(&mut self, check: &FeatureCheck, step: u64, epoch: u64) -> Result<()> {
         let knn = check.knn.map_or_else(String::new, |knn| format!("kNN {:.1} %, ", 100.0 * knn));
         let features = format!("feature std {:.3}, effective rank {:.1}", check.feature_std, check.rank);
@@ -70,12 +70,12 @@ impl Log {
     /// Appends a line to metrics.jsonl.
     ///
     /// # Errors
-    /// The disk is full, for instance.
+    /// The file cannot be written, because the disk is full for instance.
     pub fn write(&mut self, line: &Value) -> Result<()> {
         self.metrics.write(line)
     }
 
-    /// Prints a line that stays.
+    /// Prints a line above the progress bar.
     pub fn message(&self, text: &str) {
         self.progress.message(text);
     }
@@ -86,8 +86,8 @@ impl Log {
     }
 }
 
-/// What the line of a step of pretraining holds besides: the numbers of every term, the gradient norms of the network's
-/// parts, and how the bank is.
+/// The keys that only pretraining logs: the numbers of every term, the gradient norms of the network's parts, and the state of
+/// the bank.
 pub fn pretraining_numbers(done: &Finished, state: &State, config: &Config) -> Map<String, Value> {
     let (mut line, step) = (Map::new(), done.step + 1);
     line.insert("waiting".into(), done.waiting.into());
@@ -101,7 +101,7 @@ pub fn pretraining_numbers(done: &Finished, state: &State, config: &Config) -> M
     if state.method.projector.is_some() {
         line.insert("bank_keys".into(), config.bank_keys(step).into());
         let bank = &state.method.bank;
-        // On a GPU the state here lags behind, and the keys with it.
+        // On a GPU the state on the host, and the bank in it, may be older than this step.
         if let (true, Some(norm), Some((mean, oldest))) = (state.step == step, bank.norm(), bank.age(done.images.len()))
         {
             line.insert("bank_norm".into(), norm.into());
@@ -112,7 +112,7 @@ pub fn pretraining_numbers(done: &Finished, state: &State, config: &Config) -> M
     line
 }
 
-/// The losses for the progress line.
+/// The losses as the progress line shows them.
 fn in_words(measured: &Measured) -> String {
     let terms = measured.terms.iter().map(|term| format!(", {}", term.in_words()));
     format!("loss {:.4}{}", measured.loss, terms.collect::<String>())

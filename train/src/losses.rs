@@ -22,7 +22,7 @@ pub struct Number {
 pub struct Chart {
     /// Heading of the chart.
     pub title: &'static str,
-    /// Its curves.
+    /// One curve for each number.
     pub numbers: &'static [Number],
 }
 
@@ -31,7 +31,7 @@ pub struct Chart {
 pub struct Term {
     /// Name in the progress line.
     pub name: &'static str,
-    /// What is measured of it.  The first chart holds the loss itself, which the progress line shows too.
+    /// The numbers that a step measures, by chart.  The first chart holds the loss itself, which the progress line shows too.
     pub charts: &'static [Chart],
 }
 
@@ -41,25 +41,25 @@ impl Term {
         self.charts.iter().flat_map(|chart| chart.numbers)
     }
 
-    /// How many numbers a step measures of it.
+    /// How many numbers a step measures.
     pub fn count(&self) -> usize {
         self.numbers().count()
     }
 }
 
-/// A term as a step computed it, on the device that did.
+/// One computed term, on the step's device.
 pub struct Computed {
-    /// Which term.
+    /// The term that was computed.
     pub term: &'static Term,
-    /// Weight times loss, a scalar that carries the graph.
+    /// Weight times loss, a scalar through which gradients pass.
     pub weighted: Tensor,
-    /// (count of [`Term::numbers`]) without a graph.
+    /// ([`Term::count`]): what is measured; gradients do not pass through it.
     pub numbers: Tensor,
 }
 
 /// The losses of one batch, or of one part of it.
 pub struct Losses {
-    /// Sum of the weighted terms, a scalar that carries the graph.
+    /// Sum of the weighted terms, a scalar through which gradients pass.
     pub total: Tensor,
     /// The numbers of each term.
     pub terms: Vec<(&'static Term, Tensor)>,
@@ -68,7 +68,7 @@ pub struct Losses {
 }
 
 impl Losses {
-    /// Adds the terms up in their order; nothing where there is no term.
+    /// Adds up the terms in their order; `None` where there is no term.
     ///
     /// # Errors
     /// Terms on different devices.
@@ -89,7 +89,7 @@ impl Losses {
 /// The numbers of one term, on the host.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TermNumbers {
-    /// Which term.
+    /// The term that the numbers belong to.
     pub term: &'static Term,
     /// In the order of [`Term::numbers`].
     pub values: Vec<f32>,

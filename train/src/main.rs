@@ -1,6 +1,6 @@
 //! `macrl-train`: pretrain, evaluate, report.
 
-#![warn(clippy::print_stdout, clippy::print_stderr)] // everything that is said goes through macrl_bundle::output
+#![warn(clippy::print_stdout, clippy::print_stderr)] // a closed pipe must not end a run: see macrl_bundle::output
 
 use std::process::ExitCode;
 

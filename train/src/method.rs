@@ -60,14 +60,14 @@ pub static RECONSTRUCTION: Term = Term {
 /// weight.
 pub static TERMS: [&Term; 2] = [&CONTRAST, &RECONSTRUCTION];
 
-/// Seeds of the three networks' initial weights, apart from each other.
+/// Added to the encoder's seed, so that the networks' initial weights are independent.
 const DECODER_SEED: u64 = 1;
 const PROJECTOR_SEED: u64 = 2;
 
-/// The networks and the bank; what a checkpoint must hold besides the optimiser.
+/// The networks and the bank: what a checkpoint holds besides the optimiser.
 pub struct Method {
     config: Config,
-    /// Kept after training.
+    /// The network that is exported.
     pub encoder: Encoder,
     /// `None` where reconstruction has no weight.
     pub decoder: Option<Decoder>,
@@ -75,22 +75,23 @@ pub struct Method {
     pub projector: Option<Projector>,
     /// The moving average that makes the keys; `None` with shared weights or without contrast.
     pub key: Option<(Encoder, Projector)>,
-    /// Past keys.
+    /// The keys of past steps.
     pub bank: Bank,
-    /// The bank that is compared with while training runs on a GPU; `bank` is brought up to date when a state is saved.
+    /// The bank in the GPU's memory, which replaces `bank` while training runs there; `bank` is updated from it when a state is
+    /// saved.
     #[cfg(feature = "cuda")]
     pub device_bank: Option<crate::cuda::losses::DeviceBank>,
 }
 
-/// The views' places among encoded tokens.
+/// Indices of the views among the encoded tokens.
 const STRONG: usize = 0;
 const WEAK: usize = 1;
 
 impl Method {
-    /// Fresh networks.
+    /// Networks with initial weights.
     ///
     /// # Errors
-    /// Candle's.
+    /// A tensor operation fails.
     pub fn init(config: &Config) -> Result<Self> {
         let seed = config.train.seed.wrapping_mul(4);
         let encoder = Encoder::init(&config.encoder, seed)?;
@@ -99,7 +100,7 @@ impl Method {
         Self::assemble(config, encoder, decoder, projector, None)
     }
 
-    /// Networks from a checkpoint's tensors; the bank is restored by whoever reads the rest.
+    /// Networks from a checkpoint's tensors.  The bank stays empty: [`crate::state::State::load`] fills it.
     ///
     /// # Errors
     /// A missing tensor, or one of another shape.
@@ -209,7 +210,7 @@ impl Method {
     }
 
     /// L2-normalised keys (B, C) of the weak view and, for a symmetric contrast, of the strong one; no gradient passes
-    /// through them.
+    /// through the keys.
     fn keys(&self, projector: &Projector, z: &Tokens, inputs: &Inputs) -> Result<Vec<Tensor>> {
         let count = if self.config.contrast.symmetric { 2 } else { 1 };
         let views = [&inputs.weak, &inputs.strong];
@@ -224,7 +225,7 @@ impl Method {
         views[..count].iter().map(key).collect()
     }
 
-    /// What the key branch encodes of a view.
+    /// The patches of a view that the key branch encodes.
     fn seen_by_keys<'a>(&self, view: &'a Input) -> Result<&'a Seen> {
         match self.config.contrast.key_mask {
             KeyMask::View => Ok(&view.seen),
@@ -249,10 +250,10 @@ impl Method {
         tokens.pool(which, self.config.evaluate.pooling)
     }
 
-    /// Moves the key branch towards the query: key = momentum key + (1 - momentum) query.
+    /// Updates the moving average of the key branch: key = momentum key + (1 - momentum) query.
     ///
     /// # Errors
-    /// Candle's.
+    /// A tensor operation fails.
     pub fn follow(&mut self, momentum: f32) -> Result<()> {
         let (Some((encoder, projector)), Some(query)) = (&self.key, &self.projector) else { return Ok(()) };
         let keys = encoder.groups().into_iter().chain(projector.groups());
@@ -271,11 +272,10 @@ impl Method {
         Inputs::new(batch, &self.config)
     }
 
-    /// What the decoder makes of both branches, for looking at: predictions (B, 1 + N, P) of the strong and the weak
-    /// view; `None` without decoders.
+    /// The decoder's predictions (B, 1 + N, P) of the strong and the weak view, for the report; `None` without a decoder.
     ///
     /// # Errors
-    /// Candle's.
+    /// A tensor operation fails.
     pub fn predictions(&self, batch: &Batch) -> Result<Option<[Tensor; 2]>> {
         let Some(decoder) = &self.decoder else { return Ok(None) };
         let predict = |input: &Input| -> Result<Tensor> {

@@ -1,4 +1,5 @@
-//! metrics.jsonl: every logged number, one JSON object a line; the same for TensorBoard where it is wanted.
+//! metrics.jsonl: every logged number, one JSON object a line; also TensorBoard's event files where the
+//! configuration asks for them.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -10,7 +11,7 @@ use serde_json::Value;
 
 use crate::tensorboard::Board;
 
-/// Appends lines; a line is in the file when `write` returns.
+/// Appends lines to metrics.jsonl.  A line is in the file when `write` returns.
 pub struct MetricsWriter {
     file: File,
     board: Option<Board>,
@@ -34,7 +35,7 @@ impl MetricsWriter {
         Ok(MetricsWriter { file, board: None })
     }
 
-    /// Writes event files as well, into `tensorboard/` beside metrics.jsonl, where `wanted`.
+    /// Where `wanted`, also writes TensorBoard's event files into `tensorboard/` beside metrics.jsonl.
     ///
     /// # Errors
     /// The event file cannot be written.
@@ -43,20 +44,20 @@ impl MetricsWriter {
         Ok(MetricsWriter { board, ..self })
     }
 
-    /// Appends one object.
+    /// Appends one JSON object as a line.
     ///
     /// # Errors
-    /// The disk is full, for instance.
+    /// The file cannot be written, because the disk is full for instance.
     pub fn write(&mut self, line: &Value) -> Result<()> {
         if let Some(board) = &mut self.board {
             board.write(line)?;
         }
-        // One write: a reader sees whole lines only, and a kill leaves none of it or all.
+        // One write, so that a reader never sees half a line and a kill never leaves one.
         self.file.write_all(format!("{line}\n").as_bytes()).context("cannot write metrics.jsonl")
     }
 }
 
-/// Whole lines with their step; a line cut off by a crash is no JSON and falls away.
+/// Complete lines with their step.  A line that a crash has cut off is no JSON and is dropped.
 fn lines(text: &str) -> impl Iterator<Item = (&str, u64)> {
     text.lines().filter_map(|line| {
         let value: Value = serde_json::from_str(line).ok()?;

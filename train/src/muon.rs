@@ -15,14 +15,14 @@ use crate::in_place::f32_mut;
 use crate::ops::muon::{accumulate, apply, orthogonalise, shape_factor};
 use crate::part::Part;
 
-/// What does not change from step to step.
+/// Muon's constants.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Muon {
     momentum: f32,
     weight_decay: f32,
 }
 
-/// Where one matrix goes in a step.
+/// The direction in which a step moves one matrix.
 pub(crate) struct Direction {
     group: usize,
     range: Range<usize>,
@@ -36,10 +36,10 @@ impl Muon {
         Muon { momentum: config.muon_momentum as f32, weight_decay: config.weight_decay as f32 }
     }
 
-    /// Updates the momenta of a parameter's matrices; none where the parameter is not Muon's.
+    /// Updates the momenta of a parameter's matrices and returns their directions; none where AdamW updates the parameter.
     ///
     /// # Shapes
-    /// `gradient` and `momentum` flat, of the whole group.
+    /// `gradient` and `momentum`: flat, of the whole group.
     pub(crate) fn directions(
         &self,
         group: usize,
@@ -58,10 +58,10 @@ impl Muon {
         each.collect()
     }
 
-    /// Orthogonalises the directions, all matrices side by side, and takes them from the weights.
+    /// Orthogonalises the directions, all matrices in parallel, and subtracts them from the weights.
     ///
     /// # Errors
-    /// Candle's.
+    /// A tensor operation fails.
     pub(crate) fn finish(&self, groups: &[(Part, &Group)], mut directions: Vec<Direction>, lr: f64) -> Result<()> {
         directions.par_iter_mut().for_each(|d| orthogonalise(&mut d.values, d.rows, d.columns));
         let decay = (1.0 - lr * f64::from(self.weight_decay)) as f32;

@@ -1,10 +1,10 @@
-//! A look at the features while training goes on: kNN, spread, effective rank.
+//! Online evaluation: kNN, spread and effective rank of the features while training goes on.
 //!
-//! It judges training images against other training images: the best checkpoint is chosen by it, and what the test
-//! split says of that checkpoint afterwards must not have had a part in the choice.
+//! Only training images are used.  The best checkpoint is chosen by this kNN, and the test split must not have a part in
+//! that choice.
 //!
-//! The images are a fixed random draw, stratified by class and cut into [`FOLDS`] parts; each part is judged by the
-//! images of the others.  A class with a single image is looked up in but not judged.
+//! The images are a fixed random choice, stratified by class and cut into [`FOLDS`] folds.  The images of each fold are
+//! queries; those of the other folds form the look-up set.  A class with a single image is never a query.
 
 use std::collections::HashMap;
 
@@ -14,23 +14,23 @@ use macrl_bundle::preprocess::Preprocess;
 use macrl_nn::vit::Encoder;
 
 use crate::data::{Data, Dataset};
-use crate::encode::Images;
+use crate::encode::PreparedImages;
 use crate::evaluate::draw::{folds, stratified};
 use crate::evaluate::{Features, diagnostics, knn};
 
-/// Images of a check: few, so that it takes seconds.
+/// PreparedImages of one evaluation: few enough that it takes seconds.
 const IMAGES: usize = 6_000;
-/// Bytes of pixels that they may take: fewer images where they are large.
+/// Bytes that their pixels may take; larger images are fewer.
 const MEMORY: usize = 512 << 20;
-/// Fewer say nothing about spread and rank.
+/// Spread and rank of fewer images mean nothing.
 const LEAST: usize = 7;
-/// Parts that are judged in turn.
+/// Folds that are queried in turn.
 const FOLDS: usize = 6;
 
-/// The images, read once.
+/// The images, which are read once for the whole run.
 pub struct Online {
-    images: Images,
-    /// Part of each image; empty where there is nothing to judge by (fewer than two classes with two images).
+    images: PreparedImages,
+    /// Fold of each image; empty where no accuracy can be measured (fewer than two classes with two images).
     folds: Vec<usize>,
     config: Config,
 }
@@ -47,23 +47,23 @@ pub struct FeatureCheck {
 }
 
 impl Online {
-    /// `None` where checks are off, or there are too few images.  Images without labels are looked at too: whether
-    /// features collapse can be seen without them.
+    /// `None` where online evaluation is off or there are too few images.  PreparedImages without labels are used too, since spread and
+    /// rank need none.
     pub fn prepare(config: &Config, data: &Data) -> Option<Self> {
         if config.evaluate.every_epochs == 0 {
             return None;
         }
         let preprocess = Preprocess::from_config(config);
         let count = IMAGES.min(MEMORY / preprocess.values().max(1)).max(LEAST);
-        let images = Images::read_chosen(data.train.as_ref(), &chosen(data.train.as_ref(), count), &preprocess);
+        let images = PreparedImages::read_chosen(data.train.as_ref(), &chosen(data.train.as_ref(), count), &preprocess);
         let folds = judged_folds(&images);
         (images.labels.len() >= LEAST).then(|| Online { images, folds, config: config.clone() })
     }
 
-    /// Judges an encoder; its gradients are left alone.
+    /// Evaluates a frozen copy of the encoder.
     ///
     /// # Errors
-    /// Candle's.
+    /// A tensor operation fails.
     pub fn check(&self, encoder: &Encoder) -> Result<FeatureCheck> {
         let frozen = encoder.clone().map(|group| Ok(group.frozen()))?;
         let preprocess = Preprocess::from_config(&self.config);
@@ -75,7 +75,7 @@ impl Online {
         })
     }
 
-    /// Share of the judged images whose neighbours in the other parts name their class.
+    /// Share of the queries whose neighbours in the other folds vote for the query's class.
     fn accuracy(&self, features: &Features) -> Option<f64> {
         let counts = class_counts(&features.labels);
         let (mut right, mut judged) = (0.0, 0);
@@ -95,7 +95,7 @@ impl Online {
     }
 }
 
-/// The draw: among the labelled images where there are any, two of a class at least.
+/// Chooses the images: only labelled ones where there are any, at least two of a class.
 fn chosen(data: &dyn Dataset, count: usize) -> Vec<usize> {
     let labels: Vec<Option<u32>> = (0..data.len()).map(|i| data.label(i)).collect();
     let known: Vec<usize> = (0..labels.len()).filter(|i| labels[*i].is_some()).collect();
@@ -106,8 +106,8 @@ fn chosen(data: &dyn Dataset, count: usize) -> Vec<usize> {
     stratified(&labels, count, 2).into_iter().map(|i| known[i]).collect()
 }
 
-/// Nothing can be told apart where only one class, or none, has a second image to be found by.
-fn judged_folds(images: &Images) -> Vec<usize> {
+/// The fold of each image.  Empty where fewer than two classes have a second image, since no query could be wrong.
+fn judged_folds(images: &PreparedImages) -> Vec<usize> {
     let judged = class_counts(&images.labels).values().filter(|count| **count > 1).count();
     if images.labelled && judged > 1 { folds(&images.labels, FOLDS) } else { Vec::new() }
 }

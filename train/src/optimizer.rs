@@ -17,24 +17,24 @@ use crate::ops::update::{AdamStep, adamw};
 use crate::part::Part;
 use crate::schedule::Rates;
 
-/// Added to the root of the second moment, as in PyTorch.
+/// Added to the square root of the second moment, as in PyTorch.
 pub(crate) const EPS: f32 = 1e-8;
 
 /// First and second moments of one group.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Moments {
-    /// Running mean of the gradient; Muon's momentum where that updates the parameter.
+    /// Running mean of the gradient; where Muon updates the parameter, Muon's momentum.
     pub first: Vec<f32>,
-    /// Running mean of its square; 0 where Muon updates the parameter.
+    /// Running mean of the squared gradient; 0 where Muon updates the parameter.
     pub second: Vec<f32>,
 }
 
-/// Optimiser state of all groups, in [`crate::method::Method::trainable`]'s order.
+/// Optimiser state of all groups, in the order of [`crate::method::Method::trainable`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct AdamW {
-    /// One per group.
+    /// The moments of each group.
     pub moments: Vec<Moments>,
-    /// Steps taken.
+    /// Number of updates done.
     pub step: u64,
     betas: [f64; 2],
     weight_decay: f64,
@@ -42,7 +42,7 @@ pub struct AdamW {
 }
 
 impl AdamW {
-    /// Moments of zero.
+    /// Starts with moments of 0.
     pub fn new(groups: &[(Part, &Group)], config: &TrainConfig) -> Self {
         let zeros = |group: &Group| vec![0f32; group.values().elem_count()];
         AdamW {
@@ -62,7 +62,7 @@ impl AdamW {
     /// One step on all groups that have a gradient, each gradient multiplied by `scale` (clipping, accumulation).
     ///
     /// # Errors
-    /// Another number of groups than at the start.
+    /// The number of groups differs from that at the start.
     pub fn update(&mut self, groups: &[(Part, &Group)], gradients: &Gradients, rates: Rates, scale: f64) -> Result<()> {
         let directions = Mutex::default();
         self.adamw(groups, gradients, &vec![rates.adamw; groups.len()], scale, &directions)?;
@@ -75,10 +75,10 @@ impl AdamW {
         }
     }
 
-    /// AdamW with a learning rate for each group, on every parameter: fine-tuning has no Muon.
+    /// One AdamW step on every parameter, with a learning rate for each group.  Fine-tuning has no Muon.
     ///
     /// # Errors
-    /// Another number of groups, or of learning rates, than at the start.
+    /// The number of groups or of learning rates differs from that at the start.
     pub fn update_with(
         &mut self,
         groups: &[(Part, &Group)],
@@ -90,7 +90,7 @@ impl AdamW {
         self.adamw(groups, gradients, rates, scale, &Mutex::default())
     }
 
-    /// AdamW's step; where Muon has a share in it, its momenta are updated and `directions` get what they give.
+    /// AdamW's step.  For the parameters that Muon updates, it updates Muon's momenta and adds the directions to `directions`.
     fn adamw(
         &mut self,
         groups: &[(Part, &Group)],
@@ -132,7 +132,7 @@ struct Update<'a> {
     step: AdamStep,
     parameters: &'a [Parameter],
     moments: Mutex<&'a mut Moments>,
-    /// With the group's number.
+    /// Muon, the group's index, and where its directions go.
     muon: Option<(&'a Muon, usize, &'a Mutex<Vec<Direction>>)>,
 }
 
@@ -209,7 +209,7 @@ mod tests {
         for ((_, group), expected) in groups.iter().zip(expected) {
             let found = group.values().to_vec1::<f32>().unwrap();
             let largest = found.iter().zip(expected).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
-            // Single-precision betas: 1 - 0.999 is off by 5e-5 of itself, a step by half of that.
+            // With single-precision betas 1 - 0.999 has a relative error of 5e-5, and a step half of that.
             assert!(largest < 5e-6, "{found:?} {expected:?}");
         }
         assert!(optimizer.update_with(&groups, &Gradients(vec![None; 4]), &[0.1], 1.0).is_err());

@@ -1,13 +1,13 @@
-//! The parts of the network whose gradients are reported apart.
+//! The parts of the network whose gradient norms are reported separately.
 
 /// The part of the network that a group of parameters belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {
     /// Patch embedding, transformer blocks and last norm.
     Encoder,
-    /// Predicts the pixels of removed patches.
+    /// The decoder's blocks and its pixel prediction.
     Decoder,
-    /// Maps pooled features to keys and queries; in fine-tuning, the classification head.
+    /// The MLP that gives queries and keys; in fine-tuning, the classification head.
     Projector,
 }
 

@@ -1,4 +1,4 @@
-//! What a person sees of a run: a bar on a terminal, plain lines otherwise.
+//! Progress of a run: a bar on a terminal, plain lines otherwise.
 
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
@@ -7,12 +7,12 @@ use indicatif::{ProgressBar, ProgressStyle};
 use macrl_bundle::config::Config;
 use macrl_bundle::output::{duration, say};
 
-/// Without a terminal a line is printed this often.
+/// Time between two lines where there is no terminal.
 const EVERY: Duration = Duration::from_secs(10);
-/// Weight of the newest step in the running speed.
+/// Weight of the newest step in the moving average of the speed.
 const NEWEST: f64 = 0.1;
 
-/// Steps done, losses, images per second, time left.
+/// Shows steps done, losses, images per second, and time left.
 pub struct Progress {
     bar: Option<ProgressBar>,
     batch: usize,
@@ -36,7 +36,7 @@ impl Progress {
         Progress { bar, batch: config.train.batch_size, per_epoch, step, total, seconds: 0.0, printed: None }
     }
 
-    /// One more step; `said` is its losses in words.
+    /// Counts one more step; `said` is its losses in words.
     pub fn step(&mut self, said: &str, seconds: f64) {
         self.step += 1;
         let smooth = (1.0 - NEWEST) * self.seconds + NEWEST * seconds;
@@ -66,7 +66,7 @@ impl Progress {
         format!("epoch {epoch:.2}, {said}, {pace:.0} images/s{left}")
     }
 
-    /// A line that stays.
+    /// Prints a line that stays above the bar.
     pub fn message(&self, text: &str) {
         match &self.bar {
             Some(bar) => bar.println(text),
@@ -74,7 +74,7 @@ impl Progress {
         }
     }
 
-    /// The end, whatever it was.
+    /// Ends the bar, however the run has ended.
     pub fn finish(&self) {
         if let Some(bar) = &self.bar {
             bar.finish();

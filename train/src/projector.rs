@@ -1,5 +1,5 @@
-//! The projector: an MLP on the pooled encoder feature whose L2-normalised output is compared with keys.  Thrown away
-//! after training.
+//! The projector: an MLP on the pooled encoder feature whose L2-normalised output is compared with keys.  It is
+//! not exported: only training needs it.
 
 use std::collections::HashMap;
 
@@ -8,7 +8,7 @@ use macrl_bundle::config::Config;
 use macrl_nn::ops::tokens::{l2_normalize, linear};
 use macrl_nn::params::{Group, Layout};
 
-/// `fc2(gelu(fc1(x)))`, L2-normalised.
+/// Computes `fc2(gelu(fc1(x)))` and divides each row by its length.
 #[derive(Debug, Clone)]
 pub struct Projector {
     fc1: Group,
@@ -18,15 +18,15 @@ pub struct Projector {
 }
 
 impl Projector {
-    /// Fresh weights, a function of the seed alone.
+    /// Initial weights; they depend on the seed alone.
     ///
     /// # Errors
-    /// Candle's.
+    /// A tensor operation fails.
     pub fn init(config: &Config, seed: u64) -> Result<Self> {
         Self::build(config, &|layout| layout.init(seed))
     }
 
-    /// Weights from a checkpoint, names with `prefix` in front.
+    /// Weights from a checkpoint, where each name begins with `prefix`.
     ///
     /// # Errors
     /// A missing tensor, or one of another shape.
@@ -52,7 +52,7 @@ impl Projector {
     /// The same projector with every group replaced.
     ///
     /// # Errors
-    /// The first that `f` gives.
+    /// The first error of `f`.
     pub fn map(self, f: impl Fn(Group) -> Result<Group>) -> Result<Self> {
         Ok(Projector { fc1: f(self.fc1)?, fc2: f(self.fc2)?, ..self })
     }

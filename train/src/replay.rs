@@ -26,19 +26,19 @@ use crate::views::Batch;
 pub struct Finding {
     /// Steps done before the one that was replayed.
     pub step: u64,
-    /// What the sentinel said.
+    /// Why the run was stopped.
     pub cause: String,
-    /// Parameters that were not finite before the step.
+    /// Names of the parameters that were not finite before the step.
     pub weights: Vec<String>,
-    /// The update that broke them.
+    /// The update after which they were not finite any more.
     pub broken_by: Option<Broken>,
     /// What was measured, by name; empty where the weights were not finite before.
     pub losses: Vec<(String, f64)>,
-    /// Parameters whose gradient is not finite, and how many of how many values.
+    /// Name of each parameter whose gradient is not finite, how many of its values are not, and how many it has.
     pub gradients: Vec<(String, usize, usize)>,
-    /// The largest finite gradient and where it is: squares of values above 1e19 overflow.
+    /// The parameter with the largest finite gradient, and that value.  Squares of values above 1e19 overflow.
     pub largest: (String, f32),
-    /// Images that give a non-finite loss or gradient on their own: number, file, which of the two.
+    /// Images whose loss or gradient is not finite when they are alone in the batch: index, name, and `loss` or `gradient`.
     pub images: Vec<(u32, String, &'static str)>,
     /// Images in the batch.
     pub batch: usize,
@@ -47,18 +47,18 @@ pub struct Finding {
 /// The update after which weights were not finite any more.
 #[derive(Debug)]
 pub struct Broken {
-    /// Steps done before it.
+    /// Number of steps done before this update.
     pub step: u64,
-    /// Its learning rate.
+    /// Learning rate of this update.
     pub lr: f64,
-    /// Its loss, finite still.
+    /// Loss of its step, which was still finite.
     pub loss: f64,
-    /// Norm of its gradient, before clipping.
+    /// Norm of its gradient before clipping.
     pub norm: f64,
 }
 
 impl Finding {
-    /// Whether the step was not finite this time either.
+    /// Whether the replayed step was not finite either.
     pub fn reproduced(&self) -> bool {
         !self.weights.is_empty()
             || !self.gradients.is_empty()
@@ -66,10 +66,11 @@ impl Finding {
     }
 }
 
-/// Where a replay starts: the state right before the noted step, else the last good one, else the run's beginning.
+/// The state that a replay starts from: that right before the recorded step, else the last good checkpoint, else the run's
+/// initial state.
 ///
 /// # Errors
-/// No note, or a damaged state.
+/// There is no replay.json, or the state is damaged.
 pub fn start(run: &Run) -> Result<(State, Config)> {
     read(run)?;
     match run.replay_state().exists() {
@@ -86,10 +87,10 @@ fn last_good(run: &Run) -> Result<(State, Config)> {
     Ok((State::init(&config)?, config))
 }
 
-/// Computes the noted step again, from where [`start`] says.
+/// Computes the recorded step again, from the state that [`start`] gives.
 ///
 /// # Errors
-/// No note, or images that have changed.
+/// There is no replay.json, or the images have changed.
 pub fn replay(run: &Run, data: &Data, mut state: State, config: &Config) -> Result<Finding> {
     let note = read(run)?;
     let batches = Batches::new(data.train.clone(), config)?;
@@ -111,26 +112,26 @@ pub fn replay(run: &Run, data: &Data, mut state: State, config: &Config) -> Resu
         state.step
     );
     examine(&state, config, &batch, &mut finding)?;
-    let guilty = guilty(&state, &batch)?;
-    finding.images = guilty.into_iter().map(|(i, what)| (i, data.train.name(i as usize), what)).collect();
+    let images = non_finite_images(&state, &batch)?;
+    finding.images = images.into_iter().map(|(i, what)| (i, data.train.name(i as usize), what)).collect();
     Ok(finding)
 }
 
-/// Images of the batch whose loss or gradient is not finite on its own, and which of the two.
+/// Images whose loss or gradient is not finite when they are alone in the batch, and which of the two.
 ///
 /// # Errors
 /// A batch that does not fit.
-pub fn guilty(state: &State, batch: &Batch) -> Result<Vec<(u32, &'static str)>> {
-    let mut guilty = Vec::new();
+pub fn non_finite_images(state: &State, batch: &Batch) -> Result<Vec<(u32, &'static str)>> {
+    let mut found = Vec::new();
     for (image, index) in batch.clone().split(batch.indices.len()).iter().zip(&batch.indices) {
         let measured = compute(&state.method, std::slice::from_ref(image))?.measured;
         if !measured.loss.is_finite() {
-            guilty.push((*index, "loss"));
+            found.push((*index, "loss"));
         } else if !measured.norms.total.is_finite() {
-            guilty.push((*index, "gradient"));
+            found.push((*index, "gradient"));
         }
     }
-    Ok(guilty)
+    Ok(found)
 }
 
 fn read(run: &Run) -> Result<Value> {
@@ -141,7 +142,7 @@ fn read(run: &Run) -> Result<Value> {
     serde_json::from_str(&text).with_context(|| format!("{} is not valid JSON", path.display()))
 }
 
-/// Losses and gradients of the whole batch.
+/// Notes the losses and gradients of the whole batch.
 fn examine(state: &State, config: &Config, batch: &Batch, finding: &mut Finding) -> Result<()> {
     let computed = compute(&state.method, &batch.clone().split(config.train.accumulate))?;
     finding.batch = batch.indices.len();
@@ -174,13 +175,13 @@ fn named(measured: &Measured) -> Vec<(String, f64)> {
     std::iter::once(("loss".to_string(), measured.loss)).chain(terms).chain(norms).collect()
 }
 
-/// Goes forward from the last good checkpoint to the update that broke the weights.
+/// Trains again from the last good checkpoint, up to the update after which the weights are not finite.
 fn search(run: &Run, batches: &Batches, end: u64) -> Result<Option<Broken>> {
     let (mut state, config) = last_good(run)?;
     forward(&mut state, &config, batches, end)
 }
 
-/// Makes the steps before `end`; stops at one that is not finite, or after the update that breaks the weights.
+/// Makes the steps before `end`.  Stops at a step that is not finite, or after an update that leaves weights that are not.
 fn forward(state: &mut State, config: &Config, batches: &Batches, end: u64) -> Result<Option<Broken>> {
     let schedule = Schedule::new(config, batches.steps_per_epoch());
     while state.step < end {

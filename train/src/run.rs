@@ -2,49 +2,49 @@
 
 use std::path::{Path, PathBuf};
 
-/// `runs/NAME`.
+/// The folder of one run, `runs/NAME`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Run {
     dir: PathBuf,
 }
 
 impl Run {
-    /// A folder that may not exist yet.
+    /// Names the files in `dir`, which may not exist yet.
     pub fn new(dir: &Path) -> Self {
         Run { dir: dir.to_path_buf() }
     }
 
-    /// The folder.
+    /// The folder itself.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// The resolved configuration.
+    /// The configuration with all defaults filled in.
     pub fn config(&self) -> PathBuf {
         self.dir.join("config.toml")
     }
 
-    /// Every logged number, a JSON object a line.
+    /// Every logged number, one JSON object a line.
     pub fn metrics(&self) -> PathBuf {
         self.dir.join("metrics.jsonl")
     }
 
-    /// The newest state.
+    /// The newest checkpoint.
     pub fn last(&self) -> PathBuf {
         self.dir.join("checkpoints/last.safetensors")
     }
 
-    /// The state with the best online kNN accuracy.
+    /// The checkpoint with the best online kNN accuracy.
     pub fn best(&self) -> PathBuf {
         self.dir.join("checkpoints/best.safetensors")
     }
 
-    /// The state after a step.
+    /// The checkpoint after a given step.
     pub fn numbered(&self, step: u64) -> PathBuf {
         self.dir.join(format!("checkpoints/step-{step:08}.safetensors"))
     }
 
-    /// Numbered checkpoints, oldest first.  A name that [`Run::numbered`] does not give is somebody's.
+    /// Numbered checkpoints, oldest first.  Files with other names were not written by us.
     pub fn all_numbered(&self) -> Vec<PathBuf> {
         let entries = std::fs::read_dir(self.dir.join("checkpoints")).into_iter().flatten().flatten();
         let step = |path: PathBuf| {
@@ -72,7 +72,7 @@ impl Run {
         fixed.into_iter().filter(|path| path.symlink_metadata().is_ok()).chain(self.all_numbered()).collect()
     }
 
-    /// What a non-finite step was: `macrl-train replay` reads it.
+    /// Description of a step that was not finite, for `macrl-train replay`.
     pub fn replay(&self) -> PathBuf {
         self.dir.join("replay.json")
     }
@@ -82,22 +82,22 @@ impl Run {
         self.dir.join("checkpoints/replay.safetensors")
     }
 
-    /// Held-out images as the encoder sees them, for the export's parity proof and the report.
+    /// Held-out images after the evaluation transform, for the export's parity check and the report.
     pub fn samples(&self) -> PathBuf {
         self.dir.join("samples.safetensors")
     }
 
-    /// Accuracies with their baselines.
+    /// Accuracies of the encoder and of the baselines.
     pub fn evaluation(&self) -> PathBuf {
         self.dir.join("evaluation.json")
     }
 
-    /// What fine-tuning reached.
+    /// Results of fine-tuning.
     pub fn finetuned(&self) -> PathBuf {
         self.dir.join("finetune.json")
     }
 
-    /// Fine-tuning's checkpoints and metrics.
+    /// Folder with fine-tuning's checkpoints and metrics.
     pub fn finetune(&self) -> PathBuf {
         self.dir.join("finetune")
     }
@@ -107,12 +107,12 @@ impl Run {
         self.dir.join("probe.safetensors")
     }
 
-    /// What a run looks like on one page.
+    /// The report about the run, one HTML page.
     pub fn report(&self) -> PathBuf {
         self.dir.join("report.html")
     }
 
-    /// Where the data was, so that later commands need not be told again.
+    /// Path of the data set, so that later commands find it.
     pub fn data(&self) -> PathBuf {
         self.dir.join("data.txt")
     }

@@ -1,5 +1,5 @@
-//! `samples.safetensors`: some held-out images as the encoder sees them, kept with the run.  The export proves its
-//! parity on them, the report shows them.
+//! `samples.safetensors`: some held-out images after the evaluation transform, kept with the run.  The export checks its
+//! parity on them, and the report shows them.
 
 use std::collections::HashMap;
 
@@ -11,16 +11,16 @@ use macrl_bundle::preprocess::Preprocess;
 use macrl_nn::checkpoint;
 
 use crate::data::{Data, Dataset};
-use crate::encode::Images;
+use crate::encode::PreparedImages;
 use crate::evaluate::draw::stratified;
 use crate::run::Run;
 
-/// Images kept.
+/// Number of images kept.
 const SAMPLES: usize = 64;
-/// Stands for "no label" in the file.
+/// Label in the file of an image without one.
 const UNKNOWN: i64 = -1;
 
-/// Writes a fixed draw of the held-out images (of the training images where nothing is held out), spread over the
+/// Writes a fixed random choice of the held-out images (of the training images where nothing is held out), spread over the
 /// classes: `pixels` (n, S, S, 3) u8 after the evaluation transform, `labels` (n) i64, -1 where there is none.
 ///
 /// # Errors
@@ -29,7 +29,7 @@ pub fn write(run: &Run, config: &Config, data: &Data) -> Result<()> {
     let size = config.encoder.image_size;
     let split = data.test.as_ref().unwrap_or(&data.train);
     let chosen = draw(split.as_ref(), SAMPLES);
-    let images = Images::read_chosen(split.as_ref(), &chosen, &Preprocess::from_config(config));
+    let images = PreparedImages::read_chosen(split.as_ref(), &chosen, &Preprocess::from_config(config));
     let labels: Vec<i64> = images.indices.iter().map(|i| split.label(*i).map_or(UNKNOWN, i64::from)).collect();
     let count = labels.len();
     let tensors = [
@@ -41,17 +41,17 @@ pub fn write(run: &Run, config: &Config, data: &Data) -> Result<()> {
     Ok(())
 }
 
-/// Numbers of at most `count` of a split's images: a fixed draw, spread over the classes where there are any.
+/// Indices of at most `count` of a split's images: a fixed random choice, spread over the classes where there are any.
 pub fn draw(split: &dyn Dataset, count: usize) -> Vec<usize> {
     let labels: Vec<Option<u32>> = (0..split.len()).map(|i| split.label(i)).collect();
     stratified(&labels, count, 1)
 }
 
-/// The images that the run put aside when it began, and their labels where there are any.
+/// Reads the images that [`write`] has written, and their labels where there are any.
 ///
 /// # Errors
 /// A missing or damaged file, or one of another configuration.
-pub fn read(run: &Run, config: &Config) -> Result<(Images, Vec<Option<u32>>)> {
+pub fn read(run: &Run, config: &Config) -> Result<(PreparedImages, Vec<Option<u32>>)> {
     let path = run.samples();
     let named = || format!("cannot read {}", path.display());
     let tensors = candle_core::safetensors::load(&path, &Device::Cpu).with_context(named)?;
@@ -65,7 +65,7 @@ pub fn read(run: &Run, config: &Config) -> Result<(Images, Vec<Option<u32>>)> {
         path.display()
     );
     let known: Vec<Option<u32>> = labels.iter().map(|label| u32::try_from(*label).ok()).collect();
-    let images = Images {
+    let images = PreparedImages {
         pixels: pixels.flatten_all()?.to_vec1().with_context(named)?,
         labels: known.iter().map(|label| label.unwrap_or(0)).collect(),
         indices: (0..n).collect(),

@@ -1,41 +1,42 @@
-//! When a checkpoint is due between the ends of epochs: after so many steps, or after so much time.
+//! When a checkpoint is due: after a number of steps, or after some time.
 
 use std::time::{Duration, Instant};
 
 use macrl_bundle::config::TrainConfig;
 
-/// Between two checkpoints at ends of epochs of which not all are saved: one takes half a second where there are 100 MB.
+/// Time between two checkpoints at ends of epochs, where not every epoch is saved.  Writing 100 MB takes half a second.
 const PAUSE: Duration = Duration::from_secs(20);
 
 /// Remembers when the last checkpoint was written.
 #[derive(Debug)]
 pub struct Saving {
-    /// Steps between two checkpoints; 0: steps do not count.
+    /// Steps between two checkpoints; 0: no limit.
     every: u64,
-    /// Longest time between two; `None`: time does not count.
+    /// Longest time between two checkpoints; `None`: no limit.
     patience: Option<Duration>,
     saved: Instant,
 }
 
 impl Saving {
-    /// As `train.checkpoint_every` and `train.checkpoint_minutes` say; the time counts from now.
+    /// Reads `train.checkpoint_every` and `train.checkpoint_minutes`; the time counts from now.
     pub fn new(config: &TrainConfig) -> Self {
         let minutes = config.checkpoint_minutes;
         let patience = (minutes > 0.0).then(|| Duration::try_from_secs_f64(60.0 * minutes).ok()).flatten();
         Saving { every: config.checkpoint_every as u64, patience, saved: Instant::now() }
     }
 
-    /// Whether the state after `step` steps is to be saved now.
+    /// Whether a checkpoint is due after `step` steps.
     pub fn due(&self, step: u64) -> bool {
         (self.every > 0 && step.is_multiple_of(self.every)) || self.overdue()
     }
 
-    /// The same at the end of an epoch, where one costs no more than a few percent of the time since the last.
+    /// Whether one is due at the end of an epoch: also where the last is old enough that writing one costs only a few percent of
+    /// the time since.
     pub fn due_after_epoch(&self, step: u64) -> bool {
         self.due(step) || self.age() >= PAUSE
     }
 
-    /// Whether the last checkpoint is as old as it may get.
+    /// Whether the longest time between two checkpoints has passed.
     pub fn overdue(&self) -> bool {
         self.patience.is_some_and(|patience| self.age() >= patience)
     }
@@ -45,7 +46,7 @@ impl Saving {
         self.saved.elapsed()
     }
 
-    /// A checkpoint has been written.
+    /// Notes that a checkpoint has been written.
     pub fn saved(&mut self) {
         self.saved = Instant::now();
     }

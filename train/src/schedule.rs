@@ -1,10 +1,10 @@
-//! What changes over a run: the learning rate and the key branch's momentum.
+//! What changes over a run: the learning rates and the key branch's momentum.
 
 use std::f64::consts::PI;
 
 use macrl_bundle::config::Config;
 
-/// A run's length in steps, and what follows from it.
+/// A run's length in steps, with the peak values of what changes over it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Schedule {
     /// Steps of the whole run.
@@ -18,14 +18,14 @@ pub struct Schedule {
 /// Learning rates of a step.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Rates {
-    /// AdamW's.
+    /// Learning rate of AdamW.
     pub adamw: f64,
-    /// Muon's; without meaning where no parameter is Muon's.
+    /// Learning rate of Muon; not used where AdamW updates all parameters.
     pub muon: f64,
 }
 
 impl Schedule {
-    /// For `steps_per_epoch` optimiser steps an epoch.
+    /// The schedule of a run with `steps_per_epoch` optimiser steps an epoch.
     pub fn new(config: &Config, steps_per_epoch: u64) -> Self {
         Schedule {
             total: steps_per_epoch * config.train.epochs as u64,
@@ -55,7 +55,7 @@ impl Schedule {
         peak * half_cosine((step as f64 - self.warmup).max(0.0) / rest)
     }
 
-    /// Momentum of the key branch at a step: from its start to 1 along half a cosine (as BYOL, arXiv 2006.07733).
+    /// Momentum of the key branch at a step: from its start value to 1 along half a cosine (as BYOL, arXiv 2006.07733).
     pub fn momentum(&self, step: u64) -> f64 {
         1.0 - (1.0 - self.momentum) * half_cosine(step as f64 / self.total.max(1) as f64)
     }

@@ -22,7 +22,7 @@ const STARVED_STEPS: usize = 50;
 /// Names that a message lists at most.
 const NAMED: usize = 3;
 
-/// What the sentinel says.
+/// Result of a check.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Verdict {
     /// Nothing is wrong.
@@ -37,7 +37,7 @@ pub enum Verdict {
     Collapsed(String),
 }
 
-/// What has been seen of a run so far.
+/// Checks a run, and keeps what the checks need from step to step.
 #[derive(Debug)]
 pub struct Sentinel {
     /// Whether views lose patches.  Where none does the mask token is never used, and rightly has no gradient.
@@ -46,13 +46,13 @@ pub struct Sentinel {
     /// Parameters without a gradient in all of the last `dead_steps` steps.
     dead: BTreeSet<String>,
     dead_steps: usize,
-    /// Share of the time spent waiting, of the steps since the last look.
+    /// Share of the time spent waiting, for each step since the last check.
     waited: Vec<f64>,
     warned: bool,
 }
 
 impl Sentinel {
-    /// For the start of a run, or of a resumed one.
+    /// For a run that starts or is resumed.
     pub fn new(config: &Config) -> Self {
         let all = config.encoder.patches();
         let views = [&config.views.strong, &config.views.weak];
@@ -66,7 +66,7 @@ impl Sentinel {
         }
     }
 
-    /// After a step: everything finite, every parameter with a gradient, data in time.
+    /// Checks a step: that everything is finite, every parameter has a gradient, and batches arrive in time.
     pub fn check_step(&mut self, done: &Finished) -> Verdict {
         if let Some(text) = self.check_reached(&done.measured.unreached) {
             return Verdict::Unreached(text);
@@ -77,8 +77,8 @@ impl Sentinel {
         self.check_waiting(done.waiting).map_or(Verdict::Healthy, Verdict::Warning)
     }
 
-    /// Before a checkpoint is written: one with non-finite weights must not replace a good one.  `non_finite`: names of the
-    /// parameters with such values.
+    /// Checks the weights before a checkpoint is written: one that is not finite must not replace a good one.  `non_finite`: names
+    /// of the parameters with such values.
     pub fn check_weights(&self, non_finite: &[String]) -> Verdict {
         if non_finite.is_empty() { Verdict::Healthy } else { Verdict::NotFinite("weights") }
     }
@@ -106,7 +106,7 @@ impl Sentinel {
         ))
     }
 
-    /// After an online evaluation: features still differ between images.
+    /// Checks an online evaluation: that features differ between images.
     pub fn check_features(&mut self, check: &FeatureCheck) -> Verdict {
         let flat = check.feature_std < FEATURE_STD_FLOOR;
         let narrow = check.rank < RANK_FLOOR;

@@ -1,8 +1,8 @@
-//! What a training process settles before anything else runs.
+//! Settings of a training process that must be made before any thread starts.
 
 use std::ffi::c_int;
 
-/// mimalloc's `mi_option_purge_delay`: the binding does not name it.
+/// mimalloc's option `mi_option_purge_delay`, for which the binding has no name.
 const PURGE_DELAY: c_int = 15;
 
 /// Call first in `main`, before any thread is started.

@@ -1,4 +1,4 @@
-//! A run's state <-> its checkpoints: networks, moments, moving average, bank and counters.
+//! A run's state and its checkpoints: networks, moments, moving average, bank and counters.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -16,42 +16,42 @@ use crate::part::Part;
 
 /// Everything that a step changes.
 pub struct State {
-    /// Networks and bank.
+    /// The networks and the bank.
     pub method: Method,
-    /// Moments and step count.
+    /// Moments and number of updates.
     pub optimizer: AdamW,
-    /// Steps done.
+    /// Number of steps done.
     pub step: u64,
     /// Best online kNN accuracy so far.
     pub best_knn: Option<f64>,
-    /// What the run is trained on, see [`crate::data::identity`]; `None` in checkpoints of earlier versions.
+    /// Identity of the training data, see [`crate::data::identity`]; `None` in checkpoints of earlier versions.
     pub data: Option<String>,
 }
 
-/// Every network's parameters by the names that a checkpoint has for them.
+/// The parameters of all networks, by their names in a checkpoint.
 pub struct Weights(Vec<(String, Tensor)>);
 
 const STEP: &str = "step";
-/// Not `best_knn`, as earlier versions wrote: theirs judged other images, and no later check compares with it.
+/// Not `best_knn`, the key of earlier versions: they measured it on other images, so the numbers cannot be compared.
 const BEST: &str = "best_online_knn";
 const NEXT: &str = "bank.next";
 const DATA: &str = "data";
 
 impl State {
-    /// The start of a run.
+    /// The initial state of a run.
     ///
     /// # Errors
-    /// Candle's.
+    /// A tensor operation fails.
     pub fn init(config: &Config) -> Result<Self> {
         let method = Method::init(config)?;
         let optimizer = AdamW::new(&method.trainable(), &config.train);
         Ok(State { method, optimizer, step: 0, best_knn: None, data: None })
     }
 
-    /// All parameters on the host; from a GPU they are copied by this.
+    /// All parameters on the host; those on a GPU are copied.
     ///
     /// # Errors
-    /// Candle's.
+    /// A tensor operation fails.
     pub fn weights(&self) -> Result<Weights> {
         let mut tensors = Vec::new();
         let mut add = |prefix: &str, groups: Vec<&Group>| -> candle_core::Result<()> {
@@ -76,18 +76,18 @@ impl State {
         Ok(Weights(tensors))
     }
 
-    /// Writes all of it, atomically.
+    /// Writes a checkpoint atomically.
     ///
     /// # Errors
-    /// The file cannot be written; the old one is then as it was.
+    /// The file cannot be written; the old one is then unchanged.
     pub fn save(&self, path: &Path, config: &Config) -> Result<()> {
         self.save_with(&self.weights()?, path, config)
     }
 
-    /// The same with this state's weights at hand.
+    /// The same, with weights that [`State::weights`] has given already.
     ///
     /// # Errors
-    /// As [`State::save`].
+    /// The file cannot be written; the old one is then unchanged.
     pub fn save_with(&self, weights: &Weights, path: &Path, config: &Config) -> Result<()> {
         let mut tensors = weights.0.clone();
         tensors.extend(moment_tensors(&self.optimizer)?);
@@ -115,10 +115,10 @@ impl State {
         Ok(())
     }
 
-    /// Reads a state back.
+    /// Reads a checkpoint.
     ///
     /// # Errors
-    /// A damaged checkpoint, or one of another configuration.
+    /// The checkpoint is missing or damaged, or its parts do not fit its configuration.
     pub fn load(path: &Path) -> Result<(Self, Config)> {
         let Checkpoint { config, notes, tensors, .. } = checkpoint::load(path)?;
         let named = || format!("checkpoint {}", path.display());
@@ -150,17 +150,17 @@ impl State {
     /// Names of the parameters with a value that is not finite, the key branch's included.
     ///
     /// # Errors
-    /// Candle's.
+    /// A tensor operation fails.
     pub fn non_finite(&self) -> Result<Vec<String>> {
         self.weights()?.non_finite()
     }
 }
 
 impl Weights {
-    /// Names of those with a value that is not finite.
+    /// Names of the parameters with a value that is not finite.
     ///
     /// # Errors
-    /// Candle's.
+    /// A tensor operation fails.
     pub fn non_finite(&self) -> Result<Vec<String>> {
         let mut names = Vec::new();
         for (name, tensor) in &self.0 {
@@ -172,7 +172,7 @@ impl Weights {
     }
 }
 
-/// A parameter's name in its network; the key branch's keep `key.` in front.
+/// A parameter's name in its network; names of the key branch keep their `key.`.
 fn without_encoder(name: &str) -> String {
     match name.strip_prefix("key.") {
         Some(rest) => format!("key.{}", rest.strip_prefix("encoder.").unwrap_or(rest)),
@@ -184,7 +184,7 @@ fn moment_name(kind: &str, group: usize) -> String {
     format!("adamw.{kind}.{group:03}")
 }
 
-/// An optimiser's moments as a checkpoint holds them.
+/// An optimiser's moments as the tensors of a checkpoint.
 pub(crate) fn moment_tensors(optimizer: &AdamW) -> candle_core::Result<Vec<(String, Tensor)>> {
     let mut tensors = Vec::new();
     for (i, moments) in optimizer.moments.iter().enumerate() {
@@ -195,7 +195,7 @@ pub(crate) fn moment_tensors(optimizer: &AdamW) -> candle_core::Result<Vec<(Stri
     Ok(tensors)
 }
 
-/// The optimiser of a checkpoint.
+/// The optimiser from the tensors of a checkpoint.
 pub(crate) fn moments(
     groups: &[(Part, &Group)],
     config: &Config,

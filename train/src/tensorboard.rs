@@ -1,7 +1,7 @@
-//! TensorBoard's event files: the numbers of metrics.jsonl once more, for those who look at them there.
+//! TensorBoard's event files, with the numbers of metrics.jsonl.
 //!
-//! Written here and not by a crate: the format is two small messages (`tensorflow/core/util/event.proto`) in a sequence
-//! of records (`tensorflow/core/lib/io/record_writer.h`), and prost and crc32c, which are well kept, do the work.
+//! No crate for it is needed: the format is two small messages (`tensorflow/core/util/event.proto`) in a sequence of records
+//! (`tensorflow/core/lib/io/record_writer.h`), encoded with prost and crc32c.
 
 use std::fs::File;
 use std::io::Write;
@@ -14,7 +14,7 @@ use serde_json::Value;
 
 #[derive(Clone, PartialEq, Message)]
 struct Event {
-    /// Seconds since 1970.
+    /// Seconds since 1 January 1970.
     #[prost(double, tag = "1")]
     wall_time: f64,
     #[prost(int64, tag = "2")]
@@ -49,7 +49,7 @@ struct Scalar {
 
 #[derive(Clone, PartialEq, Message)]
 struct Session {
-    /// 1: start; what earlier files say of this step and later ones no longer counts.
+    /// 1 (start): TensorBoard drops what earlier files hold of this step and later ones.
     #[prost(int32, tag = "1")]
     status: i32,
 }
@@ -58,13 +58,13 @@ struct Session {
 const VERSION: &str = "brain.Event:2";
 const START: i32 = 1;
 
-/// One event file.
+/// Writes one event file.
 pub struct Board {
     file: File,
 }
 
 impl Board {
-    /// A new file in `dir` for a run that has done `step` steps.
+    /// Creates a file in `dir` for a run that has done `step` steps.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -80,10 +80,10 @@ impl Board {
         Ok(board)
     }
 
-    /// Every number of a line of metrics.jsonl, under `KIND/KEY`.
+    /// Writes every number of a line of metrics.jsonl, under `KIND/KEY`.
     ///
     /// # Errors
-    /// The disk is full, for instance.
+    /// The file cannot be written, because the disk is full for instance.
     pub fn write(&mut self, line: &Value) -> Result<()> {
         let kind = line["kind"].as_str().unwrap_or("step");
         let numbers = line.as_object().into_iter().flatten().filter(|(key, _)| *key != "step");
@@ -100,13 +100,13 @@ impl Board {
     }
 }
 
-/// length (u64), its checksum, the bytes, their checksum; all little-endian.
+/// A record: length (u64), its checksum, the bytes, their checksum; all little-endian.
 fn record(bytes: &[u8]) -> Vec<u8> {
     let length = (bytes.len() as u64).to_le_bytes();
     [&length[..], &masked(&length), bytes, &masked(bytes)].concat()
 }
 
-/// A CRC-32C that may itself be checksummed: rotated, and a constant added.
+/// TensorFlow's masked CRC-32C: rotated, plus a constant.
 fn masked(bytes: &[u8]) -> [u8; 4] {
     crc32c::crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8).to_le_bytes()
 }

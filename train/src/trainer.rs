@@ -57,7 +57,7 @@ pub fn pretrain(
     Ok(Ending::Finished)
 }
 
-/// What the loop works with besides the state and the stepper.
+/// What the loop uses besides the state and the stepper.
 struct Loop<'a> {
     run: &'a Run,
     config: &'a Config,

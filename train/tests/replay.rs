@@ -12,7 +12,7 @@ use macrl_train::data::Data;
 use macrl_train::data::memory::Memory;
 use macrl_train::failure::{Failure, record};
 use macrl_train::loader::Batches;
-use macrl_train::replay::{Finding, guilty, replay, start};
+use macrl_train::replay::{Finding, non_finite_images, replay, start};
 use macrl_train::run::Run;
 use macrl_train::sentinel::{Sentinel, Verdict};
 use macrl_train::state::State;
@@ -173,7 +173,7 @@ fn one_image_is_found_among_many() {
     let each = batch.strong.target.len() / 8;
     batch.strong.target[3 * each..4 * each].fill(f32::INFINITY);
     assert_eq!(verdict(0, &measure(&state, &batch), &batch), Verdict::NotFinite("loss"));
-    let alone = guilty(&state, &batch).unwrap();
+    let alone = non_finite_images(&state, &batch).unwrap();
     assert_eq!(alone, [(batch.indices[3], "loss")]);
 }
 

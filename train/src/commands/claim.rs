@@ -1,4 +1,4 @@
-//! A folder that training writes into: locked while it does, and only where the folder is ours.
+//! A folder that training writes into: it is locked while training writes, and files that we did not write are refused.
 
 use std::path::{Path, PathBuf};
 
@@ -8,24 +8,24 @@ use macrl_bundle::owned::{MARKER, Marker};
 
 use super::shared::Usage;
 
-/// Names that a message lists.
+/// Names that a message lists at most.
 const NAMED: usize = 3;
 
-/// Held for as long as the folder is written.
+/// The right to write into a folder; the folder is locked while this value lives.
 pub(super) struct Claim {
     dir: PathBuf,
     kind: &'static str,
     marked: bool,
     lock: Option<Lock>,
-    /// The outermost folder that was made for it: gone again if it never comes to be ours.
+    /// The outermost folder that was created for it.  It is removed again if nothing is written.
     made: Option<PathBuf>,
 }
 
 impl Claim {
-    /// Makes the folder where it is not there, and locks it.
+    /// Creates the folder where it is missing, and locks it.
     ///
     /// # Errors
-    /// [`Usage`] where another process writes there, or the folder is of another kind.
+    /// [`Usage`] where another process writes there, or the folder is marked as one of another kind.
     pub(super) fn take(dir: &Path, kind: &'static str, command: &str) -> Result<Self> {
         let missing = dir.ancestors().take_while(|d| !d.as_os_str().is_empty() && !d.exists()).last();
         let made = missing.map(Path::to_path_buf);
@@ -48,12 +48,12 @@ impl Claim {
         Ok(claim)
     }
 
-    /// Whether we have begun to write there before.
+    /// Whether the folder carries our marker: an earlier command has written there.
     pub(super) fn is_ours(&self) -> bool {
         self.marked
     }
 
-    /// From here on the folder is ours.
+    /// Puts our marker into the folder.
     ///
     /// # Errors
     /// The marker cannot be written.
@@ -66,7 +66,7 @@ impl Claim {
         Ok(())
     }
 
-    /// The refusal where files of somebody's would be overwritten.
+    /// The error for files that we did not write and would overwrite.
     pub(super) fn foreign(&self, files: &[PathBuf]) -> anyhow::Error {
         let name = |path: &PathBuf| path.strip_prefix(&self.dir).unwrap_or(path).display().to_string();
         let mut named = files.iter().take(NAMED).map(name).collect::<Vec<_>>().join(", ");
@@ -87,21 +87,21 @@ impl Drop for Claim {
         self.lock = None;
         let Some(made) = self.made.take().filter(|_| !self.marked) else { return };
         for dir in self.dir.ancestors().take_while(|dir| dir.starts_with(&made)) {
-            // Only an empty one goes.
+            // Only empty folders are removed.
             let _ = std::fs::remove_dir(dir);
         }
     }
 }
 
-/// Whether a file that a command is about to replace is one that it wrote; `recognised` looks into it.
+/// Checks that a file to be replaced was written by us; `recognised` looks into it.
 ///
 /// # Errors
-/// [`Usage`] where it is somebody's.
+/// [`Usage`] where it was not.
 pub(super) fn check_file(path: &Path, recognised: impl FnOnce(&Path) -> bool) -> Result<()> {
     if path.symlink_metadata().is_err() || recognised(path) {
         return Ok(());
     }
-    let said = format!("{} is there and macrl-train did not write it: move it away", path.display());
+    let said = format!("{} exists and was not written by macrl-train: move it away", path.display());
     Err(Usage(said).into())
 }
 

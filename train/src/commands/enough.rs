@@ -1,4 +1,4 @@
-//! Whether there are images enough for one batch, and how many there would have to be.
+//! Checks that there are enough images for one batch, and says how many are needed.
 
 use anyhow::Result;
 use macrl_bundle::config::Config;
@@ -7,10 +7,10 @@ use super::shared::Usage;
 use crate::data::Data;
 use crate::data::split::{held_out, needed};
 
-/// For pretraining.
+/// Checks the training images of a pretraining run.
 ///
 /// # Errors
-/// [`Usage`], with the number that is needed.
+/// [`Usage`] with the number that is needed, where there are too few.
 pub(super) fn check(data: &Data, config: &Config) -> Result<()> {
     let (train, batch) = (data.train.len(), config.train.batch_size);
     if train >= batch {
@@ -21,7 +21,7 @@ pub(super) fn check(data: &Data, config: &Config) -> Result<()> {
     Err(Usage(said(train, held.then_some(test), batch, config.data.limit)).into())
 }
 
-/// `held`: images that were held out of the same folder, where it has no test split of its own.
+/// The message.  `held`: number of images held out for evaluation, where the data has no test split of its own.
 fn said(train: usize, held: Option<usize>, batch: usize, limit: usize) -> String {
     let other = smaller(train);
     if limit > 0 && limit < batch {
@@ -41,7 +41,7 @@ fn said(train: usize, held: Option<usize>, batch: usize, limit: usize) -> String
     }
 }
 
-/// The largest power of two that so many images fill.
+/// The largest power of two that is at most `images`.
 pub(super) fn smaller(images: usize) -> usize {
     1 << images.max(1).ilog2()
 }

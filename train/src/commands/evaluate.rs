@@ -1,4 +1,4 @@
-//! `macrl-train evaluate`.
+//! The command `macrl-train evaluate`: evaluates the frozen features of a run.
 
 use std::path::PathBuf;
 
@@ -16,21 +16,21 @@ use super::shared::{Usage, data_dir, open_data_once};
 use crate::data::Data;
 use crate::encode::{LeftOut, labelled, load_encoder};
 use crate::evaluate::{Settings, Split, evaluate, export, table, unlabelled};
-use crate::extract::Pair;
+use crate::extract::EncoderPair;
 use crate::finetune::result;
 use crate::run::Run;
 
 const COMMAND: &str = "macrl-train evaluate";
-/// The features that are judged.
+/// The features that are evaluated.
 const ROWS: [&str; 3] = ["macrl", "random", "pixels"];
 
-/// What `evaluate` takes.
+/// Arguments of `macrl-train evaluate`.
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// The run's folder.
+    /// Folder of the run.
     #[arg(long)]
     run: PathBuf,
-    /// The images; where the run found them, if not given.
+    /// Folder with the images; if not given, the one that the run was trained on.
     #[arg(long)]
     data: Option<PathBuf>,
     /// Print evaluation.json's content instead of a table.
@@ -49,13 +49,13 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     check_file(&run.probe(), |path| Probe::read(path).is_ok())?;
     check_file(&run.evaluation(), |path| Evaluation::read(path).is_ok())?;
     let data = open_data_once(&data_dir(&arguments.data, &run)?, &config)?;
-    let pair = Pair::new(encoder, &config)?;
+    let pair = EncoderPair::new(encoder, &config)?;
     let without_labels = labelled(data.train.as_ref()).is_empty();
     let mut evaluation = match without_labels {
         true => spread(&pair, &data, &config, arguments)?,
         false => accuracies(&pair, &data, &config, arguments, &run)?,
     };
-    // The export compares these with the checkpoint that it exports: a probe of other weights would mislead.
+    // The export compares these with the checkpoint that it exports, and refuses a probe of other weights.
     let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     evaluation.protocol.extra.insert("checkpoint".into(), name.into());
     evaluation.protocol.extra.insert("steps".into(), step.into());
@@ -70,9 +70,15 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// kNN and linear probe by the labels; the encoder's probe is written beside.
-fn accuracies(pair: &Pair, data: &Data, config: &Config, arguments: &Arguments, run: &Run) -> Result<Evaluation> {
-    // Held, and with it the folder's lock, until all is written.
+/// Measures kNN and linear probe, and writes the encoder's probe.
+fn accuracies(
+    pair: &EncoderPair,
+    data: &Data,
+    config: &Config,
+    arguments: &Arguments,
+    run: &Run,
+) -> Result<Evaluation> {
+    // Keeps the folder locked until everything is written.
     let _folder = claim_features(arguments)?;
     let extracted = pair.extract(data)?;
     say_left_out(&extracted.left_out);
@@ -89,7 +95,7 @@ fn accuracies(pair: &Pair, data: &Data, config: &Config, arguments: &Arguments, 
     Ok(evaluation)
 }
 
-/// An array does not tell who wrote it: the folder says which are ours.
+/// Claims the folder for the features: an array alone does not say who wrote it, the folder's marker does.
 fn claim_features(arguments: &Arguments) -> Result<Option<Claim>> {
     let Some(dir) = arguments.features_out.as_deref() else { return Ok(None) };
     let mut claim = Claim::take(dir, FEATURES, COMMAND)?;
@@ -101,14 +107,14 @@ fn claim_features(arguments: &Arguments) -> Result<Option<Claim>> {
     Ok(Some(claim))
 }
 
-/// What can be said where nothing has a label.
-fn spread(pair: &Pair, data: &Data, config: &Config, arguments: &Arguments) -> Result<Evaluation> {
+/// Measures spread and rank where no image has a label.
+fn spread(pair: &EncoderPair, data: &Data, config: &Config, arguments: &Arguments) -> Result<Evaluation> {
     if arguments.features_out.is_some() {
-        return Err(
-            Usage("--features-out writes features beside their labels, and no image here has one".into()).into()
-        );
+        return Err(Usage("--features-out writes features and labels, and no image here has a label".into()).into());
     }
-    say!("note: no image has a label, so there is no accuracy to measure; class sub-folders would be labels");
+    say!(
+        "note: no image has a label, so no accuracy is measured; put images into one sub-folder for each class to label them"
+    );
     let seen = pair.spread(data)?;
     say_left_out(&seen.left_out);
     Ok(unlabelled::evaluation(&seen.spread, &settings(data, config)))
@@ -128,6 +134,6 @@ fn settings(data: &Data, config: &Config) -> Settings {
 
 fn say_left_out(files: &[LeftOut]) {
     if let Some((file, why)) = files.first() {
-        say!("note: {} images could not be read and take no part; the first, {file}: {why}", files.len());
+        say!("note: {} images could not be read and are left out; the first, {file}: {why}", files.len());
     }
 }

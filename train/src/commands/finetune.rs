@@ -1,4 +1,4 @@
-//! `macrl-train finetune`.
+//! The command `macrl-train finetune`: trains the encoder of a run on labels.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -30,35 +30,35 @@ use crate::run::Run;
 
 /// The one key that may change when a fine-tuning is resumed.
 const LENGTH: &str = "finetune.epochs";
-/// What fine-tuning starts from, and its folders' names.
+/// What fine-tuning starts from; also the names of its folders.
 const KINDS: [&str; 2] = ["macrl", "random"];
 
-/// What `finetune` takes.
+/// Arguments of `macrl-train finetune`.
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// The run's folder.
+    /// Folder of the run.
     #[arg(long)]
     run: PathBuf,
-    /// The images; where the run found them, if not given.
+    /// Folder with the images; if not given, the one that the run was trained on.
     #[arg(long)]
     data: Option<PathBuf>,
     /// Overrides one key of [finetune], for example --set finetune.epochs=5; may be repeated.
     #[arg(long = "set", value_name = "finetune.KEY=VALUE")]
     set: Vec<String>,
-    /// Go on where it stopped.
+    /// Continue where fine-tuning stopped.
     #[arg(long)]
     resume: bool,
-    /// Leave out the same network from random weights, which takes as long again.
+    /// Do not train the same network from random weights for comparison, which takes as long again.
     #[arg(long)]
     no_baseline: bool,
-    /// Where to compute.
+    /// Where to compute: auto or cpu.
     #[arg(long, default_value = "auto", value_parser = device::parse)]
     device: Choice,
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<()> {
     if arguments.device == Choice::Cuda {
-        return Err(Usage("--device cuda: fine-tuning computes on the CPU only so far".into()).into());
+        return Err(Usage("--device cuda: fine-tuning runs on the CPU only".into()).into());
     }
     let run = Run::new(&arguments.run);
     let path = if run.best().exists() { run.best() } else { run.last() };
@@ -80,7 +80,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let mut starts = vec![(KINDS[0], encoder, config.clone())];
     if !arguments.no_baseline {
         let mut flat = config.clone();
-        flat.finetune.layer_decay = 1.0; // random layers are all equally far from what they should be
+        flat.finetune.layer_decay = 1.0; // layer-wise decay would only slow down random layers
         starts.push((KINDS[1], Encoder::init(&config.encoder, config.train.seed)?, flat));
     }
     let images = (labelled.train.len(), labelled.test.labels.len());
@@ -99,13 +99,13 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// The folder of both fine-tunings, where it is ours or nothing is in the way.
+/// Claims the folder of both fine-tunings; fails where it holds files that we did not write.
 fn claim(run: &Run, resume: bool) -> Result<Claim> {
     let claim = Claim::take(&run.finetune(), FINETUNING, "macrl-train finetune")?;
     let kinds = KINDS.map(|kind| FinetuneFiles::new(run, kind));
     let paths = kinds.iter().flat_map(|files| [files.last(), files.best(), files.metrics()]);
     let in_the_way: Vec<PathBuf> = paths.filter(|path| path.symlink_metadata().is_ok()).collect();
-    // Earlier versions put no marker there; their states load.
+    // Earlier versions wrote no marker; their states can be loaded.
     let earlier = || {
         let mut states = kinds.iter().map(FinetuneFiles::last).filter(|last| last.exists()).peekable();
         states.peek().is_some() && states.all(|last| FinetuneState::load(&last, training_config).is_ok())
@@ -115,8 +115,10 @@ fn claim(run: &Run, resume: bool) -> Result<Claim> {
     }
     if !resume && (claim.is_ours() || !in_the_way.is_empty()) {
         let dir = run.finetune();
-        let said =
-            format!("{0} holds a fine-tuning already: --resume goes on with it, rm -r {0} forgets it", dir.display());
+        let said = format!(
+            "{0} holds a fine-tuning already: continue it with --resume, or remove it with rm -r {0}",
+            dir.display()
+        );
         return Err(Usage(said).into());
     }
     Ok(claim)
@@ -135,7 +137,7 @@ fn check_enough(labelled: &Labelled, config: &Config) -> Result<()> {
     Err(Usage(said).into())
 }
 
-/// What a fine-tuning began with stays; its length changes where that is asked for (`longer`).
+/// A resumed fine-tuning keeps its data and configuration; only its length may change, where that was asked for (`longer`).
 fn check_same(
     run: &Run,
     state: &FinetuneState,
@@ -162,7 +164,7 @@ fn check_same(
     Err(Usage(said).into())
 }
 
-/// A fine-tuning cannot end before where it stands.
+/// A resumed fine-tuning cannot become shorter than the steps that are done.
 fn check_length(state: &FinetuneState, config: &Config, data: &Labelled) -> Result<()> {
     let per_epoch = (data.train.len() / config.finetune.batch_size) as u64;
     if state.step <= per_epoch * config.finetune.epochs as u64 {
@@ -173,7 +175,7 @@ fn check_length(state: &FinetuneState, config: &Config, data: &Labelled) -> Resu
     Err(Usage(said).into())
 }
 
-/// One fine-tuning, from its start or its last state to its end.
+/// Runs one fine-tuning, from its start or its last checkpoint to its end.
 fn one(
     run: &Run,
     kind: &str,
@@ -212,7 +214,7 @@ fn one(
     }
 }
 
-/// The run's configuration with `[finetune]` overridden; everything else is as the encoder was trained.
+/// The run's configuration with `[finetune]` overridden; all other sections stay as in pretraining.
 fn settings(pretrained: &Config, set: &[String]) -> Result<Config> {
     if let Some(other) = set.iter().find(|s| !s.trim_start().starts_with("finetune.")) {
         let said = format!("--set {other}: expected a key of [finetune]; the rest is as the encoder was pretrained");

@@ -21,7 +21,7 @@ use shared::{Stopped, Usage};
 
 use crate::data::Unclear;
 
-/// Pretrains a vision encoder on images without labels, and says how good it is.
+/// Pretrains a vision encoder on images without labels, and evaluates it.
 #[derive(Debug, Parser)]
 #[command(name = "macrl-train", version)]
 struct Cli {
@@ -33,12 +33,12 @@ struct Cli {
 enum Command {
     /// Pretrain an encoder (MACRL: masked contrastive representation learning).
     Pretrain(pretrain::Arguments),
-    /// kNN and linear probe of a run's encoder, beside an untrained encoder and raw pixels; without labels spread and
-    /// effective rank of its features.
+    /// Measure kNN and linear probe of a run's encoder, of an untrained encoder and of raw pixels; without labels, spread and
+    /// effective rank of the features.
     Evaluate(evaluate::Arguments),
-    /// Train a run's encoder on the labels, end to end, beside the same network from random weights.
+    /// Train a run's encoder on the labels, end to end, and the same network from random weights for comparison.
     Finetune(finetune::Arguments),
-    /// Compute a step that was not finite again, and say where it comes from.
+    /// Compute a step that was not finite again, and name the loss, the parameters and the images.
     Replay(replay::Arguments),
     /// Write report.html, one self-contained page about a run.
     Report(report::Arguments),
@@ -46,7 +46,7 @@ enum Command {
     Unpack(unpack::Arguments),
 }
 
-/// Runs the command that the arguments name; errors are printed here, once, in one line.
+/// Runs the command that the arguments name.  Errors are printed here, once, in one line.
 pub fn run() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -74,10 +74,10 @@ pub fn run() -> ExitCode {
     }
 }
 
-/// --help and --version as clap prints them; a mistake as one line.
+/// Prints --help and --version as clap does, and a mistake as one line.
 fn refuse(said: &clap::Error) -> ExitCode {
     if !said.use_stderr() {
-        let _ = said.print(); // to a pipe that nobody reads, perhaps
+        let _ = said.print(); // the pipe may be closed
         return ExitCode::SUCCESS;
     }
     let text = said.to_string();

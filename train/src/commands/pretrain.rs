@@ -1,4 +1,4 @@
-//! `macrl-train pretrain`.
+//! The command `macrl-train pretrain`: starts or resumes a run.
 
 use std::path::PathBuf;
 
@@ -23,23 +23,23 @@ use crate::trainer::pretrain;
 /// The one key that may change when a run is resumed.
 const LENGTH: &str = "train.epochs";
 
-/// What `pretrain` takes.
+/// Arguments of `macrl-train pretrain`.
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// The run's configuration (see configs/).
+    /// Configuration file of the run (see configs/).
     #[arg(long)]
     config: PathBuf,
     /// Images: a folder (classes and train/val/test from the names of sub-folders), CIFAR binaries, a Tiny-ImageNet tree,
     /// IDX files or Parquet; docs/data.md has the rules.
     #[arg(long)]
     data: Option<PathBuf>,
-    /// The run's folder; runs/NAME of the configuration file where not given.
+    /// Folder of the run; if not given, runs/NAME for a configuration NAME.toml.
     #[arg(long)]
     out: Option<PathBuf>,
     /// Overrides one key, for example --set train.epochs=5; may be repeated.
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
     set: Vec<String>,
-    /// Go on where the run stopped; with --set train.epochs=N to another length (docs/runs.md).
+    /// Continue where the run stopped; with --set train.epochs=N to another length (docs/runs.md).
     #[arg(long)]
     resume: bool,
     /// Where to compute: auto (a GPU where one works), cpu or cuda.
@@ -86,7 +86,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     }
 }
 
-/// The run's folder, with the configuration in it and in the checkpoint.
+/// Prepares the run's folder, and writes the configuration.
 fn prepare(run: &Run, config: &Config, state: &State, saved: Option<&Config>) -> Result<()> {
     let checkpoints = run.dir().join("checkpoints");
     std::fs::create_dir_all(&checkpoints)
@@ -99,10 +99,10 @@ fn prepare(run: &Run, config: &Config, state: &State, saved: Option<&Config>) ->
             saved.train.epochs,
             state.step
         );
-        // First, so that a kill leaves the new length or the old one.
+        // The checkpoint comes first, so that a kill leaves either the old length or the new one everywhere it is read.
         state.save(&run.last(), config)?;
     }
-    // One that says the same is left alone, comments and all.
+    // A file with the same values is kept, with its comments.
     if Config::load(&run.config(), &[]).is_ok_and(|written| written == *config) {
         return Ok(());
     }
@@ -123,7 +123,7 @@ fn announce(run: &Run, config: &Config, device: &str) {
     );
 }
 
-/// A fresh state, or the run's last one with the configuration that it was saved with.
+/// An initial state, or the run's last checkpoint with its configuration.
 fn begin(arguments: &Arguments, run: &Run, claim: &Claim, config: &Config) -> Result<(State, Option<Config>)> {
     let (dir, last) = (run.dir().display(), run.last().exists());
     if !claim.is_ours() {
@@ -134,7 +134,8 @@ fn begin(arguments: &Arguments, run: &Run, claim: &Claim, config: &Config) -> Re
     }
     if !arguments.resume {
         if claim.is_ours() || last {
-            let said = format!("{dir} holds a run already: --resume goes on with it, --out names another folder");
+            let said =
+                format!("{dir} holds a run already: continue it with --resume, or name another folder with --out");
             return Err(Usage(said).into());
         }
         return Ok((State::init(config)?, None));
@@ -142,8 +143,10 @@ fn begin(arguments: &Arguments, run: &Run, claim: &Claim, config: &Config) -> Re
     if !last {
         if let Some(other) = [run.best()].into_iter().chain(run.all_numbered()).find(|path| path.exists()) {
             let (last, other) = (run.last(), other.display());
-            let said =
-                format!("{} is missing, and starting anew would replace {other}: copy one there", last.display());
+            let said = format!(
+                "{} is missing, and a new start would replace {other}: copy a checkpoint there",
+                last.display()
+            );
             return Err(Usage(said).into());
         }
         say!("nothing to resume in {dir}: starting from the beginning");
@@ -157,19 +160,19 @@ fn begin(arguments: &Arguments, run: &Run, claim: &Claim, config: &Config) -> Re
     Ok((state, Some(saved)))
 }
 
-/// A run of an earlier version, which put no marker into its folder: its checkpoint says what its config.toml says.
+/// Whether this is a run of an earlier version, which wrote no marker: checkpoint and config.toml then agree.
 fn is_earlier(run: &Run) -> bool {
     let saved = checkpoint::load(&run.last()).map(|last| last.config);
     let written = Config::load(&run.config(), &[]);
     matches!((saved, written), (Ok(saved), Ok(written)) if length_aside(saved.differences(&written)).is_empty())
 }
 
-/// What differs beside the run's length, which may change.
+/// The differences except the run's length, which may change.
 fn length_aside(found: Vec<Difference>) -> Vec<Difference> {
     found.into_iter().filter(|difference| difference.key != LENGTH).collect()
 }
 
-/// A run keeps its configuration; only its length changes, where that is asked for.
+/// A resumed run keeps its configuration; only its length may change, where that was asked for.
 fn check_same(saved: &Config, config: &Config, explicit: bool, place: &str) -> Result<()> {
     let all = saved.differences(config);
     if all.is_empty() || (explicit && length_aside(all.clone()).is_empty()) {
@@ -181,7 +184,7 @@ fn check_same(saved: &Config, config: &Config, explicit: bool, place: &str) -> R
     Err(Usage(said).into())
 }
 
-/// config.toml says how the run was made; an edited one has no effect, and is not overwritten either.
+/// config.toml documents the run.  Editing it has no effect, so an edited file is refused and not overwritten.
 fn check_edited(run: &Run, saved: &Config) -> Result<()> {
     if !run.config().exists() {
         return Ok(());
@@ -189,7 +192,7 @@ fn check_edited(run: &Run, saved: &Config) -> Result<()> {
     let written = Config::load(&run.config(), &[])?;
     let Some(edited) = length_aside(saved.differences(&written)).into_iter().next() else { return Ok(()) };
     let said = format!(
-        "{} was edited: {} is {} there and {} in the run; it only tells how the run was made: set it back, or remove it",
+        "{} was edited: {} is {} there and {} in the run; it only documents the run: restore it, or remove it",
         run.config().display(),
         edited.key,
         edited.other,
@@ -198,7 +201,7 @@ fn check_edited(run: &Run, saved: &Config) -> Result<()> {
     Err(Usage(said).into())
 }
 
-/// A run cannot end before where it stands.
+/// A resumed run cannot become shorter than the steps that are done.
 fn check_length(state: &State, config: &Config, data: &Data) -> Result<()> {
     let per_epoch = (data.train.len() / config.train.batch_size) as u64;
     let total = per_epoch * config.train.epochs as u64;

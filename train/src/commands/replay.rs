@@ -1,4 +1,4 @@
-//! `macrl-train replay`.
+//! The command `macrl-train replay`: computes a step that was not finite again.
 
 use std::path::PathBuf;
 
@@ -10,16 +10,16 @@ use super::shared::{check_data, data_dir, open_data};
 use crate::replay::{Finding, replay, start};
 use crate::run::Run;
 
-/// Names and images listed at most.
+/// Names and images that are listed at most.
 const SHOWN: usize = 10;
 
-/// What `replay` takes.
+/// Arguments of `macrl-train replay`.
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// The run's folder.
+    /// Folder of the run.
     #[arg(long)]
     run: PathBuf,
-    /// The images; where the run found them, if not given.
+    /// Folder with the images; if not given, the one that the run was trained on.
     #[arg(long)]
     data: Option<PathBuf>,
 }
@@ -41,7 +41,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// What was found, line by line.
+/// The finding as lines of text.
 fn tell(finding: &Finding) -> String {
     let mut text = String::new();
     if !finding.weights.is_empty() {

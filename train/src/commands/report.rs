@@ -1,4 +1,4 @@
-//! `macrl-train report`.
+//! The command `macrl-train report`: writes report.html.
 
 use std::path::PathBuf;
 
@@ -12,13 +12,13 @@ use super::shared::{data_dir, open_data_once};
 use crate::report::{gather, is_own, write};
 use crate::run::Run;
 
-/// What `report` takes.
+/// Arguments of `macrl-train report`.
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// The run's folder.
+    /// Folder of the run.
     #[arg(long)]
     run: PathBuf,
-    /// The images; where the run found them, if not given.  Without any, fewer features are shown.
+    /// Folder with the images; if not given, the one that the run was trained on.  Without images the report shows less.
     #[arg(long)]
     data: Option<PathBuf>,
 }
@@ -32,7 +32,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
         Ok(data) => Some(data),
         Err(error) if arguments.data.is_some() => return Err(error),
         Err(error) => {
-            say!("note: the report does without the data: {}", one_line(error.as_ref()));
+            say!("note: the report is written without the data: {}", one_line(error.as_ref()));
             None
         }
     };

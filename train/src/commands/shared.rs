@@ -22,36 +22,36 @@ use crate::state::State;
 #[error("{0}")]
 pub(super) struct Usage(pub(super) String);
 
-/// Stopped on request: not done, and no error either.
+/// The command was stopped on request: it is not done, and no error has occurred.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(super) struct Stopped(pub(super) String);
 
 impl Stopped {
-    /// `what` names the work where it is only a part of the command's.
+    /// `what` names the work, where it is only a part of the command.
     pub(super) fn at(step: u64, what: &str) -> Self {
-        Stopped(format!("stopped after step {step}{what}; the state is saved, --resume goes on from there"))
+        Stopped(format!("stopped after step {step}{what}; the state is saved; --resume continues from there"))
     }
 }
 
-/// A flag that Ctrl-C sets: the work stops where it can go on from.
+/// A flag that Ctrl-C sets: the command then stops after its current step.
 pub(super) fn stop_on_ctrl_c() -> Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     let seen = stop.clone();
     let handler = move || match seen.swap(true, Ordering::SeqCst) {
-        false => say("stopping after this step; once more ends at once"),
-        true => std::process::exit(130), // what is on the disk is whole at any time
+        false => say("stopping after this step; press Ctrl-C once more to end at once"),
+        true => std::process::exit(130), // files on the disk are complete at any time
     };
     ctrlc::set_handler(handler).context("cannot catch Ctrl-C")?;
     Ok(stop)
 }
 
-/// Opens the data set, and says what was found.
+/// Opens the data set, and prints what was found.
 pub(super) fn open_data(dir: &Path, config: &Config) -> Result<Data> {
     opened(dir, data::open(dir, config)?)
 }
 
-/// The same for a command that looks at every image once: only small sets are held in memory.
+/// The same for a command that reads every image once: only small sets are decoded into memory.
 pub(super) fn open_data_once(dir: &Path, config: &Config) -> Result<Data> {
     const HELD: u64 = 256 << 20;
     let mut reading = Reading::from_config(config);
@@ -82,7 +82,7 @@ fn opened(dir: &Path, data: Data) -> Result<Data> {
     Ok(data)
 }
 
-/// Whether these are the images that a state was trained on.
+/// Checks that these are the images that the state was trained on.
 pub(super) fn check_data(command: &str, state: &State, data: &Data) -> Result<()> {
     match (&state.data, identity(data)) {
         (Some(own), found) if *own != found => {
@@ -92,7 +92,7 @@ pub(super) fn check_data(command: &str, state: &State, data: &Data) -> Result<()
     }
 }
 
-/// `--data`, or where the run found its data.
+/// `--data`, or the folder that the run was trained on.
 pub(super) fn data_dir(given: &Option<PathBuf>, run: &Run) -> Result<PathBuf> {
     match given {
         Some(dir) => Ok(dir.clone()),
@@ -102,12 +102,12 @@ pub(super) fn data_dir(given: &Option<PathBuf>, run: &Run) -> Result<PathBuf> {
     }
 }
 
-/// A path as data.txt holds it: its bytes, one line feed.
+/// A path as the content of data.txt: its bytes and a line feed.
 pub(super) fn path_line(path: &Path) -> Vec<u8> {
     [path.as_os_str().as_bytes(), b"\n"].concat()
 }
 
-/// What [`path_line`] wrote; earlier versions wrote no line feed.
+/// The path in data.txt; earlier versions wrote no line feed.
 fn written_path(mut line: Vec<u8>) -> PathBuf {
     if line.last() == Some(&b'\n') {
         line.pop();

@@ -1,4 +1,4 @@
-//! `macrl-train unpack`: what the reader reads, as files to look at or to send to a server.
+//! The command `macrl-train unpack`: writes a data set's images as PNG files.
 
 use std::path::PathBuf;
 
@@ -10,16 +10,16 @@ use macrl_bundle::say;
 use super::shared::open_data;
 use crate::data::unpack::unpack;
 
-/// What `unpack` takes.
+/// Arguments of `macrl-train unpack`.
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// The images.
+    /// Folder with the images, in any format that is read.
     #[arg(long)]
     data: PathBuf,
-    /// Which split.
+    /// Split to write: train or test.
     #[arg(long, value_enum, default_value = "test")]
     split: Split,
-    /// So many images of each class at most; 0: all.
+    /// Images of each class at most; 0: all.
     #[arg(long, default_value_t = 0)]
     per_class: usize,
     /// Folder for the class sub-folders.

@@ -48,7 +48,7 @@ fn find(dir: &Path, archive: &str, file: &str) -> Option<PathBuf> {
     [dir.to_path_buf(), dir.join(archive)].into_iter().find(|d| d.join(file).is_file())
 }
 
-/// The Python version of the same data is a common mistake: it gets its own sentence.
+/// The Python version of the same data is a common mistake, and gets a message of its own.
 fn refuse_pickles(dir: &Path, archive: &str, file: &str) -> Result<Option<Splits>> {
     if find(dir, archive, file).is_some_and(|d| d.join("batches.meta").is_file() || d.ends_with(archive)) {
         bail!(

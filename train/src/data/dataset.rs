@@ -8,10 +8,10 @@ use image::RgbImage;
 
 /// One split of a data set.
 pub trait Dataset: Send + Sync {
-    /// Number of images.
+    /// Number of images in the split.
     fn len(&self) -> usize;
 
-    /// Whether there are none.
+    /// Whether the split has no image.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -25,7 +25,7 @@ pub trait Dataset: Send + Sync {
     /// When its file cannot be read or decoded.
     fn image(&self, index: usize) -> Result<Cow<'_, RgbImage>>;
 
-    /// What messages call image `index`: its file, or `train[17]`.
+    /// Name of image `index` for messages: its file, or `train[17]`.
     fn name(&self, index: usize) -> String;
 }
 
@@ -37,12 +37,12 @@ pub struct Data {
     pub test: Option<Arc<dyn Dataset>>,
     /// Class names by label; empty where nothing is labelled.
     pub classes: Vec<String>,
-    /// What was recognised, for messages.
+    /// Name of the format, for messages.
     pub format: &'static str,
-    /// Files left out and why.
+    /// Files that could not be read, and why.
     pub skipped: Vec<(String, String)>,
-    /// What a user should know about how the splits came about; one sentence each.
+    /// Sentences for the user about how the splits were chosen.
     pub notes: Vec<String>,
-    /// What lies in the folder and is not used, with counts and reasons.
+    /// What the folder holds and is not used, with counts and reasons.
     pub left_out: Vec<String>,
 }

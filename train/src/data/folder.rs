@@ -1,7 +1,7 @@
 //! Folders of images in any format that [`macrl_bundle::decode`] reads.
 //!
-//! Which files are images, and which split and class each belongs to, is decided by [`macrl_bundle::folder`], for the
-//! server alike; here the evaluation split is chosen and images are brought into memory.
+//! [`macrl_bundle::folder`] decides which files are images, and which split and class each belongs to; the server uses it too.
+//! This module chooses the evaluation split and reads images into memory.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,7 +24,7 @@ use super::reading::{Reading, Splits, count, without_labels};
 /// One image file with its class.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Entry {
-    /// Where it is.
+    /// Path of the file.
     pub path: PathBuf,
     /// Index into the class names.
     pub label: Option<u32>,
@@ -54,7 +54,7 @@ pub fn read(dir: &Path, reading: &Reading) -> Result<Option<Splits>> {
     Ok(Some(splits))
 }
 
-/// What lies below a folder.
+/// The files below a folder.
 ///
 /// # Errors
 /// When it cannot be listed.
@@ -62,7 +62,7 @@ pub fn listed(dir: &Path) -> Result<Walk> {
     walk(dir).with_context(|| format!("cannot list {}", text(dir)))
 }
 
-/// What the walk left out, where it did.
+/// What was left out, in words; `None` where nothing was.
 pub fn said(found: &Walk) -> Option<String> {
     (!found.summary.is_empty()).then(|| found.summary.to_string())
 }
@@ -78,7 +78,7 @@ fn beside(aside: &Aside) -> String {
 
 /// The images of each split, and which split is for evaluation.
 struct Parts {
-    /// Numbers of images; there is always a training split.
+    /// Indices of the images of each split; there is always a training split.
     of: BTreeMap<Split, Vec<usize>>,
     held: Option<Split>,
     notes: Vec<String>,
@@ -86,7 +86,7 @@ struct Parts {
 }
 
 impl Parts {
-    /// The validation split is for evaluation, or else the test split, if it has a training class.
+    /// Evaluation uses the validation split, or else the test split; in either case only if it has a class that was trained on.
     fn of(layout: &Layout, walked: &Walk) -> Result<Self> {
         let mut of: BTreeMap<Split, Vec<usize>> = BTreeMap::new();
         for (number, place) in layout.places.iter().enumerate().filter(|(_, place)| !place.aside) {
@@ -127,7 +127,7 @@ impl Parts {
         Ok(Parts { of, held, notes, left_out })
     }
 
-    /// Layout's number of each class that occurs -> label.
+    /// The label of each class that occurs, by its number in the layout.
     fn labels(&self, layout: &Layout) -> BTreeMap<u32, u32> {
         let used =
             [Some(Split::Train), self.held].into_iter().flatten().filter_map(|split| self.of.get(&split)).flatten();
@@ -136,8 +136,8 @@ impl Parts {
     }
 }
 
-/// Images of the classes in turn (first of each, second of each, ...), so that the first n of them are spread over the
-/// classes; then those without a class.
+/// Orders the images by taking the classes in turn (first of each, second of each, ...), so that the first n are spread over
+/// the classes.  Images without a class come last.
 fn interleaved<'l>(found: &Walk, numbers: &[usize], label: impl Fn(usize) -> Option<&'l u32>) -> Vec<Entry> {
     let mut seen: BTreeMap<u32, usize> = BTreeMap::new();
     let ranked = numbers.iter().map(|i| {
@@ -179,8 +179,8 @@ pub fn splits(
     Ok(Splits { skipped, ..Splits::new(train, test, classes) })
 }
 
-/// The files with a readable header, in their order: decoded into memory where they fit the budget, else each time they
-/// are asked for.
+/// Opens the files with a readable header.  They are decoded into memory where they fit the budget, else each time they are
+/// used.
 fn load(
     split: &'static str,
     entries: Vec<Entry>,
@@ -208,7 +208,7 @@ fn load(
     Ok(if memory.is_unreadable() { Arc::new(Memory::new(split, Vec::new(), Vec::new())) } else { Arc::new(memory) })
 }
 
-/// Does something with every file on all threads, and shows how far it is.
+/// Calls `each` for every file, on all threads, and shows the progress.
 fn counted<T: Send>(doing: &str, split: &str, entries: &[Entry], each: impl Fn(&Entry) -> T + Sync) -> Vec<T> {
     let progress = Progress::new(format!("{doing} {split} images"), entries.len());
     let one = |entry: &Entry| {
@@ -219,7 +219,7 @@ fn counted<T: Send>(doing: &str, split: &str, entries: &[Entry], each: impl Fn(&
     entries.par_iter().map(one).collect()
 }
 
-/// Bytes that an image takes as RGB8, from its header.
+/// Bytes of an image as RGB8, from its header.
 fn decoded_bytes(path: &Path, limits: &DecodeLimits) -> Result<u64> {
     let file = File::open(path).context("cannot be opened")?;
     Ok(3 * announced(BufReader::new(file), limits)?)
@@ -230,7 +230,7 @@ fn decode_file(path: &Path, pad_to: Option<u32>, limits: &DecodeLimits) -> Resul
     Ok(pad(decode(&bytes, limits)?, pad_to))
 }
 
-/// Images that are decoded each time they are asked for.
+/// Images that are decoded each time they are used.
 struct Files {
     entries: Vec<Entry>,
     root: PathBuf,

@@ -1,11 +1,11 @@
-//! What a data set is, in one line: a checkpoint holds it, so that a run is not resumed on other images.
+//! One line that identifies a data set.  A checkpoint holds it, so that a run is not resumed on other images.
 
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use super::dataset::Data;
 
-/// Images whose pixels enter the digest, spread evenly over the split: decoding all would take minutes.
+/// Number of images whose pixels enter the digest, spread evenly over the split.  Decoding all would take minutes.
 const SAMPLED: usize = 8;
 /// Bytes of the digest that are shown.
 const SHOWN: usize = 8;

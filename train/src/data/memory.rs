@@ -1,4 +1,4 @@
-//! Sets that are small enough to be held decoded: u8 pixels in RAM.
+//! Splits that are small enough to be kept decoded in memory, as u8 pixels.
 
 use std::borrow::Cow;
 
@@ -7,15 +7,15 @@ use image::{RgbImage, imageops};
 
 use super::dataset::Dataset;
 
-/// Share of the memory that is free at start which a split's decoded images may take; the rest is the step's.
+/// Share of the free memory that a split's decoded images may take; training needs the rest.
 const SHARE: f64 = 0.25;
-/// Budget where the system does not say how much memory is free.
+/// Budget where the free memory is not known.
 const FALLBACK: u64 = 1 << 30;
 
-/// A split in RAM.
+/// A decoded split in memory.
 ///
-/// An image that could not be decoded keeps its place, as it does in a split that is read from disk: how much memory is
-/// free must not change which number an image has.
+/// An image that could not be decoded keeps its index, as in a split that is read from disk: the free memory must not change the
+/// index of an image.
 pub struct Memory {
     split: &'static str,
     images: Vec<Result<RgbImage, String>>,
@@ -30,8 +30,8 @@ impl Memory {
         Memory { split, images: images.into_iter().map(Ok).collect(), labels, names: Vec::new() }
     }
 
-    /// What was decoded, (name, label, image or why not) each; the names of those that could not be, and why, are
-    /// added to `skipped`.
+    /// Keeps what was decoded: name, label, and image or error.  The names and errors of images that could not be decoded are added
+    /// to `skipped`.
     pub fn decoded(
         split: &'static str,
         decoded: Vec<(String, Option<u32>, Result<RgbImage>)>,
@@ -50,7 +50,7 @@ impl Memory {
         memory
     }
 
-    /// Whether there is nothing to see.
+    /// Whether no image could be decoded.
     pub fn is_unreadable(&self) -> bool {
         self.images.iter().all(Result::is_err)
     }
@@ -93,13 +93,13 @@ fn at(edge: u32, side: u32) -> i64 {
     (edge - side).div_ceil(2).into()
 }
 
-/// Bytes of decoded pixels that may be held on this machine: a quarter of what is free now.
+/// Bytes of decoded pixels that may be kept on this machine: a quarter of the free memory.
 pub fn budget() -> u64 {
     let free = [available(), cgroup_left()].into_iter().flatten().min();
     free.map_or(FALLBACK, |bytes| (bytes as f64 * SHARE) as u64)
 }
 
-/// Linux: what new work may take without swapping.
+/// Linux's estimate of the memory that can be used without swapping.
 fn available() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find(|l| l.starts_with("MemAvailable:"))?;
@@ -107,7 +107,7 @@ fn available() -> Option<u64> {
     Some(kib * 1024)
 }
 
-/// What a container's limit leaves.
+/// Memory that the container's limit leaves.
 fn cgroup_left() -> Option<u64> {
     let read = |name: &str| std::fs::read_to_string(format!("/sys/fs/cgroup/{name}")).ok()?.trim().parse::<u64>().ok();
     Some(read("memory.max")?.saturating_sub(read("memory.current")?))

@@ -1,7 +1,7 @@
 //! Images on disk -> two splits behind one trait, whatever the format.
 //!
-//! One file per format; [`open`] recognises which one a folder holds.  Small sets are decoded once and held as u8
-//! ([`memory`]), large ones are decoded each time they are asked for ([`folder`]).
+//! One file per format; [`open`] recognises which one a folder holds.  Small sets are decoded once and kept as u8
+//! ([`memory`]), large ones are decoded each time an image is used ([`folder`]).
 
 pub mod cifar;
 mod dataset;

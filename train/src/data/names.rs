@@ -1,10 +1,10 @@
 //! Class names of data sets whose files do not carry them.
 
-/// CIFAR-10, by label.
+/// Class names of CIFAR-10 in label order.
 pub const CIFAR_10: [&str; 10] =
     ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"];
 
-/// Fashion-MNIST, by label (arXiv 1708.07747, table 2).
+/// Class names of Fashion-MNIST in label order (arXiv 1708.07747, table 2).
 pub const FASHION_MNIST: [&str; 10] =
     ["T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"];
 

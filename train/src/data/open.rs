@@ -12,14 +12,14 @@ use super::dataset::{Data, Dataset};
 use super::reading::{Reading, Splits, Unclear, count, without_labels};
 use super::{cifar, folder, idx, parquet, split, tiny};
 
-/// A format: its name, what it looks for, whether a folder holds it, and its reader.
+/// A format: its name, the files that it looks for, and its reader, which gives `None` where a folder has another format.
 struct Format {
     name: &'static str,
     looks_for: &'static str,
     read: fn(&Path, &Reading) -> Result<Option<Splits>>,
 }
 
-/// In the order they are tried: the specific ones before folders of images, which nearly anything could be.
+/// The formats in the order in which they are tried; folders of images come last, since nearly any folder could be one.
 const FORMATS: &[Format] = &[
     Format { name: "CIFAR-10 binary", looks_for: "data_batch_1.bin (CIFAR-10)", read: cifar::read_10 },
     Format { name: "CIFAR-100 binary", looks_for: "train.bin (CIFAR-100)", read: cifar::read_100 },
@@ -40,7 +40,7 @@ pub fn open(dir: &Path, config: &Config) -> Result<Data> {
 /// [`open`] without a configuration; `limit` 0 keeps all training images.
 ///
 /// # Errors
-/// As [`open`].
+/// When the folder is missing, holds none of the known formats, or its files are damaged.
 pub fn open_with(dir: &Path, reading: &Reading, limit: usize) -> Result<Data> {
     if !dir.exists() {
         bail!("the data folder {} does not exist", text(dir));
@@ -64,7 +64,7 @@ pub fn open_with(dir: &Path, reading: &Reading, limit: usize) -> Result<Data> {
     bail!("{}", nothing_found(dir))
 }
 
-/// Folders that are tried: the one that was named, and while a folder holds one folder alone, that one.
+/// Folders that are tried: the named one, and, as long as a folder holds nothing but one folder, that one too.
 fn around(dir: &Path) -> Vec<PathBuf> {
     const DEPTH: usize = 4;
     let mut tried = vec![dir.to_path_buf()];
@@ -78,7 +78,7 @@ fn around(dir: &Path) -> Vec<PathBuf> {
     tried
 }
 
-/// Holds out a test split where there is none that can be used, and applies the limit.
+/// Holds out a test split where the data has none that can be used, and applies the limit.
 fn complete(splits: Splits, format: &'static str, limit: usize) -> Result<Data> {
     let Splits { mut train, mut test, classes, skipped, mut notes, mut left_out } = splits;
     if train.is_empty() {
@@ -103,13 +103,13 @@ fn complete(splits: Splits, format: &'static str, limit: usize) -> Result<Data> 
     Ok(Data { train, test, classes, format, skipped, notes, left_out })
 }
 
-/// Whether a test split has an image of a class that was trained on; without training labels every image will do.
+/// Whether a test split can be used: it has an image of a training class, or the training images have no labels.
 fn is_usable(train: &dyn Dataset, test: &dyn Dataset) -> bool {
     let trained: HashSet<u32> = (0..train.len()).filter_map(|i| train.label(i)).collect();
     trained.is_empty() || (0..test.len()).filter_map(|i| test.label(i)).any(|label| trained.contains(&label))
 }
 
-/// What is odd about the labels: training images without one, test images that none can be found for.
+/// Notes about labels: training images without a label, and test images of classes without training images.
 fn label_notes(train: &dyn Dataset, test: Option<&dyn Dataset>, classes: &[String]) -> Vec<String> {
     let trained: HashSet<u32> = (0..train.len()).filter_map(|i| train.label(i)).collect();
     if trained.is_empty() {
@@ -134,7 +134,7 @@ fn label_notes(train: &dyn Dataset, test: Option<&dyn Dataset>, classes: &[Strin
     notes
 }
 
-/// One sentence: what was looked for, what was found.
+/// The error message: what was looked for and what was found.
 fn nothing_found(dir: &Path) -> String {
     let looked = FORMATS.iter().map(|f| f.looks_for).collect::<Vec<_>>().join(", ");
     let mut found: Vec<String> = std::fs::read_dir(dir)
@@ -156,7 +156,7 @@ fn nothing_found(dir: &Path) -> String {
     format!("no data set in {}: looked for {looked}; found {found}", text(dir))
 }
 
-/// Images in formats that are not read, where there are some.
+/// Number of image files in a format that is not read, in words.
 fn unread((reason, files, _): (Reason, usize, &[String])) -> Option<String> {
     let Reason::NotRead(format) = reason else { return None };
     Some(count(files, &format!("{} file", format.name())))

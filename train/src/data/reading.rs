@@ -1,4 +1,4 @@
-//! What the readers of all formats share: what they are told, what they give back, and how they word it.
+//! What the readers of all formats share: their settings, their result, and helpers for messages.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -9,15 +9,15 @@ use macrl_bundle::decode::DecodeLimits;
 use super::dataset::Dataset;
 use super::memory;
 
-/// What a reader gives back, before the splits are completed.
+/// The result of a reader, before the splits are completed.
 pub struct Splits {
-    /// Training images.
+    /// The training images.
     pub train: Arc<dyn Dataset>,
-    /// The data's own evaluation images, where it has some.
+    /// The evaluation images of the data itself, where it has some.
     pub test: Option<Arc<dyn Dataset>>,
-    /// Class names by label.
+    /// Class names in label order.
     pub classes: Vec<String>,
-    /// Files left out and why.
+    /// Files that could not be read, and why.
     pub skipped: Vec<(String, String)>,
     /// See [`Data::notes`].
     pub notes: Vec<String>,
@@ -26,47 +26,47 @@ pub struct Splits {
 }
 
 impl Splits {
-    /// Nothing left out.
+    /// Splits of which nothing was left out.
     pub fn new(train: Arc<dyn Dataset>, test: Option<Arc<dyn Dataset>>, classes: Vec<String>) -> Self {
         Splits { train, test, classes, skipped: Vec::new(), notes: Vec::new(), left_out: Vec::new() }
     }
 }
 
-/// How readers bring images into memory.
+/// Settings of the readers.
 #[derive(Debug, Clone)]
 pub struct Reading {
     /// Images with both edges at most this are centred on black squares of this edge (`data.fit = "pad"`).
     pub pad_to: Option<u32>,
-    /// Bytes of decoded pixels that a split may hold.
+    /// Bytes of decoded pixels that a split may keep in memory.
     pub budget: u64,
-    /// What an image may cost (`data.max_pixels`).
+    /// Limits of one image (`data.max_pixels`).
     pub limits: DecodeLimits,
-    /// Parquet's columns.
+    /// The columns of Parquet files.
     pub columns: Columns,
 }
 
-/// Columns of Parquet files that the configuration names; an empty name is for the reader to find.
+/// Columns of Parquet files that the configuration names.  The reader chooses a column whose name is empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Columns {
-    /// `data.image_column`
+    /// `data.image_column`: the column with the images.
     pub image: String,
-    /// `data.label_column`
+    /// `data.label_column`: the column with the labels.
     pub label: String,
 }
 
-/// The configuration does not fit the data, or must say which of its parts is meant.
+/// The configuration does not fit the data, or has to say which part of the data is meant.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Unclear(pub String);
 
 impl Reading {
-    /// Nothing but what is needed to read images.
+    /// Settings with default limits and no named columns.
     pub const fn plain(pad_to: Option<u32>, budget: u64) -> Self {
         let columns = Columns { image: String::new(), label: String::new() };
         Reading { pad_to, budget, limits: DecodeLimits::DEFAULT, columns }
     }
 
-    /// As the configuration says, with a share of this machine's memory.
+    /// The settings of a configuration, with a share of this machine's memory as the budget.
     pub fn from_config(config: &Config) -> Self {
         let pad = config.data.fit == Fit::Pad;
         let columns = Columns { image: config.data.image_column.clone(), label: config.data.label_column.clone() };

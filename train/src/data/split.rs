@@ -9,9 +9,9 @@ use image::RgbImage;
 use super::dataset::Dataset;
 use crate::views::random::{Philox, Stream};
 
-/// One image in so many is held out where the data has no test split.
+/// One image of this many is held out where the data has no test split.
 const HELD_OUT: usize = 10;
-/// Key of the held-out draw: not the run's seed, so that runs with different seeds are judged on the same images.
+/// Seed of the held-out choice; not the run's, so that runs with different seeds are evaluated on the same images.
 const SPLIT_SEED: u64 = 0x5eed;
 
 /// Some images of another split.
@@ -27,7 +27,7 @@ impl Subset {
     }
 
     fn at(&self, index: usize) -> usize {
-        // Past the end stays past the end, so that the inner set reports it.
+        // An index past the end stays past the end, so that the inner split reports it.
         self.indices.get(index).map_or(usize::MAX, |i| *i as usize)
     }
 }
@@ -50,17 +50,17 @@ impl Dataset for Subset {
     }
 }
 
-/// How many of so many images are held out.
+/// How many of `images` images are held out.
 pub fn held_out(images: usize) -> usize {
     if images < 2 { 0 } else { (images / HELD_OUT).max(1) }
 }
 
-/// The fewest images that leave `batch` to train on.
+/// The smallest number of images of which `batch` are left for training.
 pub fn needed(batch: usize) -> usize {
     (batch..).find(|n| n - held_out(*n) >= batch).unwrap_or(usize::MAX)
 }
 
-/// Splits off a tenth, at least one image, by a fixed draw; a single image cannot be split.
+/// Splits off a tenth (at least one image), chosen at random with a fixed seed.  A single image cannot be split.
 pub fn hold_out(all: &Arc<dyn Dataset>) -> (Arc<dyn Dataset>, Option<Arc<dyn Dataset>>) {
     if all.len() < 2 {
         return (all.clone(), None);

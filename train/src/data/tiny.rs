@@ -40,7 +40,7 @@ fn words(dir: &Path) -> HashMap<String, String> {
     lines.iter().filter_map(pair).collect()
 }
 
-/// The images by where they lie.
+/// The images by folder.
 struct Tree {
     walk: Walk,
     /// Below `train/WNID`, by class.
@@ -71,7 +71,7 @@ impl Tree {
         Tree { walk, train, validation, test, elsewhere }
     }
 
-    /// The classes in turn, so that the first n images are spread over them.
+    /// The training images, taking the classes in turn, so that the first n are spread over them.
     fn training(&mut self, numbers: &[String]) -> Result<Vec<Entry>> {
         if let Some((missing, _)) = numbers.iter().zip(&self.train).find(|(_, files)| files.is_empty()) {
             bail!("wnids.txt names {missing}, and train/{missing} does not exist or holds no images");
@@ -86,13 +86,13 @@ impl Tree {
         Ok(ranked.into_iter().map(|(_, label, path)| Entry { path, label: Some(label) }).collect())
     }
 
-    /// Those that the annotations name, in their order, then those in class folders.
+    /// The validation images: those that the annotations name, in their order, then those in class folders.
     fn validation(&mut self, dir: &Path, numbers: &[String]) -> Result<Option<Vec<Entry>>> {
         let mut by_name: HashMap<OsString, PathBuf> = HashMap::new();
         for (path, _) in &self.validation {
             by_name.entry(path.file_name().unwrap_or_default().into()).or_insert_with(|| path.clone());
         }
-        // One that is not there is reported when it is loaded.
+        // A missing file is reported when it is loaded.
         let annotated = annotations(&dir.join("val/val_annotations.txt"), numbers)?.into_iter().map(|(file, label)| {
             let path = by_name.get(OsStr::new(&file)).cloned().unwrap_or_else(|| dir.join("val/images").join(&file));
             Entry { path, label: Some(label) }
@@ -114,7 +114,7 @@ impl Tree {
     }
 }
 
-/// File and label of each line; nothing where there is no such list.
+/// File and label of each line; empty where there is no such list.
 fn annotations(list: &Path, numbers: &[String]) -> Result<Vec<(String, u32)>> {
     if !list.is_file() {
         return Ok(Vec::new());

@@ -1,4 +1,4 @@
-//! A split -> PNG files in class sub-folders, for looking at and for programs that want files.
+//! Writes a split as PNG files in class sub-folders.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -50,12 +50,12 @@ pub fn unpack(
     Ok((written, unreadable))
 }
 
-/// Writes a file that is not there yet, or says the same already: whose an existing one is cannot be told otherwise.
+/// Writes a new file, or accepts one with the same content.  Any other file may be the user's.
 fn put(path: &Path, bytes: &[u8]) -> Result<()> {
     let cannot = || format!("cannot write {}", path.display());
     match std::fs::read(path) {
         Ok(there) if there == bytes => return Ok(()),
-        Ok(_) => bail!("{} is there already and shows something else: name a new folder, or move it", path.display()),
+        Ok(_) => bail!("{} exists with other content: name a new folder, or move it", path.display()),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
         Err(e) => return Err(e).with_context(cannot),
     }

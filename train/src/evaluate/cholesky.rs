@@ -1,23 +1,23 @@
-//! Cholesky's factor of a symmetric positive definite matrix, in blocks, and what is multiplied by its inverse.
+//! The Cholesky factor of a symmetric positive definite matrix, computed in blocks, and products with its inverse.
 
 use rayon::prelude::*;
 
 use super::matrix::{BLOCK, View, accumulate, dot, multiply};
 
-/// Lower triangle L, row-major, of a symmetric positive definite matrix L L^T (D, D).  A pivot that rounding has made
-/// tiny is lifted, so that the factor always exists.
+/// The lower triangle L, row-major, of a symmetric positive definite matrix L L^T (D, D).  Pivots that rounding has made too
+/// small are raised, so that the factor always exists.
 pub(crate) fn cholesky(a: Vec<f64>, dim: usize) -> Vec<f64> {
     factor(a, dim, |square, largest| square.max(1e-12 * largest).sqrt())
 }
 
-/// The same of a positive semidefinite matrix: a row that depends on those before it gets an infinite pivot, so that its
-/// column is zero and dividing by it leaves nothing.
+/// The same for a positive semidefinite matrix.  A row that depends on earlier rows gets an infinite pivot, so that its column
+/// is zero and a division by it gives zero.
 pub(crate) fn semidefinite(a: Vec<f64>, dim: usize) -> Vec<f64> {
-    // Above what single precision of the rows leaves of an exact zero: its square, 1e-14, times their number.
+    // An exact zero becomes at most this in single precision: 1e-7 squared, times the number of rows.
     factor(a, dim, |square, largest| if square > 1e-10 * largest { square.sqrt() } else { f64::INFINITY })
 }
 
-/// `pivot` turns what is left of a diagonal entry into L's, given the matrix' largest.
+/// `pivot` gives L's diagonal entry from the reduced one and the largest diagonal entry of the matrix.
 fn factor(mut a: Vec<f64>, dim: usize, pivot: impl Fn(f64, f64) -> f64) -> Vec<f64> {
     let largest = (0..dim).map(|i| a[i * dim + i]).fold(f64::MIN_POSITIVE, f64::max);
     for first in (0..dim).step_by(BLOCK) {
@@ -41,7 +41,7 @@ fn factor(mut a: Vec<f64>, dim: usize, pivot: impl Fn(f64, f64) -> f64) -> Vec<f
                 other[j] = (other[j] - dot(&other[..j], &row[..j])) / row[j];
             }
         });
-        // What these columns take from the rest of the triangle: a product of their part below the corner.
+        // Subtract the contribution of these columns from the rest of the triangle: one matrix product.
         let panel: Vec<f64> = below.chunks(dim).flat_map(|row| row[first..end].iter().copied()).collect();
         below.par_chunks_mut(BLOCK * dim).enumerate().for_each(|(block, out)| {
             let (start, rows) = (block * BLOCK, out.len() / dim);
@@ -61,17 +61,17 @@ pub(crate) struct Inverse {
 }
 
 impl Inverse {
-    /// Of a symmetric positive definite matrix (D, D).
+    /// Factors a symmetric positive definite matrix (D, D).
     pub(crate) fn new(matrix: Vec<f64>, dim: usize) -> Self {
         Inverse { lower: cholesky(matrix, dim).into_iter().map(|x| x as f32).collect(), dim }
     }
 
-    /// Every row x (D) becomes (L L^T)^-1 x.
+    /// Replaces every row x (D) by (L L^T)^-1 x.
     ///
     /// # Shapes
     /// rows (n, D).
     pub(crate) fn apply(&self, rows: &mut [f32]) {
-        // As few parts as there is use for: the factor passes through the cache once for each.
+        // As few parts as there are threads: each part reads the whole factor.
         let part = rows.len().div_ceil(self.dim).div_ceil(4).clamp(4, 16);
         rows.par_chunks_mut(part * self.dim).for_each(|rows| {
             self.forward(rows);
@@ -79,7 +79,7 @@ impl Inverse {
         });
     }
 
-    /// L y = x, a block of columns after the other.
+    /// Solves L y = x, block of columns by block of columns.
     fn forward(&self, rows: &mut [f32]) {
         let (dim, count) = (self.dim, rows.len() / self.dim);
         for first in (0..dim).step_by(BLOCK) {
@@ -97,7 +97,7 @@ impl Inverse {
         }
     }
 
-    /// L^T x = y, from the last block of columns to the first.
+    /// Solves L^T x = y, from the last block of columns to the first.
     fn backward(&self, rows: &mut [f32]) {
         let (dim, count) = (self.dim, rows.len() / self.dim);
         for first in (0..dim).step_by(BLOCK).rev() {
@@ -118,7 +118,7 @@ impl Inverse {
         }
     }
 
-    /// Takes `count` columns from `from`, times `factor` (count, columns), from the columns `to` of the rows.
+    /// Subtracts from the columns `to` of the rows the product of `count` columns, beginning with `from`, and `factor` (count, columns).
     fn subtract(&self, rows: &mut [f32], (from, count): (usize, usize), factor: View, to: std::ops::Range<usize>) {
         if count == 0 {
             return;

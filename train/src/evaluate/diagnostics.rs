@@ -1,4 +1,4 @@
-//! Numbers that tell whether features have collapsed.
+//! Measures of collapsed features.
 
 use super::matrix::{eigenvalues, gram};
 use super::nearest::normalised;
@@ -29,7 +29,7 @@ pub fn feature_std(values: &[f32], dim: usize) -> f64 {
 pub fn effective_rank(values: &[f32], dim: usize) -> f64 {
     let eigenvalues = eigenvalues(gram(values, dim), dim);
     let largest = eigenvalues.iter().copied().fold(0.0, f64::max);
-    // What f32 products leave of an exact zero.
+    // Exact zeros become at most this in single precision.
     let floor = largest * 1e-7;
     let singular: Vec<f64> = eigenvalues.into_iter().map(|e| if e > floor { e.sqrt() } else { 0.0 }).collect();
     let sum: f64 = singular.iter().sum();

@@ -1,10 +1,10 @@
-//! The few random choices of evaluation: reproducible anywhere from a seed.
+//! Random choices of evaluation, reproducible from a seed.
 
 use std::collections::HashMap;
 
 use macrl_kernels::rng;
 
-/// Key of the draws that stand for a split: not the run's seed, so that runs with different seeds are judged by the same
+/// Seed of the images that are chosen from a split; not the run's, so that runs with different seeds are evaluated on the same
 /// images.
 const FIXED: u64 = 0xD4A3;
 
@@ -15,21 +15,21 @@ pub fn shuffled(n: usize, seed: u64) -> Vec<usize> {
     order
 }
 
-/// Some bits for counter `i` of stream `seed`: SplitMix64's output function (Steele, Lea and Flood 2014).
+/// 64 random bits for counter `i` of stream `seed`: SplitMix64's output function (Steele, Lea and Flood 2014).
 pub(crate) fn mix(seed: u64, i: u64) -> u64 {
     rng::mix((i + 1).wrapping_mul(rng::STEP).wrapping_add(seed.wrapping_mul(0xD1B5_4A32_D192_ED03)))
 }
 
-/// At most `count` image numbers of a split, rising: a fixed random draw in which every class has the share that it has
-/// in the split, and every class of at least `least` images has so many of them while there is room.
+/// Chooses at most `count` images of a split at random, with a fixed seed, and returns their indices in ascending order.  Every
+/// class has the same share as in the split, and at least `least` images where it has so many and there is room.
 ///
-/// Images without a label are one class.  The draw does not depend on how the split is ordered by class: evenly spaced
-/// images of a list in which the classes take turns would all be of a few classes.
+/// Images without a label count as one class.  The choice does not depend on the order of the split: taking every n-th image of
+/// a list in which the classes take turns would give images of a few classes only.
 pub fn stratified(labels: &[Option<u32>], count: usize, least: usize) -> Vec<usize> {
     let ranks = ranks(labels);
     let mut sizes: HashMap<Option<u32>, usize> = HashMap::new();
     labels.iter().for_each(|label| *sizes.entry(*label).or_default() += 1);
-    // First what every class is due, class by class; then everybody by the share of its class that stands before it.
+    // First the `least` images of every class; then the others, by the share of their class that comes before them.
     let key = |i: usize| {
         let (rank, size) = (ranks[i], sizes[&labels[i]]);
         let class = mix(FIXED, labels[i].map_or(0, |label| 1 + u64::from(label)));
@@ -48,15 +48,15 @@ pub fn stratified(labels: &[Option<u32>], count: usize, least: usize) -> Vec<usi
     order
 }
 
-/// Which of `folds` parts each image is in; a class is spread over them as evenly as it can be.
+/// The fold of each image; each class is spread over the folds as evenly as possible.
 ///
-/// Two images of a class are never all in one part, so whoever is judged by the other parts can be found there.
+/// A class with at least two images is never in one fold alone, so that a query can find its class in the other folds.
 pub fn folds(labels: &[u32], folds: usize) -> Vec<usize> {
     let labels: Vec<Option<u32>> = labels.iter().map(|label| Some(*label)).collect();
     ranks(&labels).into_iter().map(|rank| rank % folds.max(1)).collect()
 }
 
-/// How many images of its class stand before each one in the fixed random order.
+/// For each image the number of images of its class that come before it in the fixed random order.
 fn ranks(labels: &[Option<u32>]) -> Vec<usize> {
     let mut before: HashMap<Option<u32>, usize> = HashMap::new();
     let mut ranks = vec![0; labels.len()];

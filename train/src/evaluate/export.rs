@@ -1,4 +1,4 @@
-//! Features as NumPy files, so that other tools can judge them too.
+//! Features as NumPy files, for other tools.
 
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};

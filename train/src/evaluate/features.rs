@@ -1,4 +1,4 @@
-//! What evaluation works on: one row of numbers per image, and its label.
+//! The input of evaluation: one row of numbers for each image, and its label.
 
 use anyhow::{Result, bail, ensure};
 
@@ -9,17 +9,17 @@ pub struct Features {
     pub values: Vec<f32>,
     /// (n), class numbers from 0.
     pub labels: Vec<u32>,
-    /// D.
+    /// D, the number of values of a feature.
     pub dim: usize,
 }
 
 impl Features {
-    /// n, number of images.
+    /// n, the number of images.
     pub fn len(&self) -> usize {
         self.labels.len()
     }
 
-    /// Whether there is no image.
+    /// Whether there are no images.
     pub fn is_empty(&self) -> bool {
         self.labels.is_empty()
     }
@@ -34,7 +34,7 @@ impl Features {
         &self.values[i * self.dim..(i + 1) * self.dim]
     }
 
-    /// The images of these numbers, in this order.
+    /// The features of the images with these indices, in this order.
     pub fn select(&self, indices: &[usize]) -> Features {
         let mut values = Vec::with_capacity(indices.len() * self.dim);
         indices.iter().for_each(|&i| values.extend_from_slice(self.row(i)));
@@ -59,17 +59,17 @@ impl Features {
 /// Features of both sets by one extractor.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Split {
-    /// Looked up in, and fitted on.
+    /// The look-up set of kNN, and the training set of the probe.
     pub train: Features,
-    /// Judged.
+    /// The queries of kNN, and the test set of the probe.
     pub test: Features,
 }
 
 impl Split {
-    /// Whether both sets are sound and fit each other.
+    /// Checks that both sets are valid and have features of the same width.
     ///
     /// # Errors
-    /// What [`Features::check`] finds, or two different widths.
+    /// One of the sets is invalid, or the widths differ.
     pub fn check(&self, name: &str) -> Result<()> {
         self.train.check(&format!("training features `{name}`"))?;
         self.test.check(&format!("test features `{name}`"))?;
@@ -79,11 +79,11 @@ impl Split {
     }
 }
 
-/// Larger images are averaged down to this edge for the baseline of raw pixels: what is judged, stored and fitted grows
-/// with the pixels, and photographs compare no better for having more of them.
+/// Larger images are averaged down to this edge for the baseline of raw pixels.  Memory and time grow with the number of pixels,
+/// and more pixels do not make photographs easier to compare.
 pub const PIXEL_EDGE: usize = 32;
-/// Bytes that the baseline's features may take; images that are averaged down are averaged further, to no less than
-/// [`LEAST_EDGE`], where there are so many.
+/// Bytes that the baseline's features may take.  Where there are very many images, they are averaged further, but not below
+/// [`LEAST_EDGE`].
 const PIXEL_BYTES: usize = 1 << 30;
 const LEAST_EDGE: usize = 8;
 
@@ -97,7 +97,7 @@ pub fn pixel_edge(size: usize, images: usize) -> usize {
     edge
 }
 
-/// The mean of the pixels that each pixel of a smaller image covers, those at its edges in part.
+/// Averages an image down: each pixel is the mean of those that it covers, weighted by the covered area.
 ///
 /// # Shapes
 /// `image` (S, S, 3) u8 -> appended to `out`: (E, E, 3) u8, E <= S.
@@ -140,7 +140,7 @@ fn cover(i: usize, size: usize, edge: usize) -> impl Iterator<Item = (usize, f32
 pub struct Pixels<'a> {
     /// (n, S, S, 3), as the encoder's preprocessing fits them, before it normalises, averaged down to [`pixel_edge`].
     pub images: &'a [u8],
-    /// (n).
+    /// (n): label of each image.
     pub labels: &'a [u32],
 }
 
@@ -156,10 +156,10 @@ pub fn pixel_features(train: Pixels, test: Pixels, image_size: usize) -> Split {
     for image in train.images.chunks_exact(values).chain(test.images.chunks_exact(values)) {
         used.iter_mut().zip(image).for_each(|(used, x)| *used |= *x != 0);
     }
-    // At least one value, should every image be black.
+    // Keep at least one value, even if every image is black.
     let kept: Vec<usize> = (0..values).step_by(step).filter(|&i| i == 0 || used[i]).collect();
     let features = |set: Pixels| {
-        // All at once: a vector that grows would take twice as much on its way.
+        // Allocate once: a growing vector would take twice the memory.
         let mut features = Vec::with_capacity(set.labels.len() * kept.len());
         for image in set.images.chunks_exact(values) {
             features.extend(kept.iter().map(|&i| f32::from(image[i]) / 255.0));
@@ -177,7 +177,7 @@ mod tests {
     fn grey_pixels_count_once_and_padding_not_at_all() {
         let grey = [[0u8; 3], [51; 3], [0; 3], [255; 3]].concat();
         let split = pixel_features(Pixels { images: &grey, labels: &[0] }, Pixels { images: &grey, labels: &[1] }, 2);
-        // The first is kept whatever it is.
+        // The first value is always kept.
         assert_eq!((split.train.values.as_slice(), split.train.dim), (&[0.0, 0.2, 1.0][..], 3));
 
         let mut colour = grey.clone();

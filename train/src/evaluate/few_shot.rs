@@ -6,9 +6,9 @@ use super::linear::{fit_with, predict};
 
 /// Labelled images per class.
 pub const SHOTS: usize = 10;
-/// Independent choices of these images; their accuracies are averaged.
+/// Number of independent choices of these images; the accuracy is their mean.
 pub const DRAWS: u64 = 5;
-/// L2 strength: too few images to hold any out, so it is fixed, and strong.
+/// L2 strength.  It is fixed, since there are too few images to choose it on held-out ones.
 pub const L2: f64 = 0.1;
 
 /// Mean accuracy in [0, 1] over [`DRAWS`] choices of [`SHOTS`] training images per class.
@@ -22,7 +22,7 @@ pub fn accuracy(split: &Split, labels: &[String], seed: u64) -> f64 {
     (0..DRAWS).map(one).sum::<f64>() / DRAWS as f64
 }
 
-/// At most `shots` image numbers of each class.
+/// The indices of at most `shots` images of each class.
 fn choose(train: &Features, shots: usize, seed: u64) -> Vec<usize> {
     let mut taken = vec![0; train.classes()];
     let mut chosen = shuffled(train.len(), seed);

@@ -6,7 +6,7 @@ use super::features::Features;
 use super::nearest::{Nearest, Neighbour, QUERIES, nearest_in_bank, normalised};
 use super::pruned;
 
-/// What kNN reaches on a test set, as shares in [0, 1].
+/// Accuracies of kNN on a test set, in [0, 1].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct KnnAccuracy {
     /// With k weighted votes.
@@ -15,7 +15,7 @@ pub struct KnnAccuracy {
     pub knn1: f64,
 }
 
-/// Judges `test` by its neighbours in `train`.  `k` larger than the bank means all of it.
+/// Classifies `test` by the nearest neighbours in `train`.  A `k` larger than the look-up set means all of it.
 pub fn accuracy(train: &Features, test: &Features, k: usize, temperature: f64) -> KnnAccuracy {
     let found = neighbours(&train.values, &test.values, train.dim, k);
     let classes = train.classes().max(test.classes());

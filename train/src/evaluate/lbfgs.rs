@@ -5,17 +5,17 @@ use std::collections::VecDeque;
 
 use super::matrix::dot;
 
-/// Past steps remembered.
+/// Number of past steps that are kept.
 const MEMORY: usize = 10;
-/// Smallest share of the predicted decrease that a step must reach (Armijo).
+/// Share of the predicted decrease that a step must reach at least (Armijo).
 const DECREASE: f64 = 1e-4;
 
-/// When to stop.
+/// Criteria for stopping.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Stop {
     /// Largest absolute value in the gradient.
     pub(crate) gradient: f64,
-    /// Evaluations at most.
+    /// Number of iterations at most.
     pub(crate) iterations: usize,
 }
 
@@ -47,7 +47,7 @@ pub(crate) fn minimise(
                 break value_there;
             }
             step *= 0.5;
-            // No step along a descent direction helps: what is left is the rounding of the value.
+            // No step along a descent direction decreases the value: the rest is rounding.
             if step < 1e-6 {
                 return iteration;
             }

@@ -14,17 +14,17 @@ use super::matrix::{View, accumulate, gram, multiply, products};
 
 /// L2 strengths tried, strongest first: each fit starts from the one before.
 pub const L2_GRID: [f64; 6] = [1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6];
-/// Images held out to choose among them: a sixth, at most so many.
+/// Images held out to choose among them: a sixth of the images, and at most this many.
 const HELD_OUT: usize = 10_000;
 /// Largest absolute value in the gradient at the end of a fit (scikit-learn's default is 1e-4).
 const CONVERGED: Stop = Stop { gradient: 1e-5, iterations: 500 };
-/// The same while strengths are compared.
+/// The criteria while strengths are compared.
 const COMPARED: Stop = Stop { gradient: 2e-4, iterations: 100 };
 
 /// A fitted probe and the L2 strength it was fitted with.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Fit {
-    /// The classifier.
+    /// The fitted classifier.
     pub probe: Probe,
     /// Its L2 strength, on the mean loss.
     pub l2: f64,
@@ -35,7 +35,7 @@ pub struct Fit {
 /// Chooses the L2 strength on a held-out part of `train`, then fits on all of it.  `labels` are the class names.
 pub fn fit(train: &Features, labels: &[String], seed: u64) -> Fit {
     let classes = labels.len().max(train.classes());
-    // The sum over all images preconditions both fits.
+    // The covariance of all images preconditions both fits.
     let covariance = (train.len() >= train.dim).then(|| {
         let (mean, std) = moments(&train.values, train.dim);
         gram(&standardised(train.values.clone(), &mean, &std), train.dim)
@@ -55,7 +55,7 @@ fn fitted(train: &Features, labels: &[String], classes: usize, l2: f64, covarian
     Fit { probe: problem.probe(labels), l2, iterations }
 }
 
-/// The answer of `probe` for every image.
+/// The class that `probe` gives to every image.
 pub fn predict(probe: &Probe, features: &Features) -> Vec<u32> {
     let rows = features.values.par_chunks(1024 * features.dim);
     rows.flat_map_iter(|block| {
@@ -97,10 +97,10 @@ fn choose_l2(train: &Features, classes: usize, seed: u64, covariance: Option<&[f
     best.1
 }
 
-/// Standardised features, what preconditions their fit, and the parameters so far.
+/// Standardised features, the preconditioner of their fit, and the current parameters.
 ///
-/// Fewer images than values: the best W lies in the span of the images, so the fit is in their coordinates there
-/// (n of them instead of D) and has the same value and the same answer.
+/// With fewer images than values, the best W lies in the span of the images.  The fit then uses coordinates in that span (n
+/// instead of D), and gives the same value and the same answers.
 struct Problem {
     /// (n, R): R = D, or n where there are fewer images.
     z: Vec<f32>,
@@ -108,7 +108,7 @@ struct Problem {
     classes: usize,
     mean: Vec<f32>,
     std: Vec<f32>,
-    /// Where R = n.
+    /// The span, where R = n.
     span: Option<Span>,
     /// (R, R), about z^T z / n.
     covariance: Vec<f64>,
@@ -117,7 +117,7 @@ struct Problem {
 }
 
 /// Rows x (n, D) as coordinates in an orthonormal basis of their span: x = L Q, L (n, n) lower triangular; a row that
-/// depends on others has no direction of its own.
+/// depends on others adds no direction.
 struct Span {
     x: Vec<f64>,
     lower: Vec<f64>,
@@ -143,12 +143,12 @@ impl Problem {
         Problem { z, labels, classes, mean, std, span, covariance, parameters }
     }
 
-    /// R.
+    /// R, the number of coordinates.
     fn width(&self) -> usize {
         self.parameters.len() / self.classes.max(1) - 1
     }
 
-    /// Minimises from the parameters so far; returns the number of iterations.
+    /// Minimises from the current parameters; returns the number of iterations.
     fn solve(&mut self, l2: f64, stop: Stop) -> usize {
         let (width, classes) = (self.width(), self.classes);
         // The Hessian's blocks are about p (1 - p) z^T z + l2; half of p (1 - p) at p = 1 / C stands for its mean
@@ -171,7 +171,7 @@ impl Problem {
         iterations
     }
 
-    /// The value minimised, and its gradient.  Sums run over a fixed number of parts in a fixed order, so that the
+    /// The value that is minimised, and its gradient.  Sums run over a fixed number of parts in a fixed order, so that the
     /// result doesn't depend on the number of threads.
     fn loss(&self, parameters: &[f64], width: usize, l2: f64, gradient: &mut [f64]) -> f64 {
         let (classes, n) = (self.classes, self.labels.len());

@@ -2,9 +2,10 @@
 
 use rayon::prelude::*;
 
-/// Rows or columns that are worked on at once: a block of each stays in the cache.
+/// Rows or columns of a block; a block of each operand fits into the cache.
 pub(super) const BLOCK: usize = 128;
-/// Narrower matrices are summed in parts of rows, wider ones in blocks of columns: a part holds D x D.
+/// Gram matrices narrower than this are summed over parts of the rows, each with a D x D sum; wider ones are computed in blocks of
+/// columns.
 const NARROW: usize = 512;
 
 /// A matrix in a slice; transposing only swaps the strides.
@@ -18,7 +19,7 @@ pub(crate) struct View<'a, T = f32> {
 }
 
 impl<'a, T> View<'a, T> {
-    /// (rows, columns), row-major.
+    /// A row-major matrix (rows, columns).
     pub(crate) fn new(data: &'a [T], rows: usize, columns: usize) -> Self {
         assert_eq!(data.len(), rows * columns, "a {rows} x {columns} matrix");
         View { data, rows, columns, row_stride: columns, column_stride: 1 }
@@ -49,8 +50,8 @@ pub(crate) fn multiply(a: View, b: View, out: &mut [f32], keep: f32) {
     accumulate(a, b, out, stride, keep, 1.0, keep != 0.0);
 }
 
-/// out = keep * out + scale * a b on one thread, the rows of out `stride` values apart; what was in out counts only where
-/// `read` says so.
+/// out = keep * out + scale * a b on one thread, the rows of out `stride` values apart; the old values of out are used only
+/// where `read` is true.
 pub(super) fn accumulate<T: Copy + 'static>(
     a: View<T>,
     b: View<T>,
@@ -118,7 +119,7 @@ pub(crate) fn gram(values: &[f32], dim: usize) -> Vec<f64> {
     sum
 }
 
-/// The same for wide rows: blocks of the lower triangle side by side, then mirrored.
+/// The same for wide rows: blocks of the lower triangle in parallel, then mirrored.
 fn wide_gram(values: &[f32], dim: usize) -> Vec<f64> {
     let n = values.len() / dim;
     let mut sum = vec![0.0f64; dim * dim];

@@ -1,7 +1,7 @@
-//! How good frozen features are: kNN, linear probe and few-shot accuracy, always beside raw pixels and an untrained
-//! encoder.
+//! Evaluation of frozen features: kNN, linear probe and few-shot accuracy, with raw pixels and an untrained encoder for
+//! comparison.
 //!
-//! Everything here works on numbers in memory ([`Features`]); who computes them is no concern of this module.
+//! Everything here works on numbers in memory ([`Features`]), wherever they come from.
 
 mod cholesky;
 pub mod diagnostics;
@@ -29,29 +29,29 @@ use serde_json::Map;
 pub use features::{Features, Pixels, Split, average, pixel_edge, pixel_features};
 pub use table::table;
 
-/// Wider features get no effective rank: its cost grows with the cube of the width, and only pixels are so wide.
+/// The effective rank of wider features is not computed: its cost grows with the cube of the width, and only pixels are so wide.
 const RANK_WIDTH: usize = 1024;
 
-/// What of the protocol the caller decides.
+/// The settings of the protocol.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
-    /// Neighbours that vote.
+    /// Number of neighbours that vote.
     pub k: usize,
-    /// Temperature of their votes.
+    /// Temperature of the votes' weights.
     pub temperature: f64,
-    /// What stands for an image among the encoder's tokens.
+    /// How an image's feature is made from the encoder's tokens.
     pub pooling: Pooling,
     /// Seed of the held-out part and of the few-shot images.
     pub seed: u64,
-    /// Where the two sets come from, in words.
+    /// Description of the training and test sets.
     pub split: String,
     /// Class names in label order.
     pub labels: Vec<String>,
-    /// Edge that the pixels of the baseline were averaged down to, where they were.
+    /// Edge that the pixels of the baseline were averaged down to; `None` where they were not.
     pub averaged: Option<usize>,
 }
 
-/// Judges every set in turn, and lets go of it; also returns the first one's probe (the one that is served).
+/// Evaluates every set in turn, keeping one in memory at a time; also returns the probe of the first set, which is served.
 ///
 /// `sets` are (`macrl` | `random` | `pixels`, features), in the order of the table.
 ///
@@ -75,7 +75,7 @@ pub fn evaluate(
     Ok((evaluation(rows, counts, settings), probe))
 }
 
-/// Judges one set of features.
+/// Evaluates one set of features.
 ///
 /// # Errors
 /// Features that don't fit together or aren't finite.
@@ -105,7 +105,7 @@ pub fn judge(name: &str, split: &Split, settings: &Settings) -> Result<(Row, Pro
     Ok((row, fit.probe))
 }
 
-/// The file's content from judged rows; `counts` are the numbers of training and test images.
+/// The content of evaluation.json from the rows; `counts` are the numbers of training and test images.
 pub fn evaluation(rows: Vec<Row>, counts: (usize, usize), settings: &Settings) -> Evaluation {
     let protocol = Protocol {
         k: settings.k,
@@ -190,7 +190,7 @@ mod tests {
         let (evaluation, probe) = evaluate(sets, &settings()).unwrap();
         assert_eq!(evaluation.rows.iter().map(|r| r.features.as_str()).collect::<Vec<_>>(), ["macrl", "pixels"]);
         let row = &evaluation.rows[0];
-        // Judged on its own training images, the nearest neighbour is the image itself.
+        // Where the training images are also the test images, the nearest neighbour is the image itself.
         assert_eq!(row.knn1, 1.0);
         assert_eq!(row.confusion.iter().flatten().sum::<u32>(), 60);
         let right: u32 = (0..3).map(|i| row.confusion[i][i]).sum();

@@ -4,21 +4,21 @@ use rayon::prelude::*;
 
 use super::matrix::{View, multiply};
 
-/// Queries judged by one thread at a time.
+/// Queries that one thread compares at a time.
 pub(super) const QUERIES: usize = 128;
-/// Bank rows compared with them at once; 128 x 2,048 similarities are 1 MiB.
+/// Bank rows that they are compared with at a time; 128 x 2,048 similarities are 1 MiB.
 pub(super) const BANK: usize = 2048;
 
 /// A neighbour: cosine similarity in [-1, 1] and row number in the bank.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Neighbour {
-    /// Cosine similarity.
+    /// Cosine similarity to the query.
     pub similarity: f32,
     /// Row in the bank.
     pub index: u32,
 }
 
-/// Adds the bank, whose first row has the number `first`, to what was `found` of each query.
+/// Compares each query with all rows of the bank, and merges them into `found`; `first` is the index of the bank's first row.
 pub(super) fn nearest_in_bank(
     bank: &[f32],
     queries: &[f32],
@@ -39,7 +39,7 @@ pub(super) fn nearest_in_bank(
     found.into_iter().map(Nearest::into_kept).collect()
 }
 
-/// The k best seen so far, best first.
+/// The k nearest rows so far, nearest first.
 #[derive(Clone)]
 pub(super) struct Nearest {
     kept: Vec<Neighbour>,
@@ -55,7 +55,7 @@ impl Nearest {
         self.kept
     }
 
-    /// What a row has to reach to be kept.
+    /// The similarity that a row needs to be kept.
     pub(super) fn worst(&self) -> f32 {
         match self.kept.last() {
             Some(last) if self.kept.len() == self.k => last.similarity,
@@ -64,9 +64,9 @@ impl Nearest {
         }
     }
 
-    /// Similarities of bank rows `first`, `first + 1`, ...
+    /// Merges in the similarities of the bank rows `first`, `first + 1`, ...
     fn offer(&mut self, similarities: &[f32], first: u32) {
-        // Nearly every block holds nothing better than what is kept: one vectorised maximum says so.
+        // Nearly every block has no row to keep, which one vectorised maximum shows.
         for (block, values) in similarities.chunks(64).enumerate() {
             let largest = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             if largest > self.worst() {

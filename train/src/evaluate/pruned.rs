@@ -1,9 +1,9 @@
-//! The same neighbours as [`super::knn`] finds, for wide features: most pairs are ruled out in a few directions.
+//! Finds the same neighbours as [`super::nearest`] in wide features, and rules out most pairs by a few directions.
 //!
 //! P (K, D) holds orthonormal directions in which the features vary most.  For unit vectors q and x, with r(x) the length
-//! of what P leaves of x,  q x <= (P q)(P x) + r(q) r(x):  one product of K + 1 values each.  Only where this bound
-//! reaches the k nearest so far are all D values compared, so nothing is lost but time where the bound is loose; then the
-//! rest is compared whole.
+//! of what P leaves of x,  q x <= (P q)(P x) + r(q) r(x):  one product of K + 1 values each.  All D values are
+//! compared only where this bound reaches the k nearest rows so far, so the result is exact.  Where the bound rules out too few
+//! pairs, the rest of the bank is compared in full.
 
 use rayon::prelude::*;
 
@@ -11,25 +11,25 @@ use super::draw::mix;
 use super::matrix::{View, multiply};
 use super::nearest::{BANK, Nearest, Neighbour, QUERIES, nearest_in_bank, normalised};
 
-/// K.
+/// K, the number of directions.
 const DIRECTIONS: usize = 256;
 /// Bank rows from which the directions are found.
 const SAMPLED: usize = 2048;
-/// Narrower features are compared whole.
+/// Features narrower than this are compared in full.
 const WIDE: usize = 4 * DIRECTIONS;
-/// And so are sets with fewer multiplications, where finding the directions would not pay.
+/// Sets with fewer multiplications are compared in full too: finding the directions would cost more than it saves.
 const WORTH: f64 = 2e10;
-/// Rounding of sums of single precision, on similarities and on squared lengths.
+/// Bound on the rounding errors of similarities and squared lengths in single precision.
 const ROUNDING: f32 = 1e-5;
-/// Where more than this share of the pairs passes the bound, the bound costs more than it saves.
+/// If more than this share of the pairs passes the bound, the bound costs more than it saves.
 const LOOSE: f64 = 0.1;
 
-/// Whether to look for neighbours this way.
+/// Whether this search is faster than a full comparison.
 pub(super) fn pays(bank: usize, queries: usize, dim: usize) -> bool {
     dim >= WIDE && bank > 2 * SAMPLED && bank as f64 * queries as f64 * dim as f64 > WORTH
 }
 
-/// For each query its k nearest bank rows, as [`super::knn::neighbours`] orders them.
+/// For each query its k nearest bank rows, in the order of [`super::knn::neighbours`].
 ///
 /// # Shapes
 /// bank (n, D), of unit rows; queries (m, D), of any length.
@@ -46,7 +46,7 @@ pub(super) fn neighbours(bank: &[f32], queries: &[f32], dim: usize, k: usize) ->
         .collect()
 }
 
-/// One block of queries against the whole bank, a tile after the other.
+/// Compares one block of queries with the whole bank, tile by tile.
 fn search(bank: &[f32], short: &[f32], queries: &[f32], bounded: &[f32], dim: usize, k: usize) -> Vec<Vec<Neighbour>> {
     let (m, width) = (queries.len() / dim, bounded.len() / (queries.len() / dim));
     let mut found = vec![Nearest::new(k); m];
@@ -61,7 +61,7 @@ fn search(bank: &[f32], short: &[f32], queries: &[f32], bounded: &[f32], dim: us
         multiply(View::new(bounded, m, width), View::new(tile, columns, width).transposed(), out, 0.0);
         for ((bounds, query), nearest) in out.chunks_exact(columns).zip(queries.chunks_exact(dim)).zip(&mut found) {
             let count = compare(bounds, &bank[first * dim..], query, first, nearest);
-            // The first tile has nothing to compare with yet.
+            // Every row of the first tile passes, since nothing was found before.
             compared += if number == 0 { 0 } else { count };
         }
         seen += if number == 0 { 0 } else { m * columns };
@@ -69,8 +69,8 @@ fn search(bank: &[f32], short: &[f32], queries: &[f32], bounded: &[f32], dim: us
     found.into_iter().map(Nearest::into_kept).collect()
 }
 
-/// Compares a query with the rows of a tile whose bound reaches the nearest so far, the largest bound first; returns how
-/// many those were.
+/// Compares a query with the rows of a tile whose bound reaches the nearest rows so far, largest bound first; returns the number
+/// of compared rows.
 fn compare(bounds: &[f32], rows: &[f32], query: &[f32], first: usize, nearest: &mut Nearest) -> usize {
     let reach = |bound: f32, nearest: &Nearest| bound + ROUNDING >= nearest.worst();
     let mut hopeful: Vec<(f32, usize)> = Vec::new();
@@ -121,8 +121,8 @@ fn shortened(rows: &[f32], directions: &[f32], dim: usize) -> Vec<f32> {
     rows.par_chunks(512 * dim).flat_map_iter(shorten).collect()
 }
 
-/// Orthonormal rows (K, D) that hold most of what the rows (n, D) are made of: random mixtures of some of the rows, drawn
-/// towards the large directions by one power of their products (Halko, Martinsson and Tropp 2011, algorithm 4.3).
+/// Orthonormal rows (K, D) that span most of the rows' variation: random mixtures of some of the rows (n, D), improved by one
+/// power iteration (Halko, Martinsson and Tropp 2011, algorithm 4.3).
 fn directions(rows: &[f32], dim: usize) -> Vec<f32> {
     let n = rows.len() / dim;
     let sampled: Vec<f32> = (0..SAMPLED).flat_map(|i| rows[i * n / SAMPLED * dim..][..dim].iter().copied()).collect();
@@ -138,7 +138,7 @@ fn directions(rows: &[f32], dim: usize) -> Vec<f32> {
     orthonormal(mixed, dim)
 }
 
-/// shares (K, n) rows (n, D).
+/// The product of shares (K, n) and rows (n, D).
 fn mixtures(shares: &[f32], rows: &[f32], dim: usize) -> Vec<f32> {
     let n = rows.len() / dim;
     let mut out = vec![0.0f32; shares.len() / n * dim];
@@ -148,7 +148,7 @@ fn mixtures(shares: &[f32], rows: &[f32], dim: usize) -> Vec<f32> {
     out
 }
 
-/// Gram and Schmidt, twice each; rows that depend on earlier ones fall away.
+/// Gram-Schmidt, applied twice to each row.  Rows that depend on earlier ones are dropped.
 fn orthonormal(mut rows: Vec<f32>, dim: usize) -> Vec<f32> {
     let mut kept = 0;
     for i in 0..rows.len() / dim {
@@ -190,7 +190,7 @@ mod tests {
 
     #[test]
     fn neighbours_are_those_of_a_full_comparison() {
-        // Tight bounds, loose ones, and none at all; two rows are there twice.
+        // Tight bounds, loose ones, and useless ones; one row occurs twice.
         for noise in [0.05, 0.5, 20.0] {
             let (mut bank, queries) = (rows(3000, 10, noise), rows(40, 20, noise));
             bank.copy_within(5 * DIM..6 * DIM, 2500 * DIM);

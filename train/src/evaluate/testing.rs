@@ -1,4 +1,4 @@
-//! Numbers for tests that NumPy can make too.
+//! Numbers for tests that NumPy reproduces.
 //!
 //! ```python
 //! def draws(n, seed):

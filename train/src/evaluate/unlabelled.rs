@@ -1,29 +1,29 @@
-//! The evaluation of images without labels: how far features spread, and over how many directions.
+//! Evaluation without labels: the spread of the features, and the number of directions that they use.
 
 use macrl_bundle::evaluation::{Evaluation, Protocol};
 use serde_json::{Map, Value, json};
 
 use super::Settings;
 
-/// Key of the whole in evaluation.json, beside rows that are empty.
+/// Key of these results in evaluation.json, whose `rows` are then empty.
 pub const KEY: &str = "unlabelled";
 
-/// One kind of features.
+/// Spread and rank of one set of features.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Spread {
-    /// `macrl` or `random`.
+    /// Name of the features: `macrl` or `random`.
     pub features: &'static str,
-    /// Images looked at.
+    /// Number of images measured.
     pub images: usize,
-    /// D.
+    /// D, the number of values of a feature.
     pub dim: usize,
     /// Mean standard deviation of the normalised features, 1 isotropic, 0 collapsed.
     pub feature_std: f64,
-    /// Effective rank (RankMe).
+    /// Effective rank (RankMe) of the features.
     pub rank: f64,
 }
 
-/// The file's content.
+/// The content of evaluation.json.
 pub fn evaluation(spread: &[Spread], settings: &Settings) -> Evaluation {
     let row = |s: &Spread| json!({"features": s.features, "dim": s.dim, "feature_std": s.feature_std, "rank": s.rank});
     let images = spread.first().map_or(0, |s| s.images);
@@ -51,10 +51,10 @@ pub fn evaluation(spread: &[Spread], settings: &Settings) -> Evaluation {
     }
 }
 
-/// A row that was read: (features, D, spread, rank).
+/// A row as read from the file: (features, D, spread, rank).
 pub type Row = (String, u64, f64, f64);
 
-/// The rows of a file; none where it is not of this kind.
+/// The rows of a file; none where it was evaluated with labels.
 pub fn rows(evaluation: &Evaluation) -> Vec<Row> {
     let held = evaluation.extra.get(KEY).and_then(|held| held["rows"].as_array());
     let number = |row: &Value, key: &str| row[key].as_f64();
@@ -65,7 +65,7 @@ pub fn rows(evaluation: &Evaluation) -> Vec<Row> {
     held.into_iter().flatten().filter_map(read).collect()
 }
 
-/// Aligned text.
+/// The rows as aligned text.
 pub fn table(evaluation: &Evaluation) -> String {
     let mut text = format!("{:<10} {:>5} {:>8} {:>8}\n", "features", "dim", "spread", "rank");
     for (name, dim, spread, rank) in rows(evaluation) {

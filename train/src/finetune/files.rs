@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::run::Run;
 
-/// The folder `runs/NAME/finetune/KIND`.
+/// Names the files in the folder `runs/NAME/finetune/KIND`.
 pub struct FinetuneFiles {
     dir: PathBuf,
 }
@@ -20,17 +20,17 @@ impl FinetuneFiles {
         &self.dir
     }
 
-    /// The newest state.
+    /// The newest checkpoint.
     pub fn last(&self) -> PathBuf {
         self.dir.join("last.safetensors")
     }
 
-    /// The state with the best accuracy on the test split.
+    /// The checkpoint with the best accuracy on the test split.
     pub fn best(&self) -> PathBuf {
         self.dir.join("best.safetensors")
     }
 
-    /// Every logged number.
+    /// Every logged number, one JSON object a line.
     pub fn metrics(&self) -> PathBuf {
         self.dir.join("metrics.jsonl")
     }

@@ -1,4 +1,4 @@
-//! The labelled images of a data set: what fine-tuning trains on and is judged by.
+//! The labelled images of a data set, for training and for testing.
 
 use std::sync::Arc;
 
@@ -8,15 +8,15 @@ use macrl_bundle::preprocess::Preprocess;
 
 use crate::data::split::Subset;
 use crate::data::{Data, Dataset};
-use crate::encode::{Images, labelled};
+use crate::encode::{PreparedImages, labelled};
 
-/// Labelled images to train on and to be judged by.
+/// Labelled images for training and for testing.
 pub struct Labelled {
     /// The training images that have a label.
     pub train: Arc<dyn Dataset>,
-    /// The test split as the encoder sees it.
-    pub test: Images,
-    /// C.
+    /// The test split after the evaluation transform.
+    pub test: PreparedImages,
+    /// C, the number of classes.
     pub classes: usize,
 }
 
@@ -30,8 +30,8 @@ impl Labelled {
         let known: Vec<u32> = labelled(data.train.as_ref()).into_iter().map(|i| i as u32).collect();
         ensure!(!known.is_empty(), "no training image has a label: {needs}");
         let test = data.test.as_ref().context("the data has nothing to hold out for a test")?;
-        let test = Images::read(test.as_ref(), &Preprocess::from_config(config))
-            .with_context(|| format!("the test split cannot judge: {needs}"))?;
+        let test = PreparedImages::read(test.as_ref(), &Preprocess::from_config(config))
+            .with_context(|| format!("the test split cannot be used: {needs}"))?;
         let labels = known.iter().filter_map(|i| data.train.label(*i as usize)).chain(test.labels.iter().copied());
         let classes = labels.max().map_or(0, |largest| largest as usize + 1).max(data.classes.len());
         let train: Arc<dyn Dataset> = match known.len() == data.train.len() {

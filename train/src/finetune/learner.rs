@@ -16,13 +16,13 @@ use crate::step::rule::{Computed, Learner, Model};
 use crate::views::random::{Philox, Stream};
 use crate::views::{Batch, View};
 
-/// Images with what the classifier is to answer.
+/// Images with their targets.
 pub struct LabelledBatch {
     /// B images of which every patch is kept.
     pub view: View,
-    /// (B, C), rows that sum to 1.
+    /// (B, C): target of each image; rows sum to 1.
     pub targets: Vec<f32>,
-    /// B.
+    /// B, the number of images.
     pub size: usize,
 }
 
@@ -41,13 +41,13 @@ impl Model for Classifier {
     }
 }
 
-/// A fine-tuning's state with what its steps follow.
+/// A fine-tuning's state, with the data and settings of its steps.
 pub struct Finetuning<'a> {
-    /// Networks, moments, counters.
+    /// The networks, moments and counters.
     pub state: &'a mut FinetuneState,
-    /// Where the labels are.
+    /// The data set with the labels.
     pub data: &'a dyn Dataset,
-    /// The run's configuration.
+    /// Configuration of the run.
     pub config: &'a Config,
     /// Learning rate of the head; deeper layers have a share of it.
     pub lr: f64,

@@ -1,4 +1,4 @@
-//! What fine-tuning minimises: cross-entropy against targets that may be soft.
+//! The loss of fine-tuning: cross-entropy with soft targets.
 
 use candle_core::{D, Result, Tensor};
 
@@ -11,7 +11,7 @@ use candle_core::{D, Result, Tensor};
 /// Shapes that do not fit.
 pub fn cross_entropy(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
     let batch = logits.dim(0)?;
-    // The largest is subtracted so that no exponential overflows; the result does not depend on it.
+    // Subtracting the largest logit prevents overflow and does not change the result.
     let shifted = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?.detach())?;
     let log_sum = shifted.exp()?.sum_keepdim(D::Minus1)?.log()?;
     let entropy = (shifted.broadcast_sub(&log_sum)? * targets)?.sum_all()?;

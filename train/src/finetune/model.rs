@@ -12,16 +12,16 @@ use macrl_nn::ops::tokens::{Kept, Seen};
 use macrl_nn::params::{Group, Layout};
 use macrl_nn::vit::Encoder;
 
-use crate::encode::Images;
+use crate::encode::PreparedImages;
 use crate::part::Part;
 use crate::views::View;
 
-/// Seed of the head's weights, apart from the encoder's.
+/// Added to the encoder's seed, so that the head's initial weights are independent.
 const HEAD_SEED: u64 = 3;
 
-/// Images -> logits.
+/// The encoder with a linear head: images -> logits.
 pub struct Classifier {
-    /// The network that was pretrained, or a fresh one.
+    /// The pretrained encoder, or one with random weights.
     pub encoder: Encoder,
     head: Group,
     classes: usize,
@@ -29,16 +29,16 @@ pub struct Classifier {
 }
 
 impl Classifier {
-    /// A fresh head on an encoder.
+    /// Puts a head with initial weights on an encoder.
     ///
     /// # Errors
-    /// Candle's.
+    /// A tensor operation fails.
     pub fn new(encoder: Encoder, config: &Config, classes: usize) -> Result<Self> {
         let head = layout(config, classes).init(config.train.seed.wrapping_mul(4) + HEAD_SEED)?;
         Self::assemble(encoder, head, config, classes)
     }
 
-    /// From a checkpoint of fine-tuning.
+    /// Reads encoder and head from a checkpoint of fine-tuning.
     ///
     /// # Errors
     /// A missing tensor, or one of another shape.
@@ -52,12 +52,12 @@ impl Classifier {
         Ok(Classifier { encoder, head: head.trainable()?, classes, pooling: config.evaluate.pooling })
     }
 
-    /// C.
+    /// C, the number of classes.
     pub fn classes(&self) -> usize {
         self.classes
     }
 
-    /// All parameters, in a fixed order; the head stands where pretraining has its projector.
+    /// All parameters, in a fixed order; the head counts as the part that is the projector in pretraining.
     pub fn trainable(&self) -> Vec<(Part, &Group)> {
         let encoder = self.encoder.groups().into_iter().map(|group| (Part::Encoder, group));
         encoder.chain([(Part::Projector, &self.head)]).collect()
@@ -74,7 +74,7 @@ impl Classifier {
     /// Every tensor under its name in a checkpoint.
     ///
     /// # Errors
-    /// Candle's.
+    /// A tensor operation fails.
     pub fn named(&self) -> Result<Vec<(String, Tensor)>> {
         let encoder = self.encoder.named()?.into_iter().map(|(name, tensor)| (format!("encoder.{name}"), tensor));
         Ok(encoder.chain(self.head.named()?).collect())
@@ -94,11 +94,11 @@ impl Classifier {
         Ok(graph::linear(&features, self.head.values(), self.classes, false)?)
     }
 
-    /// The class of each image; gradients are left alone.
+    /// The predicted class of each image.
     ///
     /// # Errors
-    /// Candle's.
-    pub fn predict(&self, images: &Images, preprocess: &Preprocess) -> Result<Vec<u32>> {
+    /// A tensor operation fails.
+    pub fn predict(&self, images: &PreparedImages, preprocess: &Preprocess) -> Result<Vec<u32>> {
         let frozen = self.encoder.clone().map(|group| group.detached_copy())?;
         let features = images.encode(&frozen, preprocess, self.pooling)?;
         let shape = (features.len(), features.dim);

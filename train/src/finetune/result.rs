@@ -1,4 +1,4 @@
-//! `finetune.json`: how the encoder was fine-tuned, and what it reached beside one from random weights.
+//! `finetune.json`: the protocol and the results of fine-tuning, from the pretrained encoder and from random weights.
 
 use std::path::Path;
 
@@ -10,27 +10,27 @@ use serde_json::{Value, json};
 
 use crate::run::Run;
 
-/// Key of the whole in evaluation.json.
+/// Key of these results in evaluation.json.
 pub const KEY: &str = "finetune";
 
-/// What one fine-tuning reached on the test split.
+/// Results of one fine-tuning on the test split.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Outcome {
-    /// `macrl` or `random`.
+    /// What it started from: `macrl` or `random`.
     pub features: String,
-    /// After the last epoch, in [0, 1].
+    /// Accuracy after the last epoch, in [0, 1].
     pub accuracy: f64,
-    /// After the best epoch.
+    /// Accuracy after the best epoch, in [0, 1].
     pub best: f64,
-    /// Which one that was, counted from 1.
+    /// The best epoch, counted from 1.
     pub best_epoch: u64,
-    /// Steps done.
+    /// Number of steps done.
     pub steps: u64,
-    /// Counts after the last epoch, (C true, C predicted).
+    /// Confusion counts after the last epoch, (C true, C predicted).
     pub confusion: Vec<Vec<u32>>,
 }
 
-/// How the numbers came about, for the file.
+/// The protocol, for the file.
 pub fn protocol(config: &Config, checkpoint: &str, steps: u64, images: (usize, usize), split: &str) -> Value {
     let f = &config.finetune;
     json!({
@@ -45,7 +45,7 @@ pub fn protocol(config: &Config, checkpoint: &str, steps: u64, images: (usize, u
     })
 }
 
-/// The file's content.
+/// The content of finetune.json.
 pub fn to_json(protocol: &Value, outcomes: &[Outcome]) -> Value {
     let row = |o: &Outcome| {
         let share = |(i, row): (usize, &Vec<u32>)| f64::from(row[i]) / f64::from(row.iter().sum::<u32>().max(1));
@@ -56,7 +56,7 @@ pub fn to_json(protocol: &Value, outcomes: &[Outcome]) -> Value {
     json!({"protocol": protocol, "rows": outcomes.iter().map(row).collect::<Vec<_>>()})
 }
 
-/// Writes `finetune.json`, and the same into evaluation.json where there is one.
+/// Writes `finetune.json`, and copies the results into evaluation.json where there is one.
 ///
 /// # Errors
 /// A file that cannot be written, or an evaluation.json that cannot be read.
@@ -70,7 +70,7 @@ pub fn write(run: &Run, result: &Value) -> Result<()> {
     Ok(())
 }
 
-/// What an earlier fine-tuning of this run left, for an evaluation.json that is written anew.
+/// Reads the results of an earlier fine-tuning of this run, for an evaluation.json that is written again.
 ///
 /// # Errors
 /// A file that is there but cannot be read.
@@ -87,7 +87,7 @@ fn save(path: &Path, text: &str) -> Result<()> {
     atomic::write_file(path, text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// Aligned text, accuracies in percent.
+/// The results as aligned text, accuracies in percent.
 pub fn table(outcomes: &[Outcome]) -> String {
     let mut text = format!("{:<10} {:>8} {:>18}\n", "start", "accuracy", "best (epoch)");
     for o in outcomes {

@@ -13,15 +13,15 @@ use crate::state::{moment_tensors, moments};
 
 /// Everything that a step changes.
 pub struct FinetuneState {
-    /// The network.
+    /// Encoder and head.
     pub classifier: Classifier,
-    /// Moments and step count.
+    /// Moments and number of updates.
     pub optimizer: AdamW,
-    /// Steps done.
+    /// Number of steps done.
     pub step: u64,
     /// The best accuracy on the test split so far, and after which epoch.
     pub best: Option<(f64, u64)>,
-    /// Data and starting point, in words: what must not change under a run that is resumed.
+    /// Description of the data and the starting point, which must be the same when the run is resumed.
     pub origin: String,
 }
 
@@ -32,16 +32,16 @@ const BEST_EPOCH: &str = "best_epoch";
 const ORIGIN: &str = "origin";
 
 impl FinetuneState {
-    /// The start; `derived` is the configuration as [`super::training::training_config`] derives it.
+    /// The initial state; `derived` is the configuration as [`super::training::training_config`] derives it.
     pub fn new(classifier: Classifier, derived: &Config, origin: String) -> Self {
         let optimizer = AdamW::new(&classifier.trainable(), &derived.train);
         FinetuneState { classifier, optimizer, step: 0, best: None, origin }
     }
 
-    /// Writes all of it, atomically, with the run's own configuration.
+    /// Writes a checkpoint atomically, with the run's own configuration.
     ///
     /// # Errors
-    /// The file cannot be written; the old one is then as it was.
+    /// The file cannot be written; the old one is then unchanged.
     pub fn save(&self, path: &Path, config: &Config) -> Result<()> {
         let mut tensors = self.classifier.named()?;
         tensors.extend(moment_tensors(&self.optimizer)?);
@@ -57,10 +57,10 @@ impl FinetuneState {
         Ok(checkpoint::save(path, config, &notes, &tensors)?)
     }
 
-    /// Reads a state back, with the run's configuration, from which `derive` makes the optimiser's.
+    /// Reads a checkpoint, with the run's configuration, from which `derive` makes the optimiser's.
     ///
     /// # Errors
-    /// A damaged checkpoint.
+    /// The checkpoint is missing or damaged.
     pub fn load(path: &Path, derive: impl Fn(&Config) -> Config) -> Result<(Self, Config)> {
         let Checkpoint { config, notes, tensors, .. } = checkpoint::load(path)?;
         let named = || format!("checkpoint {}", path.display());

@@ -1,4 +1,4 @@
-//! What the classifier is to answer: one class per image, smoothed and mixed where the configuration says so.
+//! The targets of the classifier: one class for each image, smoothed and mixed where the configuration asks for it.
 
 use crate::views::View;
 use crate::views::random::Philox;
@@ -19,7 +19,7 @@ pub fn smooth(labels: &[u32], classes: usize, smoothing: f32) -> Vec<f32> {
 /// other's (mixup, arXiv 1710.09412; paired as timm does).
 ///
 /// # Shapes
-/// `rows` (B, width).
+/// `rows` (B, width), changed in place.
 pub fn mix(rows: &mut [f32], width: usize, share: f32) {
     let count = rows.len() / width;
     for i in 0..count / 2 {

@@ -13,7 +13,7 @@ fn config() -> Config {
     Config::parse("", "test", &set).unwrap()
 }
 
-/// Images whose colour is their class's, each a little different; `None` has no label.
+/// PreparedImages whose colour is their class's, each a little different; `None` has no label.
 fn data(labels: &[Option<u32>]) -> Data {
     let shade = |class: u32, channel: u32| (class.wrapping_mul(2_654_435_761) >> (8 * channel)) as u8 / 2;
     let image = |(i, label): (usize, &Option<u32>)| {

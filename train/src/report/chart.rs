@@ -10,35 +10,35 @@ const LEFT: f64 = 46.0;
 const RIGHT: f64 = 10.0;
 const TOP: f64 = 8.0;
 const BOTTOM: f64 = 24.0;
-/// Points drawn at most; more are averaged, and their range is drawn as a band.
+/// Points of a curve at most; more points are averaged in bins, and each bin's range is drawn as a band.
 const BINS: usize = 200;
 
-/// How values become heights.
+/// Scale of the vertical axis.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Scale {
-    /// Just the range of the values.
+    /// Linear, from the smallest value to the largest.
     Linear,
-    /// The same with 0 at the bottom.
+    /// Linear, from 0.
     FromZero,
-    /// Shares, shown as percent.
+    /// Linear, shares shown as percent.
     Percent,
-    /// Shares from 0, shown as percent.
+    /// Linear from 0, shares shown as percent.
     PercentFromZero,
-    /// Powers of ten.
+    /// Logarithmic, with ticks at powers of ten.
     Log,
 }
 
-/// One line.
+/// One curve.
 #[derive(Debug, Clone)]
 pub(super) struct Series {
     pub(super) name: String,
-    /// (step, value), steps rising, all finite.
+    /// (step, value), in the order of the steps; all values are finite.
     pub(super) points: Vec<(f64, f64)>,
     /// Whether each point gets a dot.
     pub(super) marked: bool,
 }
 
-/// A figure of a few lines over the same steps.
+/// A figure with a few curves over the same steps.
 #[derive(Debug, Clone)]
 pub(super) struct Chart<'a> {
     pub(super) title: &'a str,
@@ -54,7 +54,7 @@ struct Bin {
     high: f64,
 }
 
-/// Where a range of values lies on the drawing.
+/// Maps a range of values to positions on the drawing.
 struct Axis {
     low: f64,
     high: f64,
@@ -70,7 +70,7 @@ impl Axis {
 }
 
 impl Chart<'_> {
-    /// The figure: title, legend with last values, drawing.
+    /// The figure as HTML: title, legend with last values, drawing.
     pub(super) fn html(&self) -> String {
         let mut legend = String::new();
         for (i, series) in self.series.iter().enumerate() {
@@ -89,7 +89,7 @@ impl Chart<'_> {
         )
     }
 
-    /// The values in words, where no line moves: each range is below a thousandth of its size, or there is one point.
+    /// The values in words, where every curve is constant: its range is below a thousandth of its value, or it has one point.
     pub(super) fn constant(&self) -> Option<String> {
         let flat = |series: &Series| {
             let values = || series.points.iter().map(|p| p.1);
@@ -110,7 +110,7 @@ impl Chart<'_> {
         if matches!(self.scale, Scale::Percent | Scale::PercentFromZero) { 100.0 } else { 1.0 }
     }
 
-    /// A value's place on the vertical axis before it is stretched to the drawing.
+    /// A value on the scale of the axis, before it is mapped to the drawing.
     fn place(&self, value: f64) -> f64 {
         if self.scale == Scale::Log { value.max(1e-12).log10() } else { self.unit() * value }
     }
@@ -130,7 +130,7 @@ impl Chart<'_> {
         out
     }
 
-    /// Lowest and highest place, with some air.
+    /// Lowest and highest value on the scale, with a margin.
     fn range(&self) -> (f64, f64) {
         let places = || self.series.iter().flat_map(|s| &s.points).map(|p| self.place(p.1));
         let (low, high) = (places().fold(f64::INFINITY, f64::min), places().fold(f64::NEG_INFINITY, f64::max));
@@ -149,7 +149,7 @@ impl Chart<'_> {
         for value in nice_ticks(x.low, x.high, 4) {
             let anchor = if value == 0.0 { "start" } else { "middle" };
             let at = x.at(value);
-            // A label that would leave the drawing on the right ends at its edge.
+            // A label near the right edge is aligned to the edge.
             let (at, anchor) = if at > right - 16.0 { (right, "end") } else { (at, anchor) };
             let text = if value == 0.0 { "step 0".into() } else { short(value) };
             let _ = writeln!(out, "<text x=\"{at:.1}\" y=\"{}\" text-anchor=\"{anchor}\">{text}</text>", bottom + 17.0);
@@ -161,7 +161,7 @@ impl Chart<'_> {
             return nice_ticks(y.low, y.high, 4).into_iter().map(|v| (v, short(v))).collect();
         }
         let decades = (y.low.floor() as i32)..=(y.high.ceil() as i32);
-        // Within one or two decades, their twos and fives too.
+        // Within one or two decades, 2 and 5 are ticks as well.
         let steps: &[f64] = if y.high - y.low < 2.0 { &[1.0, 2.0, 5.0] } else { &[1.0] };
         let values = decades.flat_map(|d| steps.iter().map(move |s| s * 10f64.powi(d)));
         let ticks = values.map(|v| (v.log10(), short(v))).filter(|(at, _)| (y.low..=y.high).contains(at));

@@ -1,18 +1,18 @@
-//! Which classes the linear probe takes for which.
+//! The confusions of the linear probe.
 
 use macrl_bundle::evaluation::Row;
 
 use super::html::{class_name, escape, percent};
 
-/// Above so many classes a confusion matrix can't be read: only the lists beside it are shown.
+/// With more classes than this, a confusion matrix is too large to read, and only the lists are shown.
 const MATRIX: usize = 20;
 /// With more columns than this, counts do not fit a narrow screen.
 const NUMBERED: usize = 10;
-/// Lines of a list beside a matrix, and where there is none.
+/// Lines of a list beside a matrix, and of one without a matrix.
 const BESIDE: usize = 10;
 const ALONE: usize = 20;
 
-/// The matrix where it can be read, with the commonest confusions beside it; else these and the hardest classes.
+/// The matrix with the most frequent confusions beside it; without a matrix, these and the classes with the lowest accuracy.
 pub(super) fn confusions(row: &Row, labels: &[String]) -> String {
     let classes = row.confusion.len();
     if classes == 0 {
@@ -25,7 +25,7 @@ pub(super) fn confusions(row: &Row, labels: &[String]) -> String {
     format!("<div class=\"confusions\">{matrix}<div class=\"lists\">{lists}</div></div>")
 }
 
-/// Rows: the true class; columns: the answer.
+/// The matrix; rows: the true class, columns: the predicted class.
 fn matrix(row: &Row, labels: &[String]) -> String {
     let classes = row.confusion.len();
     let heads: String = (0..classes)

@@ -1,4 +1,4 @@
-//! What the run reached: the headline, the table, the confusions.
+//! The evaluation in the report: headline, table and confusions.
 
 use macrl_bundle::evaluation::{Evaluation, Row};
 
@@ -52,14 +52,14 @@ pub(super) fn headline(name: &str, evaluation: Option<&Evaluation>, metrics: &Me
     format!("<header>\n<h1>{}</h1>\n<div class=\"tiles\">{tiles}</div>\n</header>", escape(name))
 }
 
-/// The table, the confusions and the protocol; their other form where nothing has a label.  `run` is the run's folder.
+/// The table, the confusions and the protocol; without labels, spread and rank instead.  `run` is the run's folder.
 pub(super) fn sections(evaluation: Option<&Evaluation>, run: &str, metrics: &Metrics, unlabelled: bool) -> String {
     let Some(evaluation) = evaluation else {
         let command = format!("<code>macrl-train evaluate --run {}</code>", escape(run));
         let hint = match unlabelled {
             true => format!(
-                "<p>No image has a label, so there is no accuracy to measure. {command} measures how far the features \
-                 spread, beside an untrained encoder's.</p>"
+                "<p>No image has a label, so there is no accuracy to measure. {command} measures the spread of the \
+                 features, and that of an untrained encoder for comparison.</p>"
             ),
             false => format!("<p>Not evaluated yet: {command} measures kNN and linear probe.</p>"),
         };
@@ -80,19 +80,19 @@ pub(super) fn sections(evaluation: Option<&Evaluation>, run: &str, metrics: &Met
         + &section("confusion", "Which classes the linear probe confuses", &confusions)
 }
 
-/// Why the curve below ends elsewhere than the table's kNN.
+/// Explains why the online kNN of the curve differs from the table's kNN.
 fn two_numbers(evaluation: &Evaluation, metrics: &Metrics) -> String {
     let Some(online) = metrics.last_check("knn") else { return String::new() };
     let judged = evaluation.row("macrl").map_or_else(String::new, |row| format!(" ({} %)", percent(row.knn)));
     format!(
-        "<p class=\"note\">Two kNN numbers: the one here{judged} judges the test images by all training images. The online \
-         one in the curve below (last {} %) judges some training images by some others while training goes on; it chose the \
-         best checkpoint, and no test image had a part in that. It has fewer images to look up, so it is usually lower.</p>",
+        "<p class=\"note\">There are two kNN accuracies. The one here{judged} is that of the test images, with all training images as the look-up \
+         set. The online kNN in the curve below (last {} %) uses only some training images, as queries and as look-up set; the \
+         best checkpoint was chosen by it, without any test image. Its look-up set is smaller, so it is usually lower.</p>",
         percent(online)
     )
 }
 
-/// What can be said without labels.
+/// Spread and rank of the features, for images without labels.
 fn spread_table(rows: &[unlabelled::Row], evaluation: &Evaluation) -> String {
     let lines: String = rows
         .iter()
@@ -106,8 +106,8 @@ fn spread_table(rows: &[unlabelled::Row], evaluation: &Evaluation) -> String {
          <th>effective rank</th></tr></thead><tbody>{lines}</tbody></table></div>\
          <p class=\"note\">No image has a label, so there is no accuracy to measure. Spread is the mean standard deviation of \
          the normalised features, 1 where they fill the sphere evenly, 0 where all images look alike; effective rank is the \
-         number of directions that they use. Both of {} held-out images. Whether neighbours make sense is seen below; \
-         class sub-folders would be labels.</p></div>",
+         number of directions that they use. Both of {} held-out images. The nearest neighbours are shown below. \
+         Sub-folders with the names of classes would give labels.</p></div>",
         evaluation.protocol.test_images
     )
 }

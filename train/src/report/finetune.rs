@@ -1,4 +1,4 @@
-//! What fine-tuning reached: a table and the curves of both starts.
+//! Results of fine-tuning: a table, and the curves of both starts.
 
 use std::path::Path;
 
@@ -10,10 +10,10 @@ use super::files::optional;
 use super::html::{escape, percent};
 use super::metrics::{Metrics, grid};
 
-/// The kinds of start, in the order of the table, and what they are called.
+/// What fine-tuning started from, in the order of the table, and the names shown.
 const STARTS: [(&str, &str); 2] = [("macrl", "pretrained"), ("random", "random weights")];
 
-/// Nothing where the run was not fine-tuned.
+/// The section; empty where the run was not fine-tuned.
 pub(super) fn section(run: &Path) -> Result<String> {
     let path = run.join("finetune.json");
     let Some(text) = optional(&path)? else { return Ok(String::new()) };

@@ -1,5 +1,5 @@
-//! What a report shows of the network itself: reconstructions of the run's held-out samples, their nearest neighbours
-//! among training images, and features.
+//! Computes what a report shows of the network: reconstructions of the run's held-out samples, their nearest neighbours among
+//! training images, and features.
 
 use anyhow::Result;
 use candle_core::Tensor;
@@ -10,7 +10,7 @@ use macrl_bundle::probe::Probe;
 use macrl_nn::ops::graph::with_values;
 use macrl_nn::vit::Encoder;
 
-use super::material::{Material, Near, Neighbourhood, Reconstruction};
+use super::material::{Material, Neighbour, Neighbourhood, Reconstruction};
 use crate::data::{Data, Dataset};
 use crate::encode::{load_encoder, stream};
 use crate::evaluate::{Features, knn};
@@ -19,27 +19,27 @@ use crate::samples;
 use crate::state::State;
 use crate::views::{Batch, Recipe, Scratch, View};
 
-/// Images whose reconstructions are shown.
+/// Number of images whose reconstructions are shown.
 const RECONSTRUCTED: usize = 6;
-/// Images in the projection.
+/// Number of images in the projection.
 const PROJECTED: usize = 2000;
-/// Training images that neighbours are looked for in: as many as the demo's neighbours.png has for ten classes.
+/// Number of training images in the look-up set, as in the demo's neighbours.png for ten classes.
 const GALLERY: usize = 2000;
-/// Rows of neighbours, and neighbours in each.
+/// Number of queries, and of neighbours of each.
 const QUERIES: usize = 10;
 const NEIGHBOURS: usize = 8;
-/// Stands for removed patches.
+/// Colour of removed patches.
 const REMOVED: Rgb<u8> = Rgb([128, 128, 128]);
 
-/// The run's encoder and what goes into it.
-struct Eye {
+/// The run's encoder with its preprocessing and pooling.
+struct FeatureExtractor {
     encoder: Encoder,
     preprocess: Preprocess,
     pooling: Pooling,
 }
 
-impl Eye {
-    /// Features and labels of these images of a split, and which of them could be read.
+impl FeatureExtractor {
+    /// Features and labels of these images of a split, and the indices of those that could be read.
     fn features(&self, split: &dyn Dataset, chosen: &[usize]) -> Result<(Features, Vec<usize>)> {
         let dim = self.encoder.config().width;
         let (mut all, mut indices) = (Features { values: Vec::new(), labels: Vec::new(), dim }, Vec::new());
@@ -54,28 +54,29 @@ impl Eye {
     }
 }
 
-/// Looks at the run's best checkpoint (its last one where there is no best).  Without `data` the samples stand for the
-/// training images and for the projection's.
+/// Uses the run's best checkpoint, or its last one where there is no best.  Without `data`, the samples replace the training
+/// images, also in the projection.
 ///
 /// # Errors
 /// A missing or damaged checkpoint or samples.safetensors.
 pub fn gather(run: &Run, data: Option<&Data>) -> Result<Material> {
     let path = if run.best().exists() { run.best() } else { run.last() };
     let (encoder, config, step) = load_encoder(&path)?;
-    let eye = Eye { encoder, preprocess: Preprocess::from_config(&config), pooling: config.evaluate.pooling };
+    let extractor =
+        FeatureExtractor { encoder, preprocess: Preprocess::from_config(&config), pooling: config.evaluate.pooling };
     let (samples, known) = samples::read(run, &config)?;
     let images = as_images(&samples.pixels, config.encoder.image_size);
     let shown = &images[..images.len().min(RECONSTRUCTED)];
     let (strong, weak) = reconstructions(&State::load(&path)?.0, &config, shown)?;
-    let features = samples.encode(&eye.encoder, &eye.preprocess, eye.pooling)?;
+    let features = samples.encode(&extractor.encoder, &extractor.preprocess, extractor.pooling)?;
     let queries = Queries { images: &images, features: &features, labels: &known };
     let (neighbours, gallery) = match data {
-        Some(data) => queries.among_training(&eye, data)?,
+        Some(data) => queries.among_training(&extractor, data)?,
         None => queries.among_themselves(),
     };
     let held = data.and_then(|data| data.test.as_ref());
     let projected = match held {
-        Some(test) => eye.features(test.as_ref(), &samples::draw(test.as_ref(), PROJECTED))?.0,
+        Some(test) => extractor.features(test.as_ref(), &samples::draw(test.as_ref(), PROJECTED))?.0,
         None => features,
     };
     let labels = match run.probe() {
@@ -92,7 +93,7 @@ pub fn gather(run: &Run, data: Option<&Data>) -> Result<Material> {
     Ok(Material { strong, weak, neighbours, gallery, projected: Some(projected), unlabelled, labels, provenance })
 }
 
-/// The samples, to look for neighbours of.
+/// The samples as queries.
 struct Queries<'a> {
     images: &'a [RgbImage],
     features: &'a Features,
@@ -100,20 +101,20 @@ struct Queries<'a> {
 }
 
 impl Queries<'_> {
-    /// The nearest of a fixed draw of the training images, and what that was, in words.
-    fn among_training(&self, eye: &Eye, data: &Data) -> Result<(Vec<Neighbourhood>, String)> {
+    /// The nearest neighbours among a fixed random choice of training images, and a description of these images.
+    fn among_training(&self, extractor: &FeatureExtractor, data: &Data) -> Result<(Vec<Neighbourhood>, String)> {
         let train = data.train.as_ref();
-        let (gallery, indices) = eye.features(train, &samples::draw(train, GALLERY))?;
+        let (gallery, indices) = extractor.features(train, &samples::draw(train, GALLERY))?;
         let near = |query: &RgbImage, index: u32| {
             let i = *indices.get(index as usize)?;
-            let image = eye.preprocess.fit(&*train.image(i).ok()?);
-            // Where nothing is held out the samples are training images: an image is not its own neighbour.
+            let image = extractor.preprocess.fit(&*train.image(i).ok()?);
+            // Where nothing is held out, the samples are training images, and a query must not find itself.
             (data.test.is_some() || image != *query).then(|| (image, train.label(i)))
         };
         Ok((self.nearest(&gallery, near), format!("{} training images", indices.len())))
     }
 
-    /// The same among the samples.
+    /// The nearest neighbours among the samples.
     fn among_themselves(&self) -> (Vec<Neighbourhood>, String) {
         let near = |query: &RgbImage, index: u32| {
             let (image, label) = (self.images.get(index as usize)?, self.labels.get(index as usize)?);
@@ -129,13 +130,13 @@ impl Queries<'_> {
     ) -> Vec<Neighbourhood> {
         let chosen = spread(self.labels, QUERIES);
         let queries = self.features.select(&chosen);
-        // Some may be the query itself.
+        // One of them may be the query itself.
         let found = knn::neighbours(&gallery.values, &queries.values, gallery.dim, NEIGHBOURS + 4);
         let rows = chosen.into_iter().zip(found).filter_map(|(i, found)| {
             let query = self.images.get(i)?.clone();
             let seen = found.into_iter().filter_map(|n| {
                 let (image, label) = near(&query, n.index)?;
-                Some(Near { image, label, similarity: n.similarity })
+                Some(Neighbour { image, label, similarity: n.similarity })
             });
             let near = seen.take(NEIGHBOURS).collect();
             Some(Neighbourhood { query, label: self.labels.get(i).copied().flatten(), near })
@@ -144,7 +145,7 @@ impl Queries<'_> {
     }
 }
 
-/// At most `count` image numbers, one of each class before a second of any.
+/// The indices of at most `count` images: one of each class before a second of any class.
 fn spread(labels: &[Option<u32>], count: usize) -> Vec<usize> {
     let mut seen = std::collections::HashMap::new();
     let mut order: Vec<(usize, usize)> = labels
@@ -167,7 +168,7 @@ fn as_images(pixels: &[u8], size: usize) -> Vec<RgbImage> {
 
 type Branches = (Vec<Reconstruction>, Vec<Reconstruction>);
 
-/// Every image through both branches as in the first epoch; nothing where the run has no decoder.
+/// The images in both branches, with the views of the first epoch; empty where the run has no decoder.
 fn reconstructions(state: &State, config: &Config, images: &[RgbImage]) -> Result<Branches> {
     let (strong, weak) = (Recipe::strong(config), Recipe::weak(config));
     let batch = Batch {
@@ -188,7 +189,7 @@ fn views(recipe: &Recipe, images: &[RgbImage]) -> View {
     view
 }
 
-/// One branch's target, input and prediction (B, 1 + N, P) as pictures.
+/// One branch's target, input and prediction (B, 1 + N, P) as images.
 fn pictures(config: &Config, view: &View, predicted: &Tensor) -> Result<Vec<Reconstruction>> {
     let (values, n) = (config.encoder.patch_values(), config.encoder.patches());
     let batch = view.target.len() / (n * values);
@@ -203,7 +204,7 @@ fn pictures(config: &Config, view: &View, predicted: &Tensor) -> Result<Vec<Reco
             let seen_values = &view.patches[b * kept * values..(b + 1) * kept * values];
             put(&mut input, config, &view.target[b * n * values..(b + 1) * n * values], &everything);
             put(&mut corrupted, config, seen_values, seen);
-            // The first of the 1 + N is the class token's.
+            // The first of the 1 + N rows belongs to the class token.
             put(
                 &mut reconstructed,
                 config,
@@ -211,7 +212,7 @@ fn pictures(config: &Config, view: &View, predicted: &Tensor) -> Result<Vec<Reco
                 &everything,
             );
             if config.reconstruction.loss_on == LossOn::Masked {
-                // What the decoder says about patches that it was shown is never asked for, and means nothing.
+                // The loss ignores predictions of kept patches, so they have no meaning; the input is shown instead.
                 put(&mut reconstructed, config, seen_values, seen);
             }
             pictures.push(Reconstruction { input, corrupted, reconstructed });
@@ -221,7 +222,7 @@ fn pictures(config: &Config, view: &View, predicted: &Tensor) -> Result<Vec<Reco
     Ok(pictures)
 }
 
-/// Puts normalised patches (K, P), each 3 x p x p, at their places.
+/// Writes normalised patches (K, P), each 3 x p x p, into the image.
 fn put(image: &mut RgbImage, config: &Config, patches: &[f32], which: &[u32]) {
     let (p, grid) = (config.encoder.patch_size, config.encoder.grid());
     for (patch, number) in patches.chunks_exact(3 * p * p).zip(which) {

@@ -1,11 +1,11 @@
-//! The page around the sections.
+//! The HTML page and its sections, and the formatting of numbers.
 
 const STYLE: &str = include_str!("style.css");
 
 /// End of every report's title.
 pub(super) const TITLE: &str = " · macrl</title>";
 
-/// A page being put together.
+/// A page, section by section.
 pub(super) struct Page {
     title: String,
     body: String,
@@ -31,7 +31,7 @@ impl Page {
     }
 }
 
-/// A titled part; nothing where its body is empty.
+/// A section with a title; empty where its body is empty.
 pub(super) fn section(id: &str, title: &str, body: &str) -> String {
     if body.is_empty() {
         return String::new();

@@ -1,52 +1,52 @@
-//! What the report shows beside what the run's folder holds as text.
+//! The images and features that a report shows.
 
 use image::RgbImage;
 
 use crate::evaluate::Features;
 
-/// One image through one branch.
+/// One image in one branch.
 #[derive(Debug, Clone)]
 pub struct Reconstruction {
-    /// What the decoder is to predict.
+    /// The target of the decoder.
     pub input: RgbImage,
-    /// What the encoder sees: augmented, removed patches greyed out.
+    /// The input of the encoder: augmented, removed patches in grey.
     pub corrupted: RgbImage,
-    /// What the decoder predicts.
+    /// The prediction of the decoder.
     pub reconstructed: RgbImage,
 }
 
-/// A held-out image and those that are nearest to it.
+/// A held-out image and its nearest neighbours.
 #[derive(Debug, Clone)]
 pub struct Neighbourhood {
-    /// What is looked for.
+    /// The image whose neighbours are shown.
     pub query: RgbImage,
-    /// Its class, where it has one.
+    /// The class of the image, where it has one.
     pub label: Option<u32>,
-    /// Nearest first.
-    pub near: Vec<Near>,
+    /// Its neighbours, nearest first.
+    pub near: Vec<Neighbour>,
 }
 
-/// One neighbour.
+/// A neighbour of a query.
 #[derive(Debug, Clone)]
-pub struct Near {
-    /// The image.
+pub struct Neighbour {
+    /// The image itself.
     pub image: RgbImage,
-    /// Its class, where it has one.
+    /// The class of the image, where it has one.
     pub label: Option<u32>,
-    /// Cosine.
+    /// Cosine of its feature and the query's.
     pub similarity: f32,
 }
 
-/// What the report shows beside what the run's folder holds; everything may be empty.
+/// What the report shows besides the text files of the run's folder; each part may be empty.
 #[derive(Debug, Clone, Default)]
 pub struct Material {
-    /// Images through the strong branch.
+    /// Images in the strong branch.
     pub strong: Vec<Reconstruction>,
-    /// The same images through the weak branch.
+    /// The same images in the weak branch.
     pub weak: Vec<Reconstruction>,
-    /// Held-out images and their nearest in the gallery.
+    /// Held-out images and their nearest neighbours.
     pub neighbours: Vec<Neighbourhood>,
-    /// What the gallery is: `2000 training images`.
+    /// Description of the look-up set: `2000 training images`.
     pub gallery: String,
     /// Features for the projection.
     pub projected: Option<Features>,

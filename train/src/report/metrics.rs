@@ -1,4 +1,4 @@
-//! `metrics.jsonl` as series, and the charts made of them.
+//! The curves in `metrics.jsonl`, and their charts.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use super::html::escape;
 use crate::losses::Chart as TermChart;
 use crate::method::TERMS;
 
-/// Every logged number, by kind of line.
+/// The lines of a metrics.jsonl, by kind.
 #[derive(Debug, Default)]
 pub(super) struct Metrics {
     /// Lines of kind `step`, by step.  A resumed run logs some steps again: the later line counts.
@@ -41,7 +41,7 @@ impl Plan {
     }
 }
 
-/// All charts: the loss, then the loss of each term, what is measured besides of each term, and the rest.
+/// All charts: the loss, the loss of each term, the online kNN, the other numbers of each term, and the rest.
 fn plans() -> Vec<Plan> {
     let losses = TERMS.iter().filter_map(|term| term.charts.first());
     let companions = TERMS.iter().flat_map(|term| term.charts.iter().skip(1));
@@ -80,7 +80,7 @@ impl Metrics {
             match (kind.as_deref(), value["step"].as_u64()) {
                 (Some("step"), Some(step)) => drop(metrics.steps.insert(step, value)),
                 (Some("eval"), Some(step)) => drop(metrics.evals.insert(step, value)),
-                // Kinds that other versions write are none of this page's business.
+                // Lines of kinds that this version does not know are skipped.
                 (Some(_), _) => {}
                 (None, _) => metrics.unreadable += 1,
             }
@@ -98,7 +98,7 @@ impl Metrics {
         self.evals.values().rev().find_map(|line| line[key].as_f64())
     }
 
-    /// The last step logged.
+    /// The last step that was logged.
     pub(super) fn last_step(&self) -> Option<u64> {
         self.steps.keys().chain(self.evals.keys()).max().copied()
     }
@@ -109,7 +109,7 @@ impl Metrics {
         Series { name: name.into(), points: points.collect(), marked: eval }
     }
 
-    /// A chart for everything that was logged and that changed; what stayed the same is told in a line.
+    /// A chart for everything that changes, and one line of text for what is constant.
     pub(super) fn charts(&self) -> String {
         let (mut charts, mut constants) = (Vec::new(), Vec::new());
         for Plan { title, eval, curves, scale } in plans() {
@@ -175,7 +175,7 @@ mod tests {
         let page = metrics.charts();
         assert_eq!(page.matches("<figure").count(), 1, "{page}");
         assert!(page.contains("Learning rate 2.5e-4") && page.contains("Length of the bank&#39;s keys 1;"), "{page}");
-        // A single check is no curve either.
+        // A single evaluation is no curve either.
         metrics.evals.insert(20, serde_json::json!({"knn": 0.5, "rank": 12.5}));
         let page = metrics.charts();
         assert!(

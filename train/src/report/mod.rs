@@ -1,7 +1,7 @@
-//! `report.html`: one self-contained page that shows what a run did.
+//! `report.html`: one self-contained page about a run.
 //!
-//! What a run's folder holds as text is read here; what takes the network (reconstructions, features) comes as
-//! [`Material`], which [`gather`] makes.  Parts that aren't there are left out, so that a report can be written at any time.
+//! This module reads the text files of the run's folder.  What needs the network (reconstructions, features) is passed as
+//! [`Material`], which [`gather`] computes.  Missing parts are left out, so that a report can be written at any time.
 
 mod chart;
 mod confusion;
@@ -24,10 +24,10 @@ use macrl_bundle::evaluation::Evaluation;
 use files::optional;
 pub use gather::gather;
 use html::{Page, escape, section};
-pub use material::{Material, Near, Neighbourhood, Reconstruction};
+pub use material::{Material, Neighbour, Neighbourhood, Reconstruction};
 use metrics::Metrics;
 
-/// Bytes of a page that hold its title, a run's name included.
+/// Bytes at the start of a page that contain its title.
 const HEAD: usize = 4096;
 
 /// Writes `report.html` into the run's folder and returns its path.
@@ -42,13 +42,13 @@ pub fn write(run: &Path, material: &Material) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Whether a page is a report: its head says so, in every version.
+/// Whether a page is one of our reports, of any version.
 pub fn is_own(page: &[u8]) -> bool {
     let head = String::from_utf8_lossy(&page[..page.len().min(HEAD)]);
     head.starts_with("<!doctype html>") && head.contains(html::TITLE)
 }
 
-/// The page's text.
+/// The page as HTML.
 ///
 /// # Errors
 /// A file of the run that is there but can't be read.

@@ -7,14 +7,14 @@ use image::{ImageFormat, RgbImage, imageops};
 use super::html::{class_name, escape, section};
 use super::material::{Neighbourhood, Reconstruction};
 
-/// Larger reconstructions and neighbours are shown smaller, so that the page stays small.
+/// Largest edge of reconstructions and of neighbours in the page; larger images are reduced, so that the page stays small.
 const RECONSTRUCTION: u32 = 192;
 const NEIGHBOUR: u32 = 144;
-/// Images up to this edge are stored without loss: their pixels are seen one by one.
+/// Images up to this edge are stored without loss, since single pixels are visible.
 const EXACT: u32 = 64;
 const QUALITY: u8 = 88;
 
-/// Input, what the encoder sees, and what the decoder makes of it, in both branches.
+/// Target, encoder input and prediction, in both branches.
 pub(super) fn reconstructions(strong: &[Reconstruction], weak: &[Reconstruction]) -> String {
     let count = strong.len().max(weak.len());
     let rows: String = (0..count)
@@ -39,7 +39,7 @@ fn triple(branch: &str, images: Option<&Reconstruction>) -> String {
     format!("<div class=\"branch\"><span>{branch}</span><div class=\"triple\">{tags}</div></div>")
 }
 
-/// Held-out images and those of the gallery that are nearest to them; another class than the query's is marked.
+/// Held-out images and their nearest neighbours; neighbours of another class than the query's are marked.
 pub(super) fn neighbours(rows: &[Neighbourhood], gallery: &str, labels: &[String]) -> String {
     if rows.is_empty() {
         return String::new();
@@ -95,7 +95,7 @@ fn tag(image: &RgbImage, largest: u32, text: &str, class: &str) -> String {
         false => ("jpeg", shown.write_with_encoder(JpegEncoder::new_with_quality(&mut bytes, QUALITY))),
     };
     if written.is_err() {
-        // Only an image without pixels can't be written.
+        // Encoding fails only for an image without pixels.
         return String::new();
     }
     let text = escape(text);
@@ -109,7 +109,7 @@ fn tag(image: &RgbImage, largest: u32, text: &str, class: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::Near;
+    use crate::report::Neighbour;
 
     #[test]
     fn large_images_are_shown_smaller_and_small_ones_exactly() {
@@ -130,7 +130,7 @@ mod tests {
 
     #[test]
     fn only_labels_are_compared() {
-        let near = |label| Near { image: RgbImage::new(8, 8), label, similarity: 0.5 };
+        let near = |label| Neighbour { image: RgbImage::new(8, 8), label, similarity: 0.5 };
         let row = |label, others: [Option<u32>; 2]| Neighbourhood {
             query: RgbImage::new(8, 8),
             label,

@@ -11,9 +11,9 @@ use crate::evaluate::nearest::normalised;
 
 const EDGE: f64 = 600.0;
 const MARGIN: f64 = 12.0;
-/// Points drawn at most.
+/// Number of points at most.
 const POINTS: usize = 3000;
-/// Classes that get a colour of their own; of more, their hue turns.
+/// Classes with a colour of their own; with more classes, hues are spaced evenly.
 const COLOURS: usize = 10;
 
 /// The scatter plot and its legend; one colour where the images have no labels.

@@ -32,7 +32,7 @@ fn material() -> Material {
         neighbours: vec![Neighbourhood {
             query: picture(0),
             label: Some(0),
-            near: vec![Near { image: picture(10), label: Some(1), similarity: 0.9 }],
+            near: vec![Neighbour { image: picture(10), label: Some(1), similarity: 0.9 }],
         }],
         gallery: "200 training images".into(),
         projected: Some(Features { values: draws(80, 1), labels, dim: 4 }),
@@ -70,7 +70,7 @@ fn a_whole_run_gives_a_whole_page() {
     // The later of two lines for the same step counts; the one that was cut off is counted.
     assert!(page.contains("<b>1.25</b>") && page.contains("1, left out"));
     // The table's kNN and the curve's are told apart.
-    assert!(page.contains("Two kNN numbers: the one here (71.0 %)") && page.contains("last 60.0 %"));
+    assert!(page.contains("The one here (71.0 %) is that of the test images") && page.contains("last 60.0 %"));
     assert!(page.contains("200 training images") && page.contains("outlined in red"));
     // Self-contained, and nothing that a class name smuggles in.
     assert!(!page.contains("http") && !page.contains("<script") && !page.contains("NaN"));
@@ -99,7 +99,7 @@ fn a_run_without_labels_has_its_own_page() {
     material.neighbours[0].label = None;
     material.neighbours[0].near[0].label = None;
     let page = render(folder.path(), &material).unwrap();
-    assert!(page.contains("No image has a label") && page.contains("measures how far the features spread"));
+    assert!(page.contains("No image has a label") && page.contains("measures the spread of the"));
     let about_labels =
         ["coloured by class", "outlined", "Not evaluated yet", "kNN", "linear probe", "<ul>", "Another class"];
     for words in about_labels {

@@ -1,4 +1,4 @@
-//! The sentinel is provoked, by the real encoder or loader, and has to name the cause and what to try.
+//! Each check of the sentinel is made to fail by a real encoder or loader, and its message has to name the cause and what to try.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use macrl_nn::params::Group;
 
 use super::*;
 use crate::data::{Data, Dataset, memory::Memory};
-use crate::encode::Images;
+use crate::encode::PreparedImages;
 use crate::loader::Loader;
 use crate::online::Online;
 use crate::state::State;
@@ -77,7 +77,8 @@ fn a_gradient_that_comes_back_is_no_death() {
     }
 }
 
-/// What is check of, and said about, an encoder that lets through the first `open` coordinates only.
+/// What an online evaluation measures of an encoder that lets only the first `open` coordinates through, and the sentinel's
+/// message.
 fn collapsed(open: usize) -> (FeatureCheck, String) {
     let config = config(&["evaluate.every_epochs=1"]);
     let online = Online::prepare(&config, &data()).unwrap();
@@ -85,10 +86,10 @@ fn collapsed(open: usize) -> (FeatureCheck, String) {
     let groups = state.method.encoder.groups();
     set(&groups, "norm.weight", |i, _| if i < open { 1.0 } else { 0.0 });
     let preprocess = Preprocess::from_config(&config);
-    let images = Images::read_chosen(&images(), &(0..24).collect::<Vec<_>>(), &preprocess);
+    let images = PreparedImages::read_chosen(&images(), &(0..24).collect::<Vec<_>>(), &preprocess);
     let frozen = state.method.encoder.clone().map(|group| group.detached_copy()).unwrap();
     let features = images.encode(&frozen, &preprocess, config.evaluate.pooling).unwrap();
-    // Centred, so that what is let through has both signs; a little more where nothing is, so that it has a direction.
+    // Centred, so that the open coordinates have both signs; the others get a tiny value, so that every feature has a direction.
     let mean = |i: usize| (0..24).map(|n| features.row(n)[i]).sum::<f32>() / 24.0;
     set(&groups, "norm.bias", |i, _| if i < open { -mean(i) } else { 1e-9 });
     let check = online.check(&state.method.encoder).unwrap();
@@ -126,7 +127,7 @@ fn healthy_features_let_it_go_on() {
     }
 }
 
-/// A disk so slow that nothing else takes time beside it.
+/// A data set on a disk so slow that reading takes nearly all the time.
 struct Slow(Memory);
 
 impl Dataset for Slow {

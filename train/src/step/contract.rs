@@ -34,12 +34,12 @@ impl Measured {
     }
 }
 
-/// A finished step.
+/// A finished step of pretraining or fine-tuning.
 #[derive(Debug, Clone)]
 pub struct Finished {
     /// Which step, counted from 0.
     pub step: u64,
-    /// What it measured.
+    /// The losses and norms that it measured.
     pub measured: Measured,
     /// Numbers of the images in its batch.
     pub images: Vec<u32>,

@@ -75,7 +75,7 @@ impl Stepper for CpuStepper {
     }
 }
 
-/// One step of pretraining on a batch that is at hand.
+/// One step of pretraining on a given batch.
 ///
 /// # Errors
 /// A batch that does not fit.
@@ -95,7 +95,7 @@ impl Model for Method {
     }
 }
 
-/// A pretraining run's state with what its steps follow.
+/// A pretraining run's state, with the configuration and the schedule of its steps.
 struct Pretraining<'a> {
     state: &'a mut State,
     config: &'a Config,

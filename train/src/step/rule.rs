@@ -1,6 +1,6 @@
 //! One optimiser step on the CPU: gradients of a batch's parts, the rule for steps that are not finite, clipping, update.
 //!
-//! Pretraining and fine-tuning both step by [`take`]; they differ in their [`Learner`].
+//! Pretraining and fine-tuning both make their steps with [`take`]; they differ in their [`Learner`].
 
 use anyhow::{Result, bail};
 use macrl_nn::ops::graph::with_values;
@@ -29,13 +29,13 @@ pub trait Model {
 
 /// A model with everything else that a step changes: moments, moving average, bank, counters.
 pub trait Learner {
-    /// What is trained.
+    /// The networks that are trained.
     type Model: Model;
 
-    /// The networks.
+    /// The networks, for computing losses and gradients.
     fn model(&self) -> &Self::Model;
 
-    /// Steps done.
+    /// Number of steps done.
     fn steps(&self) -> u64;
 
     /// The batch in the equal parts whose gradients are summed, each as the model takes it.
@@ -56,7 +56,7 @@ pub trait Learner {
 
 /// A batch's gradients, not applied yet, and what was measured on the way.
 pub struct Computed {
-    /// Losses and norms.
+    /// The losses and gradient norms.
     pub measured: Measured,
     /// Summed over the batch's parts: the mean is a share of `1 / parts` of it.
     pub gradients: Gradients,

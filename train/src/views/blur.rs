@@ -2,10 +2,10 @@
 
 use macrl_kernels::vectorised;
 
-/// Weights beyond so many standard deviations are left out: together below 1e-4, a fortieth of a grey level.
+/// The kernel ends after this many standard deviations.  The weights beyond sum to less than 1e-4, a fortieth of a grey level.
 const REACH: f32 = 4.0;
 
-/// Buffers that live as long as a worker.
+/// Buffers that a worker keeps from image to image.
 #[derive(Default)]
 pub struct Scratch {
     padded: Vec<f32>,
@@ -32,7 +32,7 @@ pub fn gaussian(planes: &mut [f32], size: usize, sigma: f32, radius: usize, scra
     }
 }
 
-/// The radius that is used: weights further out vanish, and borders can be mirrored once only.
+/// The radius that is used: weights further out are negligible, and a border can be mirrored only once.
 pub fn reach(size: usize, sigma: f32, radius: usize) -> usize {
     radius.min((REACH * sigma).ceil() as usize).min(size.saturating_sub(1))
 }

@@ -32,7 +32,7 @@ fn gray_of(r: f32, g: f32, b: f32) -> f32 {
     GRAY[0] * r + GRAY[1] * g + GRAY[2] * b
 }
 
-/// Into [0, 1]; written so that it becomes two instructions.
+/// Clamps to [0, 1]; written so that it compiles to two instructions.
 #[inline(always)]
 fn unit(value: f32) -> f32 {
     let value = if value > 0.0 { value } else { 0.0 };
@@ -40,7 +40,7 @@ fn unit(value: f32) -> f32 {
 }
 
 vectorised! {
-    /// `adjust_brightness`.
+    /// torchvision's `adjust_brightness`: pixels times a factor.
     pub fn brightness(planes: &mut [f32], factor: f32) {
         planes.iter_mut().for_each(|v| *v = unit(*v * factor));
     }

@@ -4,16 +4,16 @@ use macrl_bundle::config::ViewConfig;
 
 use super::random::Philox;
 
-/// Rectangle that is cut out and resized to the view.
+/// Rectangle of the image that is resized to the view, in pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Crop {
-    /// First row.
+    /// Index of the first row.
     pub top: usize,
-    /// First column.
+    /// Index of the first column.
     pub left: usize,
-    /// Rows.
+    /// Number of rows.
     pub height: usize,
-    /// Columns.
+    /// Number of columns.
     pub width: usize,
 }
 
@@ -30,20 +30,20 @@ pub enum Adjust {
     Hue(f32),
 }
 
-/// Everything random about one view but its mask.
+/// All random parameters of one view except its mask.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Draws {
-    /// What is cut out.
+    /// The rectangle that becomes the view.
     pub crop: Crop,
-    /// Mirrored left to right.
+    /// Whether the view is mirrored left to right.
     pub flip: bool,
     /// Jitter steps in the order drawn; empty: none.
     pub adjust: Vec<Adjust>,
-    /// Turned grey.
+    /// Whether colours are replaced by grey.
     pub gray: bool,
     /// Standard deviation of the Gaussian blur in pixels.
     pub blur: Option<f32>,
-    /// Pixels above one half inverted.
+    /// Whether pixels above one half are inverted.
     pub solarize: bool,
 }
 
@@ -71,7 +71,7 @@ impl Draws {
     }
 }
 
-/// `torchvision.transforms.v2.RandomResizedCrop.make_params`.
+/// Draws a crop as `torchvision.transforms.v2.RandomResizedCrop.make_params` does.
 fn crop(config: &ViewConfig, height: usize, width: usize, random: &mut Philox) -> Crop {
     let area = (height * width) as f64;
     let log_ratio = config.crop_ratio.map(f64::ln);

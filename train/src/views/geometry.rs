@@ -8,7 +8,7 @@ use image::RgbImage;
 use super::draw::Crop;
 use macrl_kernels::vectorised;
 
-/// Buffers that live as long as a worker.
+/// Buffers that a worker keeps from image to image.
 #[derive(Default)]
 pub struct Scratch {
     rows: Axis,
@@ -37,7 +37,7 @@ impl Axis {
             let center = scale * (if reversed { output - 1 - position } else { position } as f32 + 0.5);
             let first = (center - support + 0.5).max(0.0) as usize;
             let count = ((center + support + 0.5) as usize).min(input) - first;
-            // Every row of the table has as many taps, those too many weigh 0: they must lie inside as well.
+            // Every row of the table has the same number of taps.  Unused ones have weight 0, and must lie inside the image as well.
             let start = first.min(input - self.taps);
             let row = &mut self.weights[position * self.taps + first - start..][..count];
             let mut total = 0.0;

@@ -38,16 +38,16 @@ pub struct View {
 /// Both branches of one optimiser step.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Batch {
-    /// (B) which images of the training split.
+    /// (B): index of each image in the training split.
     pub indices: Vec<u32>,
-    /// The query's branch.
+    /// The strong branch, which gives the queries.
     pub strong: View,
-    /// The key's branch.
+    /// The weak branch, which gives the keys.
     pub weak: View,
 }
 
 impl View {
-    /// Part `i` of `parts` equal ones.
+    /// Part `i` of `parts` equal parts.
     fn part(&self, i: usize, parts: usize) -> View {
         View {
             kept: part_of(&self.kept, i, parts),
@@ -78,7 +78,7 @@ fn part_of<T: Clone>(values: &[T], i: usize, parts: usize) -> Vec<T> {
     values[i * size..(i + 1) * size].to_vec()
 }
 
-/// How one branch's views are made.
+/// Makes the views of one branch.
 #[derive(Debug, Clone)]
 pub struct Recipe {
     config: ViewConfig,
@@ -91,7 +91,7 @@ pub struct Recipe {
     target: Target,
 }
 
-/// Buffers that live as long as a worker.
+/// Buffers that a worker keeps from image to image.
 #[derive(Default)]
 pub struct Scratch {
     geometry: geometry::Scratch,
@@ -100,15 +100,15 @@ pub struct Scratch {
     order: Vec<u32>,
 }
 
-/// Where one image's view goes: its slices of a [`View`].
+/// The slices of a [`View`] that one image's view is written to.
 pub struct Slot<'a> {
-    /// (K)
+    /// (K): indices of the kept patches.
     pub kept: &'a mut [u32],
-    /// (K, P)
+    /// (K, P): the kept patches.
     pub patches: &'a mut [f32],
-    /// (N, P), or empty
+    /// (N, P): all patches; empty where the key branch does not need them.
     pub whole: &'a mut [f32],
-    /// (N, P)
+    /// (N, P): the reconstruction target.
     pub target: &'a mut [f32],
 }
 
@@ -155,7 +155,7 @@ impl Recipe {
         self.whole
     }
 
-    /// Room for `batch` images.
+    /// A view of `batch` images, filled with zeros.
     pub fn room(&self, batch: usize) -> View {
         let values = self.patchify.values();
         View {
@@ -177,7 +177,7 @@ impl Recipe {
         kept.zip(patches).zip(target).map(slot).collect()
     }
 
-    /// Draws and makes the view that image `index` has in `epoch`.
+    /// Draws the parameters of image `index` in `epoch`, and makes its view.
     pub fn make(&self, image: &RgbImage, epoch: u64, index: u32, scratch: &mut Scratch, slot: &mut Slot) {
         let size = (image.height() as usize, image.width() as usize);
         let draws = self.draw(size, epoch, index, slot.kept, &mut scratch.order);

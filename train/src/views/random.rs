@@ -1,19 +1,19 @@
 //! Counter-based randomness: Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011).
 //!
-//! A generator is a pure function of (seed, epoch, sample index, stream): whoever asks, in whatever order and on
-//! whatever thread, draws the same numbers.
+//! A generator is a pure function of (seed, epoch, sample index, stream): the numbers do not depend on
+//! the order of the calls or on the thread.
 
-/// What the numbers are for; two streams of the same sample are independent.
+/// Purpose of the numbers.  Two streams of the same sample are independent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Stream {
-    /// The query's view.
+    /// The strong view.
     Strong = 0,
-    /// The key's view.
+    /// The weak view.
     Weak = 1,
-    /// Orders of whole splits.
+    /// The order of a split's images.
     Order = 2,
-    /// Mixup's shares.
+    /// The shares of mixup.
     Mix = 3,
 }
 

@@ -8,12 +8,12 @@ use parquet::basic::{LogicalType, Type as Physical};
 use parquet::schema::types::TypePtr;
 use serde_json::Value;
 
-use super::source::{Opened, Source};
+use super::file::{ImageFile, ParquetFile};
 use crate::data::reading::{Columns, Unclear};
 
-/// Names of image columns, the better ones first.
+/// Names of image columns; earlier ones are preferred.
 const IMAGES: [&str; 9] = ["image", "img", "picture", "photo", "image_bytes", "jpg", "jpeg", "png", "webp"];
-/// Names of label columns, the first that exists counts.
+/// Names of label columns; the first that exists is used.
 const LABELS: [&str; 17] = [
     "label",
     "fine_label",
@@ -34,27 +34,27 @@ const LABELS: [&str; 17] = [
     "y",
 ];
 
-/// The file with its columns, or what it holds instead of an image column.
+/// A file with its chosen columns, or a file without images.
 pub(super) enum Chosen {
-    Source(Source),
-    NoImages(Opened),
+    ImageFile(ImageFile),
+    NoImages(ParquetFile),
 }
 
 /// Chooses a file's columns.
-pub(super) fn choose(file: Opened, wanted: &Columns) -> Result<Chosen> {
+pub(super) fn choose(file: ParquetFile, wanted: &Columns) -> Result<Chosen> {
     let features = Features::of(&file);
     let Some(image) = image_column(&file, &features, &wanted.image)? else { return Ok(Chosen::NoImages(file)) };
     let label = label_column(&file, &features, &wanted.label, &image)?;
     let names = label.as_ref().and_then(|column| features.names(column.name()));
-    Ok(Chosen::Source(Source { file, image, label, names }))
+    Ok(Chosen::ImageFile(ImageFile { file, image, label, names }))
 }
 
-/// What the columns are called, for messages.
-pub(super) fn listed(file: &Opened) -> String {
+/// Names of the columns, for messages.
+pub(super) fn listed(file: &ParquetFile) -> String {
     file.columns().iter().map(|c| c.name()).collect::<Vec<_>>().join(", ")
 }
 
-fn image_column(file: &Opened, features: &Features, wanted: &str) -> Result<Option<TypePtr>> {
+fn image_column(file: &ParquetFile, features: &Features, wanted: &str) -> Result<Option<TypePtr>> {
     if !wanted.is_empty() {
         let column = named(file, wanted, "data.image_column")?;
         return match may_hold_images(&column) {
@@ -81,7 +81,7 @@ fn image_column(file: &Opened, features: &Features, wanted: &str) -> Result<Opti
     one_of(file, found, &IMAGES, "image", "data.image_column").map(Some)
 }
 
-/// Bytes, or a struct with a field `bytes`.
+/// Whether a column holds bytes, or structs with a field `bytes`.
 fn may_hold_images(column: &TypePtr) -> bool {
     if column.is_group() {
         return column.get_fields().iter().any(|f| f.name() == "bytes" && is_bytes(f));
@@ -94,14 +94,14 @@ fn is_bytes(column: &TypePtr) -> bool {
     column.is_primitive() && !text && column.get_physical_type() == Physical::BYTE_ARRAY
 }
 
-/// By the first bytes; where there are none, or they are broken, by the name.
-fn looks_like_images(file: &Opened, column: &TypePtr) -> Result<bool> {
+/// Whether a column holds images: decided by its first value, or by its name where there is no value that can be read.
+fn looks_like_images(file: &ParquetFile, column: &TypePtr) -> Result<bool> {
     let known = rank(column.name(), &IMAGES).is_some();
     let first = file.first(column)?;
     Ok(first.map_or(known, |bytes| known || image::guess_format(bytes.data()).is_ok()))
 }
 
-fn label_column(file: &Opened, features: &Features, wanted: &str, image: &TypePtr) -> Result<Option<TypePtr>> {
+fn label_column(file: &ParquetFile, features: &Features, wanted: &str, image: &TypePtr) -> Result<Option<TypePtr>> {
     if !wanted.is_empty() {
         return named(file, wanted, "data.label_column").map(Some);
     }
@@ -114,13 +114,13 @@ fn label_column(file: &Opened, features: &Features, wanted: &str, image: &TypePt
     Ok(known.min_by_key(|(rank, _)| *rank).map(|(_, column)| column.clone()))
 }
 
-fn named(file: &Opened, name: &str, key: &str) -> Result<TypePtr> {
+fn named(file: &ParquetFile, name: &str, key: &str) -> Result<TypePtr> {
     let found = file.columns().iter().find(|c| c.name() == name).cloned();
     found.ok_or_else(|| unclear(file, &format!("`{key}` = {name:?} is not a column; there are {}", listed(file))))
 }
 
-/// The only one, or the one with the best known name.
-fn one_of(file: &Opened, columns: Vec<TypePtr>, known: &[&str], what: &str, key: &str) -> Result<TypePtr> {
+/// Chooses the only column, or the one with the most preferred name.
+fn one_of(file: &ParquetFile, columns: Vec<TypePtr>, known: &[&str], what: &str, key: &str) -> Result<TypePtr> {
     if let [one] = &columns[..] {
         return Ok(one.clone());
     }
@@ -135,7 +135,7 @@ fn rank(name: &str, known: &[&str]) -> Option<usize> {
     known.iter().position(|k| name.eq_ignore_ascii_case(k))
 }
 
-fn unclear(file: &Opened, what: &str) -> anyhow::Error {
+fn unclear(file: &ParquetFile, what: &str) -> anyhow::Error {
     anyhow!(Unclear(format!("{}: {what}", file.name())))
 }
 
@@ -143,7 +143,7 @@ fn unclear(file: &Opened, what: &str) -> anyhow::Error {
 struct Features(Value);
 
 impl Features {
-    fn of(file: &Opened) -> Self {
+    fn of(file: &ParquetFile) -> Self {
         let json: Option<Value> = file.entry("huggingface").and_then(|text| serde_json::from_str(text).ok());
         Features(json.and_then(|json| json.pointer("/info/features").cloned()).unwrap_or_default())
     }
@@ -152,7 +152,7 @@ impl Features {
         self.0.get(column).and_then(|feature| feature.get("_type")).is_some_and(|found| found == kind)
     }
 
-    /// A ClassLabel's names, of a list of them too: a list, or an object with numbers for keys.
+    /// The names of a ClassLabel or of a list of them: given as a list, or as an object whose keys are numbers.
     fn names(&self, column: &str) -> Option<Vec<String>> {
         let feature = self.0.get(column)?;
         match feature.get("names").or_else(|| feature.get("feature")?.get("names"))? {

@@ -1,4 +1,4 @@
-//! Rows whose images are encoded: held in memory, or read a row group at a time.
+//! Rows with encoded images: kept in memory, or read a row group at a time.
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
@@ -11,65 +11,65 @@ use macrl_bundle::progress::Progress;
 use parquet::data_type::ByteArray;
 use rayon::prelude::*;
 
-use super::source::Source;
+use super::file::ImageFile;
 use crate::data::dataset::Dataset;
 use crate::data::memory::{Memory, pad};
 use crate::data::reading::Reading;
 
-/// Row groups of a large set that are held at once.
+/// Row groups of a large set that are kept in memory.
 const GROUPS_HELD: usize = 8;
 
-/// One row whose image is in memory as it came.
-pub(super) struct Encoded {
+/// One row with its encoded image.
+pub(super) struct EncodedRow {
     pub(super) row: usize,
     pub(super) label: Option<u32>,
     pub(super) bytes: Option<ByteArray>,
 }
 
-impl Encoded {
-    fn decode(&self, how: &How) -> Result<RgbImage> {
+impl EncodedRow {
+    fn decode(&self, how: &Decoding) -> Result<RgbImage> {
         let bytes = self.bytes.as_ref().context("the row has no image bytes")?;
         Ok(pad(decode(bytes.data(), &how.limits)?, how.pad_to))
     }
 
-    /// Bytes that the image takes as RGB8, from its header.
-    fn decoded_bytes(&self, how: &How) -> Result<u64> {
+    /// Bytes of the image as RGB8, from its header.
+    fn decoded_bytes(&self, how: &Decoding) -> Result<u64> {
         let bytes = self.bytes.as_ref().context("the row has no image bytes")?;
         Ok(3 * announced(std::io::Cursor::new(bytes.data()), &how.limits)?)
     }
 }
 
-/// How a row is decoded.
+/// Settings for decoding a row.
 #[derive(Clone, Copy)]
-pub(super) struct How {
+pub(super) struct Decoding {
     pad_to: Option<u32>,
     limits: DecodeLimits,
 }
 
-impl From<&Reading> for How {
+impl From<&Reading> for Decoding {
     fn from(reading: &Reading) -> Self {
-        How { pad_to: reading.pad_to, limits: reading.limits }
+        Decoding { pad_to: reading.pad_to, limits: reading.limits }
     }
 }
 
-/// Decodes all rows where they fit, else keeps them encoded; unreadable ones are listed and keep their number, as they
-/// do in [`Groups`].
+/// Decodes all rows where they fit into memory, else keeps them encoded.  Unreadable rows are listed and keep their index, as in
+/// [`RowGroups`].
 pub(super) fn hold(
     split: &'static str,
-    rows: Vec<Encoded>,
+    rows: Vec<EncodedRow>,
     reading: &Reading,
     skipped: &mut Vec<(String, String)>,
 ) -> Result<Arc<dyn Dataset>> {
-    let how = How::from(reading);
+    let how = Decoding::from(reading);
     let sizes: Vec<Result<u64>> = rows.par_iter().map(|row| row.decoded_bytes(&how)).collect();
-    let name = |row: &Encoded| format!("{split}[{}]", row.row);
+    let name = |row: &EncodedRow| format!("{split}[{}]", row.row);
     if sizes.iter().flatten().sum::<u64>() > reading.budget {
         let broken = rows.iter().zip(&sizes).filter_map(|(row, size)| Some((row, size.as_ref().err()?)));
         skipped.extend(broken.map(|(row, why)| (name(row), format!("{why:#}"))));
-        return Ok(Arc::new(Held { split, rows, how }));
+        return Ok(Arc::new(EncodedSplit { split, rows, how }));
     }
     let progress = Progress::new(format!("reading {split} images"), rows.len());
-    let decode = |row: &Encoded| {
+    let decode = |row: &EncodedRow| {
         let image = row.decode(&how);
         progress.add(1);
         (name(row), row.label, image)
@@ -79,14 +79,14 @@ pub(super) fn hold(
     Ok(if memory.is_unreadable() { Arc::new(Memory::new(split, Vec::new(), Vec::new())) } else { Arc::new(memory) })
 }
 
-/// Encoded images in memory, decoded each time they are asked for.
-struct Held {
+/// EncodedRow images in memory, decoded each time they are used.
+struct EncodedSplit {
     split: &'static str,
-    rows: Vec<Encoded>,
-    how: How,
+    rows: Vec<EncodedRow>,
+    how: Decoding,
 }
 
-impl Dataset for Held {
+impl Dataset for EncodedSplit {
     fn len(&self) -> usize {
         self.rows.len()
     }
@@ -105,24 +105,24 @@ impl Dataset for Held {
     }
 }
 
-/// Encoded images of one row group.
+/// EncodedRow images of one row group.
 type Rows = Arc<Vec<Option<ByteArray>>>;
 
-/// A set too large to hold: row groups are read as they are asked for, the last few stay.
+/// A set too large for memory: row groups are read when they are needed, and the last few are kept.
 ///
-/// Bounded in memory, and as slow as reading a row group per image where the order is random and groups are large.
-pub(super) struct Groups {
+/// Its memory is bounded.  In random order, each image may cost the reading of a whole row group.
+pub(super) struct RowGroups {
     split: &'static str,
-    files: Vec<Source>,
+    files: Vec<ImageFile>,
     labels: Vec<Option<u32>>,
     /// First row of each (file, group).
     starts: Vec<(usize, usize, usize)>,
     held: Mutex<VecDeque<(usize, Rows)>>,
-    how: How,
+    how: Decoding,
 }
 
-impl Groups {
-    pub(super) fn new(split: &'static str, files: Vec<Source>, labels: Vec<Option<u32>>, how: How) -> Self {
+impl RowGroups {
+    pub(super) fn new(split: &'static str, files: Vec<ImageFile>, labels: Vec<Option<u32>>, how: Decoding) -> Self {
         let (mut starts, mut row) = (Vec::new(), 0);
         for (f, file) in files.iter().enumerate() {
             for group in 0..file.file.groups() {
@@ -130,7 +130,7 @@ impl Groups {
                 row += file.file.rows(group);
             }
         }
-        Groups { split, files, labels, starts, held: Mutex::new(VecDeque::new()), how }
+        RowGroups { split, files, labels, starts, held: Mutex::new(VecDeque::new()), how }
     }
 
     fn group(&self, which: usize) -> Result<Rows> {
@@ -151,7 +151,7 @@ impl Groups {
     }
 }
 
-impl Dataset for Groups {
+impl Dataset for RowGroups {
     fn len(&self) -> usize {
         self.labels.len()
     }
@@ -165,7 +165,7 @@ impl Dataset for Groups {
         let which = which.filter(|_| index < self.len()).with_context(|| format!("no image {index}"))?;
         let group = self.group(which)?;
         let bytes = group.get(index - self.starts[which].0).cloned().flatten();
-        let row = Encoded { row: index, label: None, bytes };
+        let row = EncodedRow { row: index, label: None, bytes };
         row.decode(&self.how).with_context(|| self.name(index)).map(Cow::Owned)
     }
 

@@ -1,4 +1,4 @@
-//! Labels of any kind -> dense classes.
+//! Labels of any type -> classes numbered without gaps.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -9,7 +9,7 @@ use parquet::record::Field;
 pub(super) enum Label {
     Truth(bool),
     Number(i128),
-    /// Bits that are ordered as the numbers are.
+    /// The bits of a real number, mapped so that they sort like the numbers.
     Real(u64),
     Text(String),
 }
@@ -18,7 +18,7 @@ pub(super) enum Label {
 pub(super) struct Several;
 
 impl Label {
-    /// `None` for null and for what is not a number.
+    /// The label of a field; `None` for null and for NaN.
     pub(super) fn of(field: Field) -> Result<Option<Label>, Several> {
         let number = |n: i128| Ok(Some(Label::Number(n)));
         match field {
@@ -73,9 +73,9 @@ pub(super) struct Classes {
 }
 
 impl Classes {
-    /// A ClassLabel's names keep their numbers, and each other value that occurs is one more class; negative numbers are
-    /// no label there.  Without such names the values that occur are the classes, in their order; -1 is no label beside
-    /// two or more that are not negative (the hub marks hidden labels so), or alone.
+    /// With the names of a ClassLabel, these keep their numbers, every other value that occurs becomes one more class, and a
+    /// negative number is no label.  Without names, the values that occur are the classes, in sorted order.  There, -1 is no
+    /// label (the hub marks hidden labels with it), unless exactly one value is not negative: -1 is then one of two classes.
     pub(super) fn of<'a>(described: Option<&[String]>, labels: impl Iterator<Item = &'a Label>) -> Self {
         let mut occurring: BTreeSet<&Label> = labels.collect();
         let positive = occurring.iter().filter(|l| matches!(l, Label::Number(0..))).count();

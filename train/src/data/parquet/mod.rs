@@ -1,12 +1,13 @@
 //! Parquet as the Hugging Face hub serves it, and as others write it: a column of encoded images (bytes, or structs
 //! {bytes, path}), a label column, perhaps class names in the file's metadata.
 //!
-//! What fits the memory budget is held, decoded or else encoded; larger sets are read a row group at a time (`held.rs`).
+//! What fits the memory budget is kept in memory, decoded or else encoded.  Larger sets are read a row group at a time
+//! (`held.rs`).
 
 mod columns;
+mod file;
 mod held;
 mod labels;
-mod source;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
@@ -23,9 +24,9 @@ use macrl_bundle::folder::{Split, is_system, text, walk};
 use super::dataset::Dataset;
 use super::reading::{Reading, Splits, count, without_labels};
 use columns::{Chosen, choose, listed};
-use held::{Encoded, Groups, hold};
+use file::{ImageFile, ParquetFile};
+use held::{EncodedRow, RowGroups, hold};
 use labels::{Classes, Label};
-use source::{Opened, Source};
 
 /// Folders below the one named that are searched (`data/`, `default/train/`, a folder around them).
 const DEPTH: usize = 6;
@@ -38,8 +39,8 @@ pub fn read(dir: &Path, reading: &Reading) -> Result<Option<Splits>> {
     let mut files = Vec::new();
     collect(dir, DEPTH, &mut HashSet::new(), &mut files)?;
     files.sort();
-    let Some(Opening { sources, without_images }) = Opening::of(&files, dir, reading)? else { return Ok(None) };
-    let mut parts = Parts::of(sources, dir)?;
+    let Some(ImageFiles { sources, without_images }) = ImageFiles::of(&files, dir, reading)? else { return Ok(None) };
+    let mut parts = SplitTables::of(sources, dir)?;
     let held = parts.held();
     let train = parts.tables.remove(&Split::Train).context("no training split")?;
     let held = held.and_then(|split| parts.tables.remove(&split));
@@ -68,7 +69,7 @@ fn collect(dir: &Path, depth: usize, seen: &mut HashSet<(u64, u64)>, files: &mut
         let path = entry.path();
         let kind = entry.file_type().ok();
         if kind.is_some_and(|kind| kind.is_dir()) {
-            // A sub-folder that cannot be listed is named by the walk over images.
+            // The walk over images reports a sub-folder that cannot be listed.
             let _ = depth > 0 && collect(&path, depth - 1, seen, files).is_ok();
         } else if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("parquet"))
             && let Ok(metadata) = std::fs::metadata(&path)
@@ -82,19 +83,19 @@ fn collect(dir: &Path, depth: usize, seen: &mut HashSet<(u64, u64)>, files: &mut
 }
 
 /// The files with images, and the names of those without.
-struct Opening {
-    sources: Vec<Source>,
+struct ImageFiles {
+    sources: Vec<ImageFile>,
     without_images: Vec<String>,
 }
 
-impl Opening {
+impl ImageFiles {
     /// `None` where the files have no images, and there may be image files beside them.
     fn of(files: &[PathBuf], dir: &Path, reading: &Reading) -> Result<Option<Self>> {
-        let mut opening = Opening { sources: Vec::new(), without_images: Vec::new() };
+        let mut opening = ImageFiles { sources: Vec::new(), without_images: Vec::new() };
         let mut found = None;
         for path in files {
-            match choose(Opened::open(path)?, &reading.columns)? {
-                Chosen::Source(source) => opening.sources.push(source),
+            match choose(ParquetFile::open(path)?, &reading.columns)? {
+                Chosen::ImageFile(source) => opening.sources.push(source),
                 Chosen::NoImages(file) => {
                     found = found.or_else(|| Some(listed(&file)));
                     opening.without_images.push(text(path.strip_prefix(dir).unwrap_or(path)));
@@ -114,20 +115,20 @@ impl Opening {
 }
 
 /// The tables of each split.
-struct Parts {
+struct SplitTables {
     tables: BTreeMap<Split, Table>,
     notes: Vec<String>,
     left_out: Vec<String>,
 }
 
-impl Parts {
-    /// Files that name no split are for training where no other is.
-    fn of(sources: Vec<Source>, dir: &Path) -> Result<Self> {
-        let mut by_split: BTreeMap<Option<Split>, Vec<Source>> = BTreeMap::new();
+impl SplitTables {
+    /// Files whose path names no split are used for training, where no other file is.
+    fn of(sources: Vec<ImageFile>, dir: &Path) -> Result<Self> {
+        let mut by_split: BTreeMap<Option<Split>, Vec<ImageFile>> = BTreeMap::new();
         for source in sources {
             by_split.entry(split_of(&source.file.path, dir)).or_default().push(source);
         }
-        let mut parts = Parts { tables: BTreeMap::new(), notes: Vec::new(), left_out: Vec::new() };
+        let mut parts = SplitTables { tables: BTreeMap::new(), notes: Vec::new(), left_out: Vec::new() };
         if let Some(unnamed) = by_split.remove(&None) {
             match by_split.contains_key(&Some(Split::Train)) {
                 false => drop(by_split.insert(Some(Split::Train), unnamed)),
@@ -152,7 +153,7 @@ impl Parts {
         Ok(parts)
     }
 
-    /// A label column with an unusual name is not taken for none in silence.
+    /// Notes that no label column was found, if other columns might be one.
     fn note_unlabelled(&mut self) {
         let Some(first) = self.tables.get(&Split::Train).and_then(|t| t.files.first()) else { return };
         let others = first.file.columns().iter().map(|c| c.name()).filter(|name| *name != first.image.name());
@@ -162,11 +163,11 @@ impl Parts {
         }
     }
 
-    /// The validation split, or else the test split, if it has a training class.
+    /// The split for evaluation: validation, or else test; in either case only if it has a class that was trained on.
     fn held(&mut self) -> Option<Split> {
         let classes = |split| -> BTreeSet<&Label> {
             let table: Option<&Table> = self.tables.get(&split);
-            // A lone -1 marks hidden labels.
+            // -1 marks hidden labels.
             let labels = table.into_iter().flat_map(|t| &t.labels).flatten();
             labels.filter(|label| **label != Label::Number(-1)).collect()
         };
@@ -190,7 +191,7 @@ impl Parts {
     }
 }
 
-/// From the file's name, else the nearest folder that says so.
+/// The split that the file's name or else the nearest folder's name mentions.
 fn split_of(file: &Path, root: &Path) -> Option<Split> {
     let below = file.strip_prefix(root).unwrap_or(file).with_extension("");
     below.iter().rev().find_map(|name| Split::mentioned(&name.to_string_lossy()))
@@ -198,12 +199,12 @@ fn split_of(file: &Path, root: &Path) -> Option<Split> {
 
 /// The files of one split.
 struct Table {
-    files: Vec<Source>,
+    files: Vec<ImageFile>,
     labels: Vec<Option<Label>>,
 }
 
 impl Table {
-    fn open(files: Vec<Source>, notes: &mut Vec<String>) -> Result<Self> {
+    fn open(files: Vec<ImageFile>, notes: &mut Vec<String>) -> Result<Self> {
         let (mut labels, mut several) = (Vec::new(), None);
         for file in &files {
             if file.labels(&mut labels)? {
@@ -223,9 +224,9 @@ impl Table {
         self.files.iter().find_map(|file| file.names.as_deref())
     }
 
-    /// Bytes that the encoded images take in memory.
+    /// Bytes of the encoded images.
     fn encoded(&self) -> u64 {
-        self.files.iter().map(Source::encoded).sum()
+        self.files.iter().map(ImageFile::encoded).sum()
     }
 
     fn load(
@@ -237,7 +238,7 @@ impl Table {
     ) -> Result<Arc<dyn Dataset>> {
         let labels: Vec<Option<u32>> = self.labels.iter().map(|label| classes.number(label)).collect();
         if self.encoded() > reading.budget / 2 {
-            return Ok(Arc::new(Groups::new(split, self.files, labels, reading.into())));
+            return Ok(Arc::new(RowGroups::new(split, self.files, labels, reading.into())));
         }
         let mut images = Vec::new();
         for file in &self.files {
@@ -246,7 +247,7 @@ impl Table {
             }
         }
         let rows =
-            labels.into_iter().zip(images).enumerate().map(|(row, (label, bytes))| Encoded { row, label, bytes });
+            labels.into_iter().zip(images).enumerate().map(|(row, (label, bytes))| EncodedRow { row, label, bytes });
         hold(split, rows.collect(), reading, skipped)
     }
 }

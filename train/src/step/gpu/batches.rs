@@ -28,13 +28,13 @@ const SHARE: usize = 4;
 
 /// A batch as the host sends it.
 pub struct HostBatch {
-    /// Images of the batch.
+    /// Index of each image of the batch.
     pub indices: Vec<u32>,
     /// All words in the order of [`DeviceBatch`]; the first [`HEAD`] are filled in later.
     pub words: Vec<u32>,
 }
 
-/// Where the words of one branch lie.
+/// The tensors of one branch, which lie in the batch's words.
 #[derive(Debug, Clone)]
 struct Branch {
     kept: Tensor,
@@ -55,7 +55,7 @@ struct CopiedViews {
 
 /// A batch's memory on the device: one vector of words, and the tensors in it that the operators take.
 pub struct DeviceBatch {
-    /// (words) u32
+    /// (words) u32: the step's numbers, the images' indices, and both branches.
     pub words: Tensor,
     images: Tensor,
     strong: Branch,
@@ -68,14 +68,14 @@ pub struct DeviceBatch {
 #[derive(Debug, Clone, Copy)]
 struct Sizes {
     batch: usize,
-    /// Images of a part, which the operators see as a batch of its own.
+    /// Images of one part of the batch; the operators process each part by itself.
     part: usize,
     patches: usize,
     values: usize,
     resident: bool,
 }
 
-/// What there is of a branch's views: how many patches are kept, and whether all are there as well.
+/// How many patches of a view are kept, and whether the whole view is there too.
 #[derive(Debug, Clone, Copy)]
 struct ViewParts {
     k: usize,
@@ -136,10 +136,10 @@ impl HostBatches {
         Ok((HostBatches { loader: Loader::start(batches, first, threads, make)? }, room))
     }
 
-    /// The next step's words.
+    /// The next step's batch.
     ///
     /// # Errors
-    /// Unreadable data.
+    /// No image can be read.
     pub fn next_batch(&mut self) -> Result<HostBatch> {
         self.loader.next()
     }
@@ -154,7 +154,7 @@ impl HostBatches {
         self.loader.waited()
     }
 
-    /// Images that could not be read.
+    /// Images that could not be read, and why.
     pub fn skipped(&self) -> Vec<(String, String)> {
         self.loader.skipped()
     }
@@ -202,7 +202,7 @@ impl DeviceBatch {
         Ok(())
     }
 
-    /// The batch in its parts.
+    /// The operators' inputs, for each part of the batch.
     ///
     /// # Errors
     /// A failure of the driver.
@@ -263,7 +263,7 @@ impl Branch {
         let whole = match (&self.room.whole, &self.all) {
             (Some(whole), Some(all)) => {
                 let kept = part(all)?;
-                // No decoder sees them, so nothing reads the sources.
+                // Whole views have no decoder, so the sources are not read.
                 let kept = Kept::Device { sources: kept.clone(), kept };
                 Some(Seen { patches: part(whole)?, kept })
             }
@@ -313,7 +313,7 @@ fn resident(
     Ok(Some((Tensor::from_vec(pixels, shape, device)?, geometry)))
 }
 
-/// A step's draws, of images that lie on the device.
+/// The random draws of a step, for images that lie on the device.
 fn drawn(batches: &Batches, step: u64, image: (usize, usize), sizes: Sizes, recipes: [&Recipe; 2]) -> HostBatch {
     let epoch = step / batches.steps_per_epoch();
     let indices = batches.indices(step);
@@ -338,7 +338,7 @@ fn drawn(batches: &Batches, step: u64, image: (usize, usize), sizes: Sizes, reci
     HostBatch { indices, words }
 }
 
-/// A batch that the CPU made.
+/// A batch whose views the CPU has made.
 fn packed(batch: Batch, sizes: Sizes) -> HostBatch {
     let Batch { indices, strong, weak } = batch;
     let parts = |view: &View| ViewParts { k: view.kept.len() / sizes.batch, whole: !view.whole.is_empty() };
@@ -367,7 +367,8 @@ fn head(indices: &[u32], sizes: Sizes, parts: [ViewParts; 2]) -> Vec<u32> {
     words
 }
 
-/// For each decoder token of image `i` of a part the encoded row that it comes from; `u32::MAX` where the patch was removed.
+/// Writes, for each decoder token of image `i` of a part, the row of the encoded token that it comes from; `u32::MAX` where the
+/// patch was removed.
 fn write_sources(i: usize, kept: &[u32], sources: &mut [u32]) {
     let first = (i * (1 + kept.len())) as u32;
     sources.fill(u32::MAX);

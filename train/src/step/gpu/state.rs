@@ -18,16 +18,16 @@ use crate::part::Part;
 use crate::projector::Projector;
 use crate::state::State;
 
-/// What lies on the device besides the networks, which the state refers to.
+/// Parameters, moments and bank on the device.  The networks of the run's state refer to these parameters.
 pub struct DeviceState {
-    /// Parameters, gradients, moments.
+    /// Parameters, gradients and moments in flat vectors.
     pub flat: Flat,
-    /// The optimiser's constants.
+    /// Constants of the optimiser.
     pub rule: Rule,
-    /// Keys that the bank holds, and how many it can.
+    /// Number of keys in the bank.
     pub(super) filled: usize,
     capacity: usize,
-    /// Groups of encoder, projector and decoder.
+    /// Number of groups of the encoder, the projector and the decoder.
     counts: [usize; 3],
 }
 
@@ -44,7 +44,7 @@ impl DeviceState {
     /// Moves a state's networks, moments and bank to the device.
     ///
     /// # Errors
-    /// Out of memory.
+    /// The GPU's memory does not suffice.
     pub fn new(device: &Device, real: Real, config: &Config, state: &mut State) -> Result<Self> {
         let method = &mut state.method;
         let encoder = method.encoder.groups();
@@ -88,7 +88,7 @@ impl DeviceState {
         Ok(device_state)
     }
 
-    /// In the flat vectors, the number of trainable group `i` (encoder, decoder, projector).
+    /// Index in the flat vectors (encoder, projector, decoder) of trainable group `i` (encoder, decoder, projector).
     fn number(&self, i: usize) -> usize {
         let [encoder, projector, decoder] = self.counts;
         match i {
@@ -120,12 +120,12 @@ impl DeviceState {
         Ok(())
     }
 
-    /// Whether keys are kept.
+    /// Whether past keys are kept.
     pub fn has_bank(&self) -> bool {
         self.capacity > 0
     }
 
-    /// Notes that `count` keys have entered the bank; gives where the next one goes.
+    /// Notes that `count` keys have entered the bank; returns the index of the next key.
     pub fn pushed(&mut self, next: usize, count: usize) -> usize {
         if !self.has_bank() {
             return 0;
@@ -134,10 +134,10 @@ impl DeviceState {
         (next + count) % self.capacity
     }
 
-    /// Parameters that the last step's gradient did not reach.
+    /// Names of the parameters that the last step's gradient did not reach.
     ///
     /// # Errors
-    /// What a kernel did wrong.
+    /// A kernel has failed.
     pub fn unreached(&self, method: &Method) -> Result<Vec<String>> {
         let gradient = memory::fetch(self.flat.gradient())?;
         let groups = method.trainable().into_iter().enumerate();
@@ -148,10 +148,10 @@ impl DeviceState {
         Ok(names.collect())
     }
 
-    /// Brings moments and bank back into the state; the networks' values are read where they are.
+    /// Copies moments and bank back into the state.  The networks' parameters are copied when they are read.
     ///
     /// # Errors
-    /// What a kernel did wrong.
+    /// A kernel has failed.
     pub fn bring_back(&self, state: &mut State) -> Result<()> {
         for (which, tensor) in self.flat.moments.iter().enumerate() {
             let all = memory::fetch(tensor)?;
@@ -175,12 +175,12 @@ impl DeviceState {
 }
 
 fn bank_to_device(device: &Device, real: Real, bank: &Bank, config: &Config) -> Result<DeviceBank> {
-    // Without a bank one place that stays empty: there are no tensors of no values on a GPU.
+    // A GPU tensor cannot be empty: without a bank it has one key that is never used.
     let (capacity, width) = (config.contrast.bank_size.max(1), config.projector.dim);
     let mut keys = bank.keys.clone();
     keys.resize(capacity * width, 0.0);
     let mut images = bank.images.clone();
-    images.resize(capacity, u32::MAX); // no key stands here yet
+    images.resize(capacity, u32::MAX); // no key yet
     Ok(DeviceBank {
         keys: memory::upload(device, real, &keys, (capacity, width))?,
         images: Tensor::from_vec(images, capacity, device)?,

@@ -118,7 +118,7 @@ impl GpuStepper {
     /// Waits for all queued steps and gives their numbers; the state stays on the device.
     ///
     /// # Errors
-    /// What a kernel did wrong.
+    /// A kernel has failed.
     pub fn drain(&mut self, state: &mut State) -> Result<Vec<Finished>> {
         self.fetch(state)
     }
@@ -166,7 +166,7 @@ impl GpuStepper {
                 Err(why) => {
                     self.capture = false;
                     let why = format!("{why:#}");
-                    let why = why.lines().next().unwrap_or_default(); // behind it there may be a backtrace
+                    let why = why.lines().next().unwrap_or_default(); // a backtrace may follow
                     macrl_bundle::say!(
                         "note: the step could not be captured as a CUDA graph and is queued in parts: {why}"
                     );
@@ -284,7 +284,7 @@ impl GpuStepper {
         (state.method.bank.next, self.device_state.filled) = (next, filled);
         self.queued.truncate(first + 1);
         self.device_state.flat.go_on()?;
-        // Whoever looks into the cause finds the state before the step.
+        // `replay` needs the state before the step.
         self.device_state.bring_back(state)
     }
 }

@@ -15,8 +15,8 @@ use parquet::schema::types::{Type, TypePtr};
 
 use super::labels::Label;
 
-/// A file that is opened anew for every read.  The crate's own reader of a [`File`] shares one position between all its
-/// clones, so that threads reading at once would get each other's bytes.
+/// A file that is opened again for every read.  The crate's own reader shares one file position between its clones, so that
+/// threads that read at the same time would get each other's bytes.
 pub(super) struct Reopened {
     path: PathBuf,
     length: u64,
@@ -51,18 +51,18 @@ impl ChunkReader for Reopened {
 }
 
 /// A file whose footer was read.
-pub(super) struct Opened {
+pub(super) struct ParquetFile {
     pub(super) path: PathBuf,
     pub(super) reader: SerializedFileReader<Reopened>,
 }
 
-impl Opened {
+impl ParquetFile {
     pub(super) fn open(path: &Path) -> Result<Self> {
         let name = text(path);
         let length = std::fs::metadata(path).with_context(|| format!("cannot read {name}"))?.len();
         let file = Reopened { path: path.to_path_buf(), length };
         let reader = SerializedFileReader::new(file).with_context(|| format!("{name} is not a whole Parquet file"))?;
-        Ok(Opened { path: path.to_path_buf(), reader })
+        Ok(ParquetFile { path: path.to_path_buf(), reader })
     }
 
     pub(super) fn name(&self) -> String {
@@ -88,7 +88,7 @@ impl Opened {
         entries.iter().find(|e| e.key == key)?.value.as_deref()
     }
 
-    /// One column of one row group; `take` says whether it wants more.
+    /// Passes the values of one column of one row group to `take`, until it returns false.
     pub(super) fn column(&self, group: usize, column: &TypePtr, mut take: impl FnMut(Field) -> bool) -> Result<()> {
         let unreadable = || format!("cannot read the column {} of {}", column.name(), self.name());
         let reader = self.reader.get_row_group(group).with_context(unreadable)?;
@@ -120,17 +120,17 @@ impl Opened {
     }
 }
 
-/// A file with the columns that matter.
-pub(super) struct Source {
-    pub(super) file: Opened,
+/// A file with its image column and its label column.
+pub(super) struct ImageFile {
+    pub(super) file: ParquetFile,
     pub(super) image: TypePtr,
     pub(super) label: Option<TypePtr>,
     /// The names of a ClassLabel.
     pub(super) names: Option<Vec<String>>,
 }
 
-impl Source {
-    /// Bytes that the encoded images take in memory.
+impl ImageFile {
+    /// Bytes of the encoded images.
     pub(super) fn encoded(&self) -> u64 {
         let groups = self.file.reader.metadata().row_groups();
         let columns = groups.iter().flat_map(|g| g.columns());
@@ -138,7 +138,7 @@ impl Source {
         wanted.map(|c| c.uncompressed_size().max(0) as u64).sum()
     }
 
-    /// A label for each row; whether some row has several.
+    /// Appends a label for each row; returns whether some row has several.
     pub(super) fn labels(&self, labels: &mut Vec<Option<Label>>) -> Result<bool> {
         let mut several = false;
         for group in 0..self.file.groups() {

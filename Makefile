@@ -23,7 +23,7 @@ test: setup
 	cargo clippy --release --locked --workspace --all-targets -- -D warnings
 	cargo test --release --locked --workspace
 
-# Timed beside PyTorch in the same run; BENCH_ROUNDS=5 rounds.
+# Compared with PyTorch in the same run; BENCH_ROUNDS=5 sets the rounds.
 bench: setup
 	@scripts/bench.sh
 

@@ -1,5 +1,5 @@
 #!/bin/sh
-# The files in deploy/ by Prometheus' own linter, against what a running server really exports.
+# Checks the files in deploy/ with promtool, against the metrics that a running server exports.
 #
 #   bench/check_monitoring.sh BUNDLE
 #
@@ -33,7 +33,7 @@ for expression in expressions:
     for name in re.findall(r"\b(?:macrl|process)[_:][a-z0-9_:]+", expression):
         known = name in recorded or re.sub(r"_(bucket|sum|count)$", "", name) in exported or name in exported
         assert known, f"{name} is not exported: {expression}"
-# Grafana's variables as it would fill them in; then every panel's query must be one that Prometheus takes.
+# Fills in Grafana's variables, then checks that Prometheus accepts every panel's query.
 fill = {"$__rate_interval": "5m", "$job": "macrl", "$instance": ".*", "$route": ".*"}
 with open(f"{work}/dashboard.yml", "w") as out:
     out.write("groups:\n- name: dashboard\n  rules:\n")

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Checks an exported ONNX file with tools that are not ours.
+"""Checks an exported ONNX file with independent tools.
 
     python bench/check_onnx.py runs/demo/bundle/onnx/model.onnx
     python bench/check_onnx.py encoder.onnx --samples runs/demo/samples.safetensors --url http://127.0.0.1:8080
@@ -41,7 +41,7 @@ def open_session(path):
 
 
 def check_shapes(session):
-    """The batch is dynamic, and an image's outputs do not depend on its neighbours."""
+    """Checks that the batch is dynamic and that an image's outputs do not depend on the other images of the batch."""
     (pixels,) = session.get_inputs()
     shape = pixels.shape[1:]
     x = np.random.default_rng(0).standard_normal([3, *shape], dtype=np.float32)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measures a bundle's kNN and linear probe on CIFAR-10 with tools that are not ours, and compares with its numbers.
+"""Measures a bundle's kNN and linear probe on CIFAR-10 with independent tools and compares them with its own numbers.
 
     python bench/check_pretrained.py models/pretrained/cifar10 cifar-10-batches-bin
     python bench/check_pretrained.py models/pretrained/cifar10 cifar-10-batches-bin --first 1017
@@ -47,7 +47,7 @@ def features(bundle, images):
 
 
 def knn(x, y, xt, k):
-    """Whether cosine neighbours, weighted by exp(similarity / temperature), name each test image's class."""
+    """Whether the vote of cosine neighbours, weighted by exp(similarity / temperature), is each test image's class."""
     model = KNeighborsClassifier(k, metric="cosine", algorithm="brute",
                                  weights=lambda distance: np.exp((1 - distance) / TEMPERATURE))
     return model.fit(x, y).predict(xt)

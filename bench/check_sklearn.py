@@ -1,4 +1,4 @@
-"""Judges exported features with scikit-learn and compares with evaluation.json.
+"""Evaluates exported features with scikit-learn and compares the results with evaluation.json.
 
     macrl-train evaluate --run runs/demo --features-out runs/demo/features
     python3 bench/check_sklearn.py runs/demo/features runs/demo/evaluation.json

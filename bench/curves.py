@@ -1,4 +1,4 @@
-"""What a MACRL training step costs: time and peak memory against batch, tokens, width and threads.
+"""Time and peak memory of a MACRL training step by batch, tokens, width and threads.
 
     python bench/curves.py --plot docs/cost-curves.svg
 

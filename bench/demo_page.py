@@ -1,4 +1,4 @@
-"""The page at / in a real browser: drop, filter, map, keyboard, phone and desktop, light and dark.
+"""Tests the page at / in a real browser: drop, filter, map, keyboard, phone and desktop, light and dark.
 
     demo_page.py URL IMAGE ID [FOLDER]
 
@@ -34,7 +34,7 @@ def check(page, width):
     assert "ms" in page.inner_text("#time")
     overflow = page.evaluate("document.documentElement.scrollWidth - innerWidth")
     assert overflow <= 0, f"{overflow} pixels too wide at {width}"
-    # A filter leaves only what passes it; pressing its chip drops it.
+    # Only items that pass a filter are shown; pressing its chip removes it.
     page.select_option("#field", "label")
     value = page.locator("#value option").nth(1).inner_text()
     page.select_option("#value", index=1)
@@ -42,7 +42,7 @@ def check(page, width):
     page.wait_for_function("v => [...document.querySelectorAll('#hits b')].every(b => b.textContent === v)", arg=value)
     page.click("#chips button")
     page.wait_for_function("() => new Set([...document.querySelectorAll('#hits b')].map(b => b.textContent)).size > 1")
-    # The map by keyboard: a point is spoken, Enter searches with it.
+    # The map by keyboard: a point is announced, Enter searches with it.
     page.focus("#canvas")
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowUp")
@@ -50,7 +50,7 @@ def check(page, width):
     assert spoken, "the map says nothing"
     page.keyboard.press("Enter")
     page.wait_for_function("t => document.querySelector('#preview').alt === t", arg=spoken.split(",")[0])
-    # And by pointer, at a point of known place.
+    # And by pointer, at a point of known position.
     x, y = page.evaluate("() => { const [x, y] = place(points[5]), b = canvas.getBoundingClientRect(); const s = b.width / canvas.width; return [x * s, y * s]; }")
     page.click("#canvas", position={"x": x, "y": y})
     page.wait_for_function("() => asked.id !== undefined && points.some(p => p.id === asked.id)")

@@ -1,5 +1,6 @@
 #!/bin/sh
-# 100 times kill -9 under concurrent upserts and deletes, on an index of 100,000 items of 192 numbers.
+# Kills the server process (kill -9) 100 times during concurrent upserts and deletes, on an index of 100,000 items of 192 numbers.
+# After each kill, every acknowledged change must be there.
 #
 #   bench/index_kill.sh [ROUNDS [ITEMS]]
 set -eu

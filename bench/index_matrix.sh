@@ -1,6 +1,6 @@
 #!/bin/sh
-# 100 rounds of kill -9, copies (while running, and of the folder) and restorations of an index, below and above the limit
-# of exact search: after each, every item is looked at and many are searched for by their own vectors.
+# 100 rounds of kill -9, copies (by `backup` and of the folder) and restores of an index, below and above the limit
+# of exact search. After each, every item is read and many are searched for by their own vectors.
 #
 #   bench/index_matrix.sh [ROUNDS [SEED]]
 set -eu

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Inference: the exported graph in ONNX Runtime beside the same ViT in PyTorch eager.
+"""Inference: the exported graph in ONNX Runtime compared with the same ViT in PyTorch eager.
 
     cargo build --release --locked -p macrl-export --example inference
     python bench/inference.py runs/demo/bundle --rust target/release/examples/inference

@@ -1,4 +1,4 @@
-"""MACRL's training step in PyTorch, on the weights and batches that `bench_step` or `bench_cuda` wrote: the peer in
+"""MACRL's training step in PyTorch, on the weights and batches that `bench_step` or `bench_cuda` wrote: the comparison in
 bench/step.py and bench/lease.
 
 Run as a worker it prints `ready LOSS ...` and answers `run N` with seconds, as bench_step does; `peak` with the most
@@ -164,7 +164,7 @@ class Muon:
 
 
 class Step:
-    """Everything of one optimiser step; the numbers of `macrl-train pretrain` with momentum keys."""
+    """One whole optimiser step; gives the numbers of `macrl-train pretrain` with momentum keys."""
 
     def __init__(self, dump, compiled, device="cpu", bf16=False, mode=None, throughout=False, backend="inductor"):
         self.device, self.bf16, self.throughout = device, bf16, throughout
@@ -204,7 +204,7 @@ class Step:
         size = c["contrast"]["bank_size"]
         self.bank = torch.zeros(size, c["projector"]["dim"], device=device)
         self.bank_images = torch.full((size,), -1, device=device)
-        # Compiled or on a GPU the whole bank is compared with from the start, empty places masked: one shape for all steps.
+        # Compiled or on a GPU, the whole bank is used from the start with empty positions masked, so that all steps have one shape.
         self.next, self.filled, self.step = 0, size if compiled or device != "cpu" else 0, 0
 
     def losses(self, strong, weak, images, bank, bank_images):
@@ -212,7 +212,7 @@ class Step:
             return self.both(strong, weak, images, bank, bank_images)
 
     def call(self, module, *given):
-        """The module, in bf16 from its f32 weights where bf16 is meant throughout."""
+        """The module; a bf16 copy of its f32 weights if everything runs in bf16."""
         if not self.throughout:
             return module(*given)
         half = {name: p.bfloat16() for name, p in [*module.named_parameters(), *module.named_buffers()]}
@@ -305,7 +305,7 @@ def synchronize(device):
 
 
 def middle(device, work):
-    """Seconds of one of ten."""
+    """Seconds of one call, from ten."""
     times = []
     for _ in range(13):
         synchronize(device)
@@ -318,7 +318,7 @@ def middle(device, work):
 
 @torch.no_grad()
 def matmul(device, n):
-    """What the machine does at best: a product of random matrices, and a copy of 1 GiB (read and written)."""
+    """Upper bounds of the machine: a product of random matrices, and a copy of 1 GiB (read and written)."""
     x, y = (torch.randn(n, n, device=device, dtype=torch.bfloat16) for _ in range(2))
     flops = 2 * n**3 / middle(device, lambda: x @ y)
     a = torch.zeros(2**30 if device != "cpu" else 2**22, dtype=torch.uint8, device=device)

@@ -1,5 +1,5 @@
 #!/bin/sh
-# What an index in PostgreSQL does beside the embedded one: the same vectors, one after the other.
+# Compares the index in PostgreSQL with the embedded one on the same vectors, one after the other.
 #
 #   bench/postgres.sh [ITEMS [DIMENSIONS]]
 set -eu
@@ -11,7 +11,7 @@ bench=${CARGO_TARGET_DIR:-target}/release/examples/index_bench
 place=$(mktemp -d)
 as=
 if [ "$(id -u)" = 0 ]; then
-    # PostgreSQL refuses to run as root, and nobody may look into everybody's folders.
+    # PostgreSQL refuses to run as root, and the user `nobody` needs access to this folder.
     as="setpriv --reuid=65534 --regid=65534 --clear-groups"
 fi
 cp -r .deps/postgres/bin .deps/postgres/lib .deps/postgres/share "$place"

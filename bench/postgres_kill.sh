@@ -1,5 +1,5 @@
 #!/bin/sh
-# 20 times kill -9 of PostgreSQL under concurrent upserts, deletes and searches over HTTP.
+# Kills PostgreSQL (kill -9) 20 times during concurrent upserts, deletes and searches over HTTP.
 #
 #   bench/postgres_kill.sh [ROUNDS]
 set -eu

@@ -1,4 +1,4 @@
-"""Other engines on the vectors that index_bench searches; see search.sh.
+"""Runs other engines on the vectors that index_bench searches; see search.sh.
 
     search.py make|faiss-flat|faiss-hnsw|usearch FOLDER N D
 """
@@ -14,7 +14,7 @@ THREADS = 2
 
 
 def make(folder, n, d):
-    """Unit vectors around 1000 centres, each cloud in 24 directions shared by all and a little in all others."""
+    """Unit vectors around 1000 centres, spread mostly along 24 directions that all clusters share, and a little along all others."""
     rng = np.random.default_rng(0)
     centres = rng.uniform(-1, 1, (1000, d)).astype(np.float32)
     directions = rng.uniform(-0.5, 0.5, (24, d)).astype(np.float32)

@@ -1,5 +1,5 @@
 #!/bin/sh
-# The index beside faiss and usearch on the same vectors in the same run: load, memory, queries/s, recall@10, p99.
+# Compares the index with faiss and usearch on the same vectors in one run: load time, memory, queries/s, recall@10, p99.
 #
 #   bench/search.sh [N [D]]            # 1000000 x 192 takes about half an hour on two cores
 #

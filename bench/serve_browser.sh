@@ -1,9 +1,9 @@
 #!/bin/sh
-# A page of another origin, in a real browser, uses a server that asks for a key (CORS).
+# Tests in a real browser that a page of an allowed origin can use a server with a key (CORS), and another page cannot.
 #
 #   bench/serve_browser.sh BUNDLE IMAGE
 #
-# Needs chromium (CHROMIUM=... names another) and Python.  The origin is given with a slash at its end, as people copy it.
+# Needs chromium (CHROMIUM=... names another) and Python.  The origin is given with a trailing slash, as copied from an address bar.
 set -eu
 bundle=$1 image=$2
 work=$(mktemp -d)

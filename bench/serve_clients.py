@@ -1,4 +1,4 @@
-"""Clients that people have, against a running server: openai, LangChain, LlamaIndex.
+"""Tests common clients against a running server: openai, LangChain, LlamaIndex.
 
     python bench/serve_clients.py http://127.0.0.1:8080 IMAGE [KEY]
 

@@ -1,5 +1,5 @@
 #!/bin/sh
-# What the server says of itself, tried: its OpenAPI document by schemathesis, /v1/embeddings by OpenAI's own client.
+# Tests the server against its OpenAPI document (schemathesis) and /v1/embeddings with OpenAI's client.
 #
 #   PYTHON=python3 bench/serve_contract.sh BUNDLE IMAGE
 #
@@ -28,10 +28,10 @@ for more in ({}, {"encoding_format": "float"}):  # without it the client asks fo
         assert len(item.embedding) == len(expected) and max(abs(a - b) for a, b in zip(item.embedding, expected)) < 1e-5
 print("openai: two images, base64 and float, as /embed gives them")
 PYTHON
-# Not asked: that whatever fits the document is accepted.  Random bytes are no image.
+# Not checked: that every body that fits the document is accepted.  Random bytes are not an image.
 cd "$work" # it leaves a folder behind
 cat > schemathesis.toml <<TOML
-# Its own list, and 413: more images than a request may have are refused with it.
+# schemathesis' own list, and 413: a request with too many images is refused with it.
 checks.negative_data_rejection.expected-statuses = [400, 401, 403, 404, 405, 406, 409, 413, 415, 422, 428, 429, "5xx"]
 TOML
 "$python" -m schemathesis.cli run "$url/openapi.json" --checks all --exclude-checks positive_data_acceptance \

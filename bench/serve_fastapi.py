@@ -1,4 +1,4 @@
-"""The usual Python server for the same bundle: FastAPI, uvicorn, onnxruntime, Pillow.  For comparison only.
+"""A typical Python server for the same bundle (FastAPI, uvicorn, onnxruntime, Pillow), for comparison only.
 
 One worker process per core, one runtime thread each.  The model is called from FastAPI's thread pool, as its documentation
 has it, or with CALL=loop on the event loop: more images, but nobody else is answered meanwhile.

@@ -67,7 +67,7 @@ def ask_now_and_then(stop, results):
 
 
 class Ordinary:
-    """A client with a good image, in a process of its own: the attackers' interpreter must not slow it down."""
+    """A client with a valid image, in its own process, so that the attackers' interpreter does not slow it down."""
 
     def __init__(self):
         self.stop, self.results = multiprocessing.Event(), multiprocessing.Queue()
@@ -119,7 +119,7 @@ def bomb(edge):
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
-# Made beforehand: packing them costs this machine more than unpacking costs the server.
+# Prepared in advance: compressing them costs this machine more than decompressing costs the server.
 bombs = [(f"bomb {edge}", bomb(edge)) for edge in (2000, 5000, 7000, 9000)]
 rng = random.Random(1)
 small = [(n, d) for n, d in files if len(d) < 300_000]
@@ -164,7 +164,7 @@ statuses.clear()
 
 
 def endless():
-    """A chunked body without end: the server must cut it off."""
+    """A chunked body without end: the server must end it."""
     s = socket.create_connection((host, port), timeout=60)
     s.sendall(b"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nTransfer-Encoding: chunked\r\n\r\n")
     chunk = b"10000\r\n" + bytes(0x10000) + b"\r\n"

@@ -1,4 +1,4 @@
-// Node's fetch (undici) over every answer that comes before the body is read, as bench/serve_keepalive.py does it.
+// bench/serve_keepalive.py with Node's fetch (undici): connections survive every answer that is sent before the body is read.
 //
 //     node bench/serve_keepalive.mjs http://127.0.0.1:8080 [ROUNDS] [KEY]
 const [url, rounds = "100", key] = process.argv.slice(2);

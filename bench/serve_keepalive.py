@@ -1,4 +1,4 @@
-"""Clients that keep their connections, over every answer that comes before the body is read; standard library, and requests where it is installed.
+"""Tests that kept connections survive every answer that is sent before the body is read; standard library, and requests if installed.
 
     python bench/serve_keepalive.py http://127.0.0.1:8080 [ROUNDS] [KEY]
 
@@ -31,7 +31,7 @@ def early_answers(key, max_body=32 << 20):
 
 
 def chunked(body):
-    """Without a length: nobody knows how much is left."""
+    """A body without a length, so the server cannot know how much is left."""
     for start in range(0, len(body), 50_000):
         yield body[start:start + 50_000]
 

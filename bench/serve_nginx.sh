@@ -1,12 +1,12 @@
 #!/bin/sh
-# Requests through nginx, which keeps its connections to the server for 60 s: is one lost where both sides might close?
+# Tests that no request is lost through nginx, which keeps its connections to the server for 60 s, when either side closes one.
 #
 #   bench/serve_nginx.sh BUNDLE IMAGE [KEEP_ALIVE]
 #
-# Sixty clients at once: each sends an image, pauses, and sends it again; the pauses lie around 10 s and around 60 s.  nginx never repeats a
+# Sixty clients at once: each sends an image, pauses, and sends it again; the pauses are around 10 s and around 60 s.  nginx never repeats a
 # POST, so a connection that the server closes at that moment is a lost request (502).  Each client has an upstream of its own, since nginx
-# reuses the connection that was idle for the shortest time; between nginx and the server lie 20 ms each way, as between two machines.
-# KEEP_ALIVE is the server's --keep-alive: with 10 some are lost.  Needs nginx, takes 70 s.
+# reuses the connection that was idle for the shortest time.  Packets between nginx and the server take 20 ms each way, as between two machines.
+# KEEP_ALIVE is the server's --keep-alive: with 10 some requests are lost.  Needs nginx, takes 70 s.
 set -eu
 bundle=$1 image=$2 keep=${3:-75}
 work=$(mktemp -d)
@@ -21,7 +21,7 @@ DELAY = 0.02
 
 
 async def one_way(reader, writer):
-    """What comes from one side, its end too, reaches the other 20 ms later."""
+    """Forwards bytes, and the end of the stream, from one side to the other after 20 ms."""
     loop = asyncio.get_running_loop()
 
     def later(work, *arguments):
@@ -94,7 +94,7 @@ def client(number, pause):
             statuses[type(error).__name__] += 1
 
 
-# From just before to just after: a race needs both ends within the time that a packet takes.
+# From just before to just after the timeout: the race needs both sides to act within a packet's travel time.
 pauses = [10 + (i - 15) * 0.004 for i in range(30)] + [60 + (i - 15) * 0.02 for i in range(30)]
 threads = [threading.Thread(target=client, args=(number, pause)) for number, pause in enumerate(pauses)]
 [t.start() for t in threads]

@@ -1,11 +1,11 @@
 #!/bin/sh
-# Far more requests than the server can do: how much good work is left, what the others hear, and does memory stay flat.
+# Measures overload: how many requests are still answered with 200, what the others get, and whether memory stays flat.
 #
 #   bench/serve_overload.sh BUNDLE IMAGE [SECONDS]
 #
-# First the sustainable rate (32 connections, as fast as they can), then four times that rate from four times as many
-# connections as the queue admits images, then the sustainable rate again: the goodput is compared with the mean of both.
-# The load generator shares the machine, and every answer of 429 costs both.
+# First the sustainable rate (32 connections at full speed), then four times that rate from four times as many
+# connections as the queue admits images, then the sustainable rate again.  The goodput is compared with the mean of both.
+# The load generator shares the machine, and every 429 costs both of them time.
 set -eu
 bundle=$1 image=$2 seconds=${3:-60} queue=64
 server=${MACRL_SERVE:-target/release/macrl-serve}
@@ -31,7 +31,7 @@ sustained() { # images/s
 cp "$work/post.lua" "$work/full.lua"
 peak=$(sustained)
 echo "sustainable: $peak images/s, RSS $(rss) MiB"
-# Each connection waits so long between two requests that all of them together ask at four times the sustainable rate.
+# Each connection pauses between requests so that all together send at four times the sustainable rate.
 echo "function delay() return math.floor(1000 * 4 * $queue / (4 * $peak) * (0.5 + math.random())) end" >> "$work/post.lua"
 wrk -t1 -c$((4 * queue)) -d"${seconds}s" --latency -s "$work/post.lua" $url/embed > "$work/out" &
 load=$!

@@ -1,4 +1,4 @@
-"""A long walk: mixed batch sizes at a share of the full load; does memory grow, does latency drift?
+"""A soak test: mixed batch sizes at a share of the full load, to see whether memory grows or latency drifts.
 
     python bench/serve_soak.py http://127.0.0.1:8080 IMAGE [MINUTES] [LOAD]
 
@@ -18,7 +18,7 @@ lock, times, images, bad = threading.Lock(), [], 0, 0
 
 
 def client(seed, until, pause):
-    """Asks until then; between two requests as long as `pause(images)` says."""
+    """Sends requests until the deadline, with `pause(images)` seconds between two."""
     global images, bad
     rng, connection = random.Random(seed), http.client.HTTPConnection(url.hostname, url.port, timeout=60)
     due = time.perf_counter()
@@ -44,7 +44,7 @@ def rss():
 
 
 def run(threads, seconds, pause):
-    """Images/s, p50 and p99 in ms of so many seconds."""
+    """Images/s, p50 and p99 in ms over this many seconds."""
     global times, images
     times, images = [], 0
     until = time.perf_counter() + seconds
@@ -56,7 +56,7 @@ def run(threads, seconds, pause):
 
 
 def slope(values):
-    """Least squares, per minute."""
+    """Slope per minute, by least squares."""
     n, mean = len(values), sum(values) / len(values)
     spread = sum((i - (n - 1) / 2) ** 2 for i in range(n))
     return sum((i - (n - 1) / 2) * (v - mean) for i, v in enumerate(values)) / spread if spread else 0.0

@@ -1,19 +1,19 @@
 #!/bin/sh
-# Throughput and latency over HTTP: this server, a FastAPI server, and the bare runtime, on the same cores.
+# Throughput and latency over HTTP of this server, a FastAPI server, and the bare runtime, on the same cores.
 #
 #   bench/serve_throughput.sh BUNDLE IMAGE [SECONDS]
 #
-# First throughput and latency against the number of connections, and the bare runtime's against the batch.  Then ROUNDS
-# (5) rounds in which the bare runtime at its best batch, this server and FastAPI take turns; last both servers at half of
-# their full load.
+# First: throughput and latency by number of connections, and the bare runtime's by batch size.  Then ROUNDS
+# (5) rounds in which the bare runtime at its best batch, this server and FastAPI take turns.  Last: both servers at half
+# of their full load.
 #
-# FastAPI comes twice: with the model called from its thread pool, as its documentation has it, and on its event loop, which
-# does more images but answers nobody meanwhile.
+# FastAPI is measured twice: with the model called from its thread pool, as its documentation recommends, and on its event
+# loop, which processes more images but answers no other request meanwhile.
 #
-# One image a request, or IMAGES=8: so many as base64 in one JSON body.
+# One image a request, or with IMAGES=8 eight as base64 in one JSON body.
 #
 # Needs wrk (Debian) and curl, and for the comparison a Python (PYTHON=...) with fastapi, uvicorn[standard], onnxruntime,
-# pillow, numpy.  The load generator runs on the same machine: what it costs is taken from both servers alike.
+# pillow, numpy.  The load generator runs on the same machine and takes the same from both servers.
 set -eu
 bundle=$1 image=$2 seconds=${3:-5} images=${IMAGES:-1}
 [ -r "$image" ] || { echo "expected an image at $image" >&2; exit 2; }
@@ -50,7 +50,7 @@ line() { # NAME images/s p50 p99 bad ...
 half() { # NAME URL FULL: 32 connections that together ask for half of FULL images/s
     post "$work/half.lua"
     echo "function delay() return math.floor(1000 * 32 * $images / (0.5 * $3) * (0.5 + math.random())) end" >> "$work/half.lua"
-    # Longer: all connections begin at once, and that crowd must be less than one request in a hundred.
+    # Longer: all connections start at once, and these first requests must be less than one in a hundred.
     # shellcheck disable=SC2046 # four words
     line "$1" $(load "$2" 32 "$work/half.lua" $((6 * seconds)))
 }

@@ -1,4 +1,4 @@
-"""One MACRL training step: ours beside the same step in PyTorch, taking turns in one run.
+"""One MACRL training step, compared with the same step in PyTorch; both take turns in one run.
 
     python bench/step.py --rounds 5
 
@@ -13,7 +13,7 @@ import tempfile
 
 BATCHES = 4
 HERE = os.path.dirname(os.path.abspath(__file__))
-# What decides the arithmetic is part of what is measured: it stays while the defaults may change.
+# These values decide the arithmetic, so they are fixed here; the defaults may change.
 TINY4 = "configs/cifar10.toml"
 PINNED = [
     "views.strong.mask_ratio=0.75", "views.weak.mask_ratio=0.25", "reconstruction.loss_on=masked", "contrast.symmetric=false",
@@ -23,7 +23,7 @@ SHAPES = {
     "ViT-Tiny/4, 32 x 32, batch 64": (TINY4, [*PINNED, "train.batch_size=64", "train.accumulate=1"]),
     "ViT-Tiny/4, 32 x 32, batch 256": (TINY4, [*PINNED, "train.batch_size=256", "train.accumulate=1"]),
     "the demo's, batch 64": ("configs/demo.toml", []),
-    # Without a warm-up: in the first steps of one, Muon would change next to nothing.
+    # Without a warm-up: in the first steps of a warm-up Muon would change almost nothing.
     "4 blocks of 192, Muon, whole keys, batch 64": ("configs/cifar10-cpu.toml", [
         "train.optimizer=muon", "contrast.key_mask=none", "views.strong.mask_ratio=0.625", "views.weak.mask_ratio=0.625",
         "train.warmup_epochs=0"]),

@@ -1,4 +1,4 @@
-"""The input pipeline beside torchvision v2: both programs in turn, five rounds, one core, medians and ratios.
+"""Compares the input pipeline with torchvision v2: both programs take turns, five rounds, one core, medians and ratios.
 
     python bench/views.py --small FOLDER_OF_32x32 --large FOLDER_OF_PHOTOS [--rounds 5] [--seconds 3]
 

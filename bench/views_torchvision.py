@@ -1,4 +1,4 @@
-"""Images per second of torchvision v2 on one thread for both augmented views, beside `train/examples/bench_views.rs`.
+"""Images per second of torchvision v2 on one thread for both augmented views; the counterpart of `train/examples/bench_views.rs`.
 
     views_torchvision.py --size 32|224 IMAGE_FOLDER [SECONDS]
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The paired measurements of docs/results.md: ours and PyTorch's take turns in one run.  PyTorch comes from PyPI, into
-# .deps/bench; BENCH_ROUNDS sets the rounds (5).
+# The paired measurements of docs/results.md: macrl and PyTorch take turns in one run.  PyTorch is installed from PyPI into
+# .deps/bench; BENCH_ROUNDS sets the number of rounds (5).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -9,7 +9,7 @@ venv=.deps/bench
 rounds=${BENCH_ROUNDS:-5}
 if [ ! -x "$venv/bin/python" ]; then
     python3 -I -m venv "$venv" || { echo "bench: python3 -I -m venv does not work; install python3-venv" >&2; exit 1; }
-    "$venv/bin/pip" install --quiet torch torchvision numpy pillow onnxruntime safetensors matplotlib
+    "$venv/bin/pip" install --quiet --requirement scripts/bench-requirements.txt
 fi
 cargo build --release --locked --workspace --bins --examples
 
@@ -19,7 +19,7 @@ printf '\n## Training step\n\n'
 printf '\n## Inference through ONNX Runtime\n\n'
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-# A ViT-Tiny/4 of one short epoch: its speed does not depend on what it has learnt.
+# A ViT-Tiny/4 after one short epoch: its speed does not depend on how well it is trained.
 "$venv/bin/python" - "$work" <<'PYTHON'
 import os, sys
 import numpy as np

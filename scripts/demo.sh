@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# The whole way on real images: fetch, build, pretrain, evaluate, export, serve, search.
-# A finished run in runs/demo is used again; `make clean-demo` forgets it.
+# Every step on real images: fetch, build, pretrain, evaluate, export, serve, search (docs/demo.md).
+# A finished run in runs/demo is used again; `make clean-demo` removes it.
 #   MODEL=pretrained  serves the CIFAR-10 encoder of models/pretrained instead of training one
 #   DEMO_DATA=DIR     with it: search these images (anything that --data takes) instead of CIFAR-10's
 #   DEMO_EXIT=1       ends after the last step, with status 0 only if every step worked
-#   DEMO_PORT=8080    the server's port (default: 8080 where it is free, else any)
+#   DEMO_PORT=8080    the server's port (default: 8080 if it is free, else any)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -40,7 +40,7 @@ for port in (8080, 0):
 PYTHON
 }
 
-# Waits until $1/ready answers 200, for at most 60 seconds, and only while the server lives.
+# Waits until $1/ready answers 200, for at most 60 seconds and only while the server runs.
 wait_ready() {
     for _ in $(seq 120); do
         kill -0 "$server" 2>/dev/null || { printf 'demo: the server ended; see %s/serve.log:\n' "$run" >&2; tail -n 5 "$run/serve.log" >&2; return 1; }
@@ -67,13 +67,13 @@ train_model() {
     step "Pretrain without labels, on this machine"
     macrl-train pretrain --config configs/demo.toml --data "$data" --out "$run" --resume || {
         status=$?
-        if [ $status = 2 ]; then printf 'demo: `make clean-demo` forgets a run of another configuration\n' >&2; fi
+        if [ $status = 2 ]; then printf 'demo: `make clean-demo` removes a run of another configuration\n' >&2; fi
         exit $status
     }
-    step "Evaluate, beside raw pixels and an untrained encoder"
+    step "Evaluate; compare with raw pixels and an untrained encoder"
     macrl-train evaluate --run "$run" --data "$data"
     macrl-train report --run "$run"
-    step "Export the encoder to ONNX, proven against the original"
+    step "Export the encoder to ONNX, checked against the original"
     macrl-export bundle "$bundle" --run "$run"
 }
 
@@ -84,7 +84,7 @@ take_pretrained() {
         printf 'data: %s\n' "$data"
     elif ! scripts/fetch-cifar10.sh "$data"; then
         data=data/fashion-mnist
-        printf 'demo: Fashion-MNIST instead; the encoder has not seen such images, and none of its classes fits them\n'
+        printf 'demo: Fashion-MNIST instead; the encoder was not trained on such images, and its classes do not fit them\n'
         scripts/fetch-fashion-mnist.sh "$data"
     fi
     build

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # CIFAR-10 (Krizhevsky 2009): 50,000 + 10,000 colour 32x32 images in the official binary layout, into data/cifar10 or $1.
-# What is there already is used as it is; else the official archive (163 MB) is fetched.
+# Existing files are used; otherwise the official archive (163 MB) is fetched.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 folder=${1:-data/cifar10}
 archive=https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz
-# The MD5s that the official files are known by.
+# The official files' published MD5s.
 checksums='5dd7e06a14cb22eb9f671a540d1b7c25  data_batch_1.bin
 5ea93a67294ea407fff1d09f752e9692  data_batch_2.bin
 942cd6a4bcdd0dd3c604fbe906cb4421  data_batch_3.bin

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Fashion-MNIST (Xiao, Rasul and Vollgraf 2017): 60,000 + 10,000 grey 28x28 images, into data/fashion-mnist or $1.
-# Sources in this order: already there; Debian's package, unpacked without root; the authors' repository.
+# Sources in this order: existing files; Debian's package, unpacked without root; the authors' repository.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 folder=${1:-data/fashion-mnist}
 package=dataset-fashion-mnist
 repository=https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion
-# Of the unpacked contents, since the same files are packed with and without their names and dates.
+# Of the uncompressed contents: sources differ in the names and dates inside the .gz files.
 checksums='c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888 train-images-idx3-ubyte
 bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9 train-labels-idx1-ubyte
 5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b t10k-images-idx3-ubyte
@@ -15,7 +15,7 @@ bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9 train-labels-id
 
 say() { printf 'data: %s\n' "$*"; }
 
-# Whether all four files are in folder $1, whole.
+# Whether all four files are complete in folder $1.
 complete() {
     local sum name
     while read -r sum name; do

@@ -1,4 +1,4 @@
-"""Every kernel against the CPU, one check after the other, in a log that a hang cannot lose.
+"""Checks every kernel against the CPU, one after the other, with a log that survives a hang.
 
 check_cuda says which check begins and prints each result as it has it.  A check that hangs or crashes ends that process;
 the next one goes on behind it.  A crashed check runs once more under compute-sanitizer.
@@ -11,7 +11,7 @@ import time
 
 from common import end
 
-# After these the GPU's context is lost: all that follows in the same process would fail with them.
+# After these errors the GPU's context is lost, and everything later in the same process would fail too.
 LOST = re.compile(r"ILLEGAL|MISALIGNED|LAUNCH_FAILED|LAUNCH_TIMEOUT|ASSERT|HARDWARE_STACK|INVALID_PC|ECC_|context is destroyed", re.I)
 RESTARTS = 8
 
@@ -23,7 +23,7 @@ class Checks:
         self.results, self.crashed, self.hung, self.name = [], [], [], None
 
     def all(self, seconds, only=None):
-        """Runs all checks whose name holds `only`, for at most `seconds`; gives whether all ran."""
+        """Runs all checks whose name contains `only`, for at most `seconds`; returns whether all ran."""
         until, after = time.monotonic() + seconds, None
         for _ in range(RESTARTS):
             done, after = self.process(until, after, only)
@@ -32,7 +32,7 @@ class Checks:
         return False
 
     def process(self, until, after, only):
-        """One process: (whether it came to its end, the last check it began)."""
+        """Runs one process; returns (whether it finished, the last check it began)."""
         limit = self.call.settings["check_seconds"]
         command = [self.binary, *(["--after", after] if after else []), *([only] if only else [])]
         process = self.call.popen(command, stdout=-1, stderr=-2, text=True, bufsize=1)
@@ -65,7 +65,7 @@ class Checks:
         return False, self.name
 
     def sanitize(self, seconds):
-        """The first crashed checks once more, each under compute-sanitizer."""
+        """Repeats the first crashed checks, each under compute-sanitizer."""
         tool = shutil.which("compute-sanitizer") or first("/usr/local/cuda/bin/compute-sanitizer")
         if not tool:
             return "compute-sanitizer is not here."
@@ -97,7 +97,7 @@ class Checks:
 
 
 def lines(stream, deadline):
-    """A process's lines as they come; None where the next one is not there by the deadline."""
+    """Yields a process's lines as they come; None if the next one is not there by the deadline."""
     rest, number = b"", stream.fileno()
     while True:
         ready, _, _ = select.select([number], [], [], max(0.0, deadline() - time.monotonic()))

@@ -1,4 +1,4 @@
-"""What both calls share: the clock, the log, processes that end in time, and the files that go back."""
+"""What both calls share: the clock, the log, processes with a time limit, and the files to return."""
 import contextlib
 import glob
 import hashlib
@@ -18,16 +18,16 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 MIB = 1 << 20
-# What may go back from one call.
+# Limits on what one call may return.
 FILES_BACK, FILE_BACK, ALL_BACK = 8, 16 * MIB, 64 * MIB
 
 
 class Over(BaseException):
-    """The whole call's time is up; no part catches it by accident."""
+    """The whole call's time is up.  Not an Exception, so that no part catches it by accident."""
 
 
 class Call:
-    """One call: its clock, its output folder, and what each of its parts said."""
+    """One call: its clock, its output folder, and the report of each part."""
 
     def __init__(self, name, seconds, out):
         self.start, self.seconds, self.name = time.monotonic(), seconds, name
@@ -67,7 +67,7 @@ class Call:
             self.log_file.write(line + "\n")
 
     def part(self, title, seconds, function, *given):
-        """Runs a part; whatever happens in it, the next ones run.  `seconds`: less is not worth starting with."""
+        """Runs a part; the next parts run whatever happens in it.  It is skipped if less than `seconds` is left."""
         if self.left() < seconds:
             return self.not_run(title, f"{self.left():.0f} s were left, it wants {seconds:.0f}")
         begun = self.at()
@@ -97,7 +97,7 @@ class Call:
         return None
 
     def write(self):
-        """results.md after every part: a call that is cut off keeps what it had."""
+        """Writes results.md after every part, so that a call that is cut off keeps its results."""
         unrun = ["### Not run\n", *(self.unrun or ["Everything ran."])]
         (self.out / "results.md").write_text("\n".join([f"## {self.name}\n", *self.sections, *unrun, ""]))
 
@@ -107,7 +107,7 @@ class Call:
         return process
 
     def run(self, command, seconds, log, stdin=None, env=None):
-        """Runs a command to its end or for `seconds`; output into `log` as it comes.  Gives the status; 124: too long."""
+        """Runs a command for at most `seconds`; its output goes into `log` as it comes.  Returns the status, 124 if it took too long."""
         with open(log, "a") as file:
             process = self.popen(command, stdin=subprocess.PIPE if stdin else subprocess.DEVNULL, stdout=file,
                                  stderr=subprocess.STDOUT, env={**os.environ, **(env or {})})
@@ -123,7 +123,7 @@ class Call:
             end(process)
 
     def finish(self, status=None):
-        """Everything else in one archive, and the limits on what goes back checked."""
+        """Puts everything else into one archive and checks the limits on what is returned."""
         signal.alarm(0)
         self.end_processes()
         self.write()
@@ -138,7 +138,7 @@ class Call:
 
 
 def keep_program(folder):
-    """The scripts where a later call finds them, also one that carries nothing."""
+    """Copies the scripts to where a later call finds them, even one that sends nothing."""
     if HERE == folder:
         return
     folder.mkdir(exist_ok=True)
@@ -154,7 +154,7 @@ def end(process):
 
 
 def scratch():
-    """A folder that outlives a call on a machine that stays: in memory where there is room."""
+    """A folder that is still there in the next call on the same machine: in memory if there is room."""
     named = os.environ.get("LEASE_SCRATCH")
     roomy = lambda d: os.path.isdir(d) and shutil.disk_usage(d).free > 4 << 30
     root = named or next((d for d in ("/dev/shm", "/tmp") if roomy(d)), "/tmp") + "/macrl-lease"
@@ -163,7 +163,7 @@ def scratch():
 
 
 def libraries():
-    """cuBLAS and its like: what LEASE_LIBRARIES names, else where PyTorch's packages put them."""
+    """The folders of cuBLAS and related libraries: LEASE_LIBRARIES, else those of PyTorch's packages."""
     before = os.environ.get("LD_LIBRARY_PATH", "")
     named = os.environ.get("LEASE_LIBRARIES")
     if named:
@@ -181,7 +181,7 @@ def digest(path, kind="sha256"):
 
 
 def unpack(call):
-    """The binaries, checked; gives their folder."""
+    """Unpacks and checks the binaries; returns their folder."""
     packed = HERE / "binaries.tar.xz"
     if digest(packed) != call.manifest["binaries"]:
         raise RuntimeError("binaries.tar.xz is not the file that was prepared")
@@ -193,14 +193,14 @@ def unpack(call):
 
 
 def archive(folder, to):
-    """A folder's files but checkpoints and binaries, which are large, as one .tar.xz below the limit of a file."""
+    """Packs a folder's files, except large ones (checkpoints, binaries), into one .tar.xz below the size limit of a file."""
     keep = lambda info: None if info.name.endswith((".safetensors", ".bin", ".webp")) and info.size > MIB else info
     with tarfile.open(to, "w:xz", preset=1) as packed:
         packed.add(folder, arcname=Path(folder).name, filter=keep)
 
 
 def faults_of(out):
-    """What of the folder would not go back."""
+    """The files of the folder that would not be returned."""
     files = [p for p in Path(out).rglob("*") if p.is_file()]
     sizes = [p.stat().st_size for p in files]
     allowed = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")

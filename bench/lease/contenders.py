@@ -1,4 +1,4 @@
-"""One training step, ours beside PyTorch's: processes that start at once and take turns later."""
+"""One training step of macrl and of PyTorch, in processes that start at the same time and take turns later."""
 import json
 import os
 import select
@@ -20,7 +20,7 @@ class Worker:
         self.process = call.popen(command, stdin=-1, stdout=-1, stderr=open(self.log, "a"), env={**os.environ, **(env or {})})
 
     def line(self, seconds):
-        """Its next line; it is ended where there is none in time."""
+        """Its next line; the process is ended if there is none in time."""
         until, output = time.monotonic() + seconds, self.process.stdout.fileno()
         while b"\n" not in self.rest:
             ready, _, _ = select.select([output], [], [], max(0.0, until - time.monotonic()))
@@ -87,7 +87,7 @@ def flops(dump):
 
 
 class Contest:
-    """Ours and the contenders, on the weights and batches that ours wrote."""
+    """macrl and the contenders, on the weights and batches that macrl wrote."""
 
     def __init__(self, call, folder):
         self.call, self.folder, self.dump = call, folder, call.scratch / "dump"
@@ -99,7 +99,7 @@ class Contest:
         return [self.folder / "bench_cuda", HERE / s["config"], self.dump, *s["shape"], f"train.batch_size={s['batch']}", *more]
 
     def start(self, seconds):
-        """Starts everything; waits only for what ours writes for the others."""
+        """Starts everything; waits only for the files that macrl writes for the others."""
         self.ours = Worker(self.call, "ours", self.command())
         if self.ours.line(seconds) != "written":
             raise RuntimeError("bench_cuda did not write its batches first")
@@ -111,13 +111,13 @@ class Contest:
         return f"{1 + len(self.others)} processes start."
 
     def ready(self, seconds):
-        """Waits for all of them; who is not there in time, or computes something else, is left out and named."""
+        """Waits for all of them; one that is late or computes different losses is left out and named."""
         until = time.monotonic() + seconds
         left = lambda: until - time.monotonic()
         try:
             self.ours.start(left())
         except RuntimeError as why:
-            # Once more without the captured graph: a number is worth more than none.
+            # Again without the captured graph: a slower measurement is better than none.
             self.call.not_run("Ours with a captured graph", str(why))
             self.ours = Worker(self.call, "ours", self.command(), {"MACRL_NO_CUDA_GRAPH": "1"})
             self.ours.line(left())
@@ -138,7 +138,7 @@ class Contest:
         return f"Ready: ours, {names}. First losses agree within 3 %: {self.ours.losses[0]:.4f}."
 
     def machine(self):
-        """What the GPU does at best, measured by PyTorch."""
+        """Upper bounds of the GPU, measured by PyTorch."""
         n = self.settings["matmul"]
         self.peak = self.others[0].ask(f"matmul {n}")
         name, torch, flops_, copied = self.peak.split("|")
@@ -147,7 +147,7 @@ class Contest:
                 f"{self.copy / 1e9:.0f} GB/s in a copy, read and written.")
 
     def rounds(self):
-        """Turns of all; gives the table, whatever of it there is when time runs out."""
+        """Lets all take turns; returns the table with the rounds that were completed in time."""
         workers, s = [self.ours, *self.others], self.settings
         count, times, waiting = {}, {w: [] for w in workers}, 0.0
         for w in workers:

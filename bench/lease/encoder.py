@@ -1,4 +1,4 @@
-"""The second call: an encoder pretrained in the time that is left, and the third: the rest of its state."""
+"""The second call pretrains an encoder in the remaining time; the third returns the rest of its state."""
 import json
 import shutil
 
@@ -35,7 +35,7 @@ def images(call):
 
 
 def known_rate(call, count, folder):
-    """As the first call measured it, or measured now."""
+    """The speed that the first call measured, or measured now."""
     kept = call.scratch / "rate.json"
     if kept.exists():
         rate, whence = json.loads(kept.read_text()), "the first call's trial"
@@ -47,7 +47,7 @@ def known_rate(call, count, folder):
 
 
 def pack(call, run):
-    """The run's small files into the archive, and as many parts of its state into $OUT as may go back."""
+    """Puts the run's small files into the archive, and as many parts of its state into $OUT as may be returned."""
     s = call.settings
     names = parts.split(run, call.scratch / "parts", s["part"])
     parts.pack(run, call.work / "run")
@@ -57,7 +57,7 @@ def pack(call, run):
 
 
 def send(call, names, files, size):
-    """The first of these parts to $OUT; the others stay for `state`."""
+    """Copies the first of these parts to $OUT; the others stay for `state`."""
     room = min(FILES_BACK - files, (ALL_BACK - size) // call.settings["part"])
     for name in names[:room]:
         shutil.copy(call.scratch / "parts" / name, call.out)
@@ -68,7 +68,7 @@ def send(call, names, files, size):
 
 
 def state(call):
-    """The parts that did not fit into the second call's files."""
+    """Returns the parts that did not fit into the second call's files."""
     folder = call.scratch / "parts"
     waiting = folder / "waiting.json"
     if not waiting.exists():

@@ -1,4 +1,4 @@
-"""The first call: what runs on the GPU, how right and how fast it is."""
+"""The first call: which parts run on the GPU, whether they are correct, and how fast they are."""
 import json
 import shutil
 import subprocess

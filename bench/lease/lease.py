@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What is run on a machine with one GPU that is lent for fifteen minutes (docs/gpu.md).
+"""The calls for a machine with one GPU that is available for fifteen minutes (docs/gpu.md).
 
     python3 lease.py evidence --out DIR     # first call
     python3 lease.py encoder --out DIR      # second call

@@ -1,4 +1,4 @@
-"""A run's state in parts that fit into what goes back from a call: the encoder's parts first.
+"""Splits a run's state into parts that a call may return, the encoder's first, and joins them again.
 
     python3 bench/lease/parts.py join FOLDER... --out runs/lease      # on the build machine: all the calls' files -> a run
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Fills the folders that both calls carry to a machine with a GPU (docs/gpu.md); runs on the build machine.
+"""Fills the folders that both calls send to a machine with a GPU (docs/gpu.md); runs on the build machine.
 
     python3 bench/lease/prepare.py --data data/cifar10          # builds with --features cuda, fills lease/1 and lease/2
 
@@ -30,13 +30,13 @@ SENT = 64 * MIB
 BINARIES = ["examples/check_cuda", "examples/bench_cuda", "macrl-train"]
 SCRIPTS = ["lease.py", "common.py", "evidence.py", "encoder.py", "training.py", "checks.py", "contenders.py", "kernels.py",
            "strips.py", "parts.py"]
-# Test images that travel: the run keeps some for the export's proof.
+# Test images to send: the run keeps some for the export's parity check.
 TEST = 256
 HALVES = ["first half", "second half"]
 
 
 def tree_bytes():
-    """What of the project travels with every call: files that git tracks or would."""
+    """The project's files that every call sends: those that git tracks or would track."""
     listed = subprocess.run(["git", "ls-files", "-coz", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True).stdout
     paths = {ROOT / os.fsdecode(p) for p in listed.split(b"\0") if p}
     return sum(p.lstat().st_size for p in paths if p.is_symlink() or p.is_file())
@@ -70,7 +70,7 @@ def official(folder):
 
 
 def strips_of(data, work):
-    """Strips of all training images in `work`/strips, their labels, and the test images that travel."""
+    """Strips of all training images in `work`/strips, their labels, and the test images to send."""
     folder = work / "strips"
     folder.mkdir(parents=True)
     if data.is_dir():
@@ -79,7 +79,7 @@ def strips_of(data, work):
         with strips.ProcessPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(strips.encode, [images[s:s + strips.STRIP] for s in starts], [folder / f"{s:05}.webp" for s in starts]))
         return folder, labels, (test[:TEST], test_labels[:TEST]), size
-    # A .tar of such strips, made before: */train/NNNNN.webp, */train-labels.bin, and likewise of the test set.
+    # A .tar of such strips, made earlier: */train/NNNNN.webp, */train-labels.bin, and the same for the test set.
     test = []
     with tarfile.open(data) as packed:
         files = {m.name.split("/", 1)[-1]: m for m in packed.getmembers() if m.isfile()}

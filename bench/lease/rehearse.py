@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Both calls from end to end on the host's stand-in for a GPU, with every limit of the lent machine enforced.
+"""Runs all calls from start to end on the host's stand-in for a GPU, with every limit of the real machine enforced.
 
     make rehearse-gpu
     python3 bench/lease/rehearse.py --bin target/release [--python PYTHON] [--data DIR]
@@ -23,7 +23,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 sys.path.insert(0, str(HERE))
 
-# What the machine allows.
+# The machine's limits.
 COMMAND, COMMAND_SECONDS, LEASE_SECONDS, MIB = 2000, 600, 900, 1 << 20
 START_SECONDS = 90
 TOOLS = ["bash", "timeout"]
@@ -90,7 +90,7 @@ for name, count in [("data_batch_1", 200), ("data_batch_2", 200), ("test_batch",
 
 
 class Machine:
-    """A folder with nothing but what was carried, and a PATH with nothing but what a GPU machine has."""
+    """A folder with only the files that were sent, and a PATH with only the programs of the GPU machine."""
 
     def __init__(self, folder, python, libraries):
         shutil.rmtree(folder, ignore_errors=True)
@@ -116,7 +116,7 @@ class Machine:
         (self.bin / name).chmod(0o755 | stat.S_IXUSR)
 
     def call(self, name, carried, tree, seconds):
-        """One call: carries a folder, runs the command, gives what came back."""
+        """One call: sends a folder, runs the command, returns the files in $OUT."""
         from common import faults_of
 
         command = CALLS[name].replace("/dev/shm/macrl-lease", str(self.scratch))
@@ -154,7 +154,7 @@ def results(out, *wanted, absent=()):
 
 
 def at_home(a, work, folders, data, libraries):
-    """What is done with the files on the build machine afterwards."""
+    """The steps on the build machine afterwards."""
     run_dir, env = work / "run", {**os.environ, "LD_LIBRARY_PATH": str(libraries)}
     run([a.python, HERE / "parts.py", "join", *folders, "--out", run_dir])
     run([a.bin / "macrl-train", "evaluate", "--run", run_dir, "--data", data], env=env)

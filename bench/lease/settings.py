@@ -1,10 +1,10 @@
-"""What both calls do on the machine, and the same in a size that the host's stand-in for a GPU can run."""
-# What decides the arithmetic of the step that is timed: it stays while the configuration's values may change.
+"""Settings of the calls, and the same in a size that the host's stand-in for a GPU can run."""
+# These values decide the arithmetic of the timed step, so they are fixed here; the configuration's may change.
 STEP = [
     "views.strong.mask_ratio=0.5", "views.weak.mask_ratio=0.25", "contrast.symmetric=true", "reconstruction.loss_on=masked",
     "contrast.key_mask=view", "train.optimizer=adamw", "train.accumulate=1", "train.precision=bf16",
 ]
-# What learns most from the same arithmetic (docs/results.md): Muon, keys of whole views, both queries of 24 patches.
+# The recipe that learns most from the same arithmetic (docs/results.md): Muon, keys of whole views, both queries of 24 patches.
 RECIPE = [
     "train.precision=bf16", "train.optimizer=muon", "train.lr=2e-3", "contrast.symmetric=true", "contrast.key_mask=none",
     "views.strong.mask_ratio=0.625", "views.weak.mask_ratio=0.625",
@@ -20,15 +20,15 @@ REAL = {
         EAGER: ["--bf16"], COMPILED: ["--bf16", "--compile"], f"{COMPILED}, bf16 throughout": [*HALF, "--compile"],
         f"{COMPILED}, CUDA graphs": ["--bf16", "--compile", "--mode", "reduce-overhead"],
     },
-    # Checks: each at most so long, all of them until then; the contenders compile meanwhile and have some time more.
+    # Checks: the limit of each, and the time at which all must end; the contenders compile meanwhile and have some more time.
     "checks": [None], "check_seconds": 40, "checks_until": 165, "written_seconds": 40, "ready_until": 205,
-    # Turns of so many seconds; they stop where less than `behind_rounds` is left for what comes behind them.
+    # Seconds of a turn; turns stop if less than `behind_rounds` is left for the later parts.
     "rounds": 5, "turn": 1.5, "first": 8, "behind_rounds": 80, "matmul": 8192, "encode": [1, 64, 1024],
     "trial_epochs": 4, "trial_seconds": 45, "profile_seconds": 60,
-    # The encoder: the first of these recipes that a trial ends well with.
+    # The encoder: the first of these recipes whose trial succeeds.
     "recipe_config": "configs/cifar10.toml", "recipes": [RECIPE, ["train.precision=bf16"]], "limit": 0,
     "warmup": 0.05, "knn_every": 20, "packing_seconds": 34, "margin": 0.93, "most_epochs": 1000,
-    # Bytes of a part of the state: four of them, the archive and the logs are what may go back.
+    # Bytes of a part of the state: four parts, the archive and the logs may be returned.
     "part": 15 << 20,
 }
 

@@ -1,4 +1,4 @@
-"""CIFAR-10's training images as lossless WebP strips of 100 images, half of them with each call, and back again.
+"""Packs CIFAR-10's training images into lossless WebP strips of 100 images, half of them for each call, and unpacks them.
 
 Strip NNNNN holds images NNNNN .. NNNNN + 99 below each other, 32 pixels wide.  The first call takes every other strip and
 the second call the rest, so that either half holds 5,000 images of each of the five official files.

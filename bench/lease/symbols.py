@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Whether every CUDA symbol that the binaries want is in the real libraries of CUDA 13.
+"""Checks that every CUDA symbol that the binaries need is in the libraries of CUDA 13.
 
     python3 bench/lease/symbols.py --bin target/release --libraries SITE-PACKAGES/nvidia/cu13/lib --header cuda.h
     python3 bench/lease/symbols.py --bin target/release --fetch DIR --header cuda.h   # the packages of CUDA 13.0 into DIR, 0.6 GB
@@ -17,7 +17,7 @@ from pathlib import Path
 from prepare import BINARIES
 
 LIBRARIES = ["libcublas.so.13", "libcublasLt.so.13", "libcurand.so.10"]
-# The first of CUDA 13: what these hold, later ones hold.
+# The first version of CUDA 13: later versions hold the same symbols.
 VERSIONS = {"nvidia-cublas": "13.0.*", "nvidia-curand": "10.4.0.*"}
 
 

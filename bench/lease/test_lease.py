@@ -1,4 +1,4 @@
-"""Tests of what the rehearsal does not come by: hangs, crashes, pages of Nsight Compute, parts, clocks.
+"""Tests of cases that the rehearsal does not reach: hangs, crashes, tables of Nsight Compute, parts, clocks.
 
     python3 bench/lease/test_lease.py
 """
@@ -50,7 +50,7 @@ def log(epoch):
 
 
 class Call(common.Call):
-    """One without the machine's files."""
+    """A call without the machine's files."""
 
     def __init__(self, folder, seconds=60):
         self.start, self.seconds, self.name = time.monotonic(), seconds, "test"

@@ -1,4 +1,4 @@
-"""macrl-train on the GPU: a short trial that tells how fast it is, and the run whose epochs fit into what time is left."""
+"""macrl-train on the GPU: a short trial that measures its speed, and a run of as many epochs as fit into the remaining time."""
 import json
 import os
 import shutil
@@ -24,16 +24,16 @@ def metrics(run):
     return [json.loads(line) for line in text.splitlines() if line.endswith("}")]
 
 
-# Seconds: looks at the log are 0.02 apart.
+# Seconds; the log is read every 0.02 s.
 SHORT = 0.4
 
-# Where the step cannot be captured as a graph, it is queued in parts: slower, but a run.
+# If the step cannot be captured as a graph, its operations are queued one by one, which is slower.
 WITHOUT_GRAPH = {"MACRL_NO_CUDA_GRAPH": "1"}
 
 
 def trial(call, folder, images, seconds):
-    """A short run; gives {start, image, end, environment, recipe}: seconds until its first step, for an image, and for a look
-    at the features with the rest of an ending; and with what it ran."""
+    """A short run; returns {start, image, end, environment, recipe}: seconds until its first step, per image, and for the
+    evaluation and checkpoint at an epoch's end; and the environment and recipe it used."""
     ways = [(recipe, environment) for recipe in call.settings["recipes"] for environment in ({}, WITHOUT_GRAPH)]
     for number, (recipe, environment) in enumerate(ways, 1):
         try:
@@ -71,14 +71,14 @@ def one_trial(call, folder, images, seconds, recipe, environment):
 
 
 def note_steps(run, seen):
-    """Adds (when, step, epoch) where further steps were logged: a GPU's are fetched many at a time, whatever epoch they are of."""
+    """Adds (time, step, epoch) when further steps were logged; a GPU's steps are fetched many at a time, across epochs."""
     steps = [line for line in metrics(run) if line["kind"] == "step"]
     if steps and (not seen or steps[-1]["step"] > seen[-1][1]):
         seen.append((time.monotonic(), steps[-1]["step"], steps[-1]["epoch"]))
 
 
 def seconds_an_image(run, seen, batch):
-    """Behind the first epoch, which warms up; by the run's own rate where too little comes behind it to be timed from here."""
+    """Measured after the first epoch, which warms up; the run's own rate if too few steps follow to be timed from here."""
     first, last = next(s for s in seen if s[2] >= 1), seen[-1]
     if last[0] - first[0] >= SHORT:
         return (last[0] - first[0]) / ((last[1] - first[1]) * batch)
@@ -87,18 +87,18 @@ def seconds_an_image(run, seen, batch):
 
 
 def used_of(call, images):
-    """As many images as the configuration takes."""
+    """The number of images that the configuration uses."""
     return min(images, call.settings["limit"] or images)
 
 
 def epochs_within(rate, images, seconds, every, most):
-    """As many epochs as fit, a look at the features every `every` epochs among them."""
+    """The number of epochs that fit, with an evaluation every `every` epochs."""
     epoch = rate["image"] * images + rate["end"] / every
     return max(1, min(most, int((seconds - rate["start"] - rate["end"]) / epoch)))
 
 
 def pretrain(call, folder, run, epochs, seconds, rate):
-    """The run, ended by an interrupt where it takes too long; gives how it ended, in words.  One that fails is resumed."""
+    """Runs the training, interrupted if it takes too long; returns how it ended, in words.  A run that fails is resumed."""
     shutil.rmtree(run, ignore_errors=True)
     until, log, tries = time.monotonic() + seconds, call.out / "pretrain.log", 0
     left = lambda: until - time.monotonic()

@@ -1,5 +1,5 @@
 // Stand-ins for libcuda, libcublas, libcublasLt and libcurand that run everything on the host: a GPU binary of this
-// project starts, and its kernels run, where no GPU is.  Built by build.py; see there.
+// project starts, and its kernels run, without a GPU.  Built by build.py.
 #include "cuda_on_host.h"
 #include <chrono>
 #include <map>

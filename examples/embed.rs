@@ -1,0 +1,29 @@
+//! Embeds images with an exported encoder: one line a file, its name and the embedding's first numbers.
+//!
+//!     cargo run --release --example embed -- models/pretrained/cifar10 FILE...
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use macrl_bundle::bundle::{Bundle, INPUT, POOLED};
+use macrl_bundle::decode::{DecodeLimits, decode};
+use macrl_runtime::{SessionOptions, session};
+use ort::value::TensorRef;
+
+fn main() -> Result<()> {
+    let mut arguments = std::env::args().skip(1);
+    let bundle = Bundle::open(Path::new(&arguments.next().context("expected BUNDLE FILE...")?))?;
+    let mut session = session(&bundle.onnx, &SessionOptions::default())?.session;
+    for file in arguments {
+        let image = decode(&std::fs::read(&file)?, &DecodeLimits::DEFAULT)?;
+        // (3, S, S) f32, resized and normalised as in training's evaluation.
+        let mut pixels = vec![0.0; bundle.preprocess.values()];
+        bundle.preprocess.normalize(bundle.preprocess.fit(&image).as_raw(), &mut pixels);
+        let size = bundle.preprocess.image_size;
+        let input = TensorRef::from_array_view(([1, 3, size, size], pixels.as_slice()))?;
+        let outputs = session.run(ort::inputs![INPUT => input])?;
+        let (_, embedding) = outputs[POOLED].try_extract_tensor::<f32>()?;
+        println!("{file}: {} numbers, {:?}...", embedding.len(), &embedding[..3]);
+    }
+    Ok(())
+}

@@ -11,6 +11,7 @@ use candle_core::Tensor;
 use candle_onnx::onnx::ModelProto;
 use macrl_bundle::bundle::{HIDDEN, INPUT, POOLED};
 use macrl_bundle::config::{EncoderConfig, Pooling};
+use macrl_bundle::parameters::EncoderLayout;
 
 use crate::graph::{Element, Graph, Precision, batched, float, int, ints};
 
@@ -32,14 +33,18 @@ pub fn build(
     precision: impl Into<Precision>,
     metadata: &[(&str, String)],
 ) -> Result<ModelProto> {
-    let mut vit = Vit { graph: Graph::new(precision), shape, weights };
+    let listed = EncoderLayout::new(shape);
+    let shapes = listed.parameters().map(|p| (p.name.as_str(), p.shape.clone()));
+    let positions = ("pos_embed", vec![1, shape.tokens().count(), shape.width]);
+    let shapes = shapes.chain([positions]).collect();
+    let mut vit = Vit { graph: Graph::new(precision), shape, shapes, weights };
     let mut x = vit.tokens()?;
     for index in 0..shape.depth {
         x = vit.block(&x, &format!("blocks.{index}"))?;
     }
     let hidden = vit.hidden(&x)?;
     vit.pool(&hidden, pooling);
-    let (tokens, d, s) = (1 + shape.patches(), shape.width, shape.image_size);
+    let (tokens, d, s) = (shape.tokens().count(), shape.width, shape.image_size);
     let outputs = vec![batched(HIDDEN, &[tokens, d]), batched(POOLED, &[d])];
     Ok(vit.graph.finish(vec![batched(INPUT, &[3, s, s])], outputs, metadata))
 }
@@ -47,6 +52,8 @@ pub fn build(
 struct Vit<'a> {
     graph: Graph,
     shape: &'a EncoderConfig,
+    /// What each tensor's shape must be.
+    shapes: HashMap<&'a str, Vec<usize>>,
     weights: &'a HashMap<String, Tensor>,
 }
 
@@ -56,7 +63,7 @@ impl Vit<'_> {
         let patches = self.patches()?;
         let class = self.class_token()?;
         let tokens = self.graph.node("tokens", "Concat", &[&class, &patches], vec![int("axis", 1)]);
-        let positions = self.constant("pos_embed", &[1, 1 + self.shape.patches(), self.shape.width])?;
+        let positions = self.constant("pos_embed")?;
         Ok(self.graph.node("tokens.positioned", "Add", &[&tokens, &positions], vec![]))
     }
 
@@ -64,8 +71,8 @@ impl Vit<'_> {
     fn patches(&mut self) -> Result<String> {
         let (d, p, n) = (self.shape.width, self.shape.patch_size, self.shape.patches());
         let pixels = self.cast_in();
-        let weight = self.constant("patch_embed.proj.weight", &[d, 3, p, p])?;
-        let bias = self.constant("patch_embed.proj.bias", &[d])?;
+        let weight = self.constant("patch_embed.proj.weight")?;
+        let bias = self.constant("patch_embed.proj.bias")?;
         let edges = [p as i64, p as i64];
         let attributes = vec![ints("kernel_shape", &edges), ints("strides", &edges)];
         let x = self.graph.node("patch_embed.proj", "Conv", &[&pixels, &weight, &bias], attributes);
@@ -83,7 +90,7 @@ impl Vit<'_> {
 
     /// The class token once per image (B, 1, D).
     fn class_token(&mut self) -> Result<String> {
-        let token = self.constant("cls_token", &[1, 1, self.shape.width])?;
+        let token = self.constant("cls_token")?;
         let g = &mut self.graph;
         let (zero, one) = (g.ints("zero", &[0]), g.ints("one", &[1]));
         let dims = g.node("batch.shape", "Shape", &[INPUT], vec![]);
@@ -116,7 +123,7 @@ impl Vit<'_> {
         let tokens = g.node(&format!("{name}.heads.tokens"), "Transpose", &[&heads], vec![ints("perm", &[0, 2, 1, 3])]);
         let merged = g.ints("heads.merged", &[0, 0, d]);
         let y = g.node(&format!("{name}.merged"), "Reshape", &[&tokens, &merged], vec![]);
-        self.linear(&y, &format!("{name}.proj"), d as usize, d as usize)
+        self.linear(&y, &format!("{name}.proj"))
     }
 
     /// Part 0, 1 or 2 (query, key, value) of the packed projection `qkv`, its heads brought into the order `perm` of
@@ -125,8 +132,8 @@ impl Vit<'_> {
         let (d, h) = (self.shape.width, self.shape.heads);
         let head = d / h;
         let scale = if part == 0 { (head as f64).powf(-0.5) } else { 1.0 };
-        let weight = self.tensor(&format!("{name}.qkv.weight"), &[3 * d, d])?.narrow(0, part * d, d)?;
-        let bias = self.tensor(&format!("{name}.qkv.bias"), &[3 * d])?.narrow(0, part * d, d)?;
+        let weight = self.tensor(&format!("{name}.qkv.weight"))?.narrow(0, part * d, d)?;
+        let bias = self.tensor(&format!("{name}.qkv.bias"))?.narrow(0, part * d, d)?;
         let name = format!("{name}.{}", ["q", "k", "v"][part]);
         let y = self.project(x, &name, &weight, &bias, scale)?;
         let split = self.graph.ints("heads.split", &[0, 0, h as i64, head as i64]);
@@ -136,10 +143,9 @@ impl Vit<'_> {
 
     /// fc2(gelu(fc1 x)), (B, T, D) -> (B, T, D); the exact (erf) GELU.
     fn mlp(&mut self, x: &str, name: &str) -> Result<String> {
-        let (d, m) = (self.shape.width, self.shape.width * self.shape.mlp_ratio);
-        let y = self.linear(x, &format!("{name}.fc1"), d, m)?;
+        let y = self.linear(x, &format!("{name}.fc1"))?;
         let y = self.graph.node(&format!("{name}.act"), "Gelu", &[&y], vec![]);
-        self.linear(&y, &format!("{name}.fc2"), m, d)
+        self.linear(&y, &format!("{name}.fc2"))
     }
 
     /// The final norm, 32-bit: `last_hidden_state`.
@@ -153,7 +159,7 @@ impl Vit<'_> {
 
     /// (B, 1 + N, D) -> `pooler_output` (B, D): the class token, or the mean of the patches.
     fn pool(&mut self, hidden: &str, pooling: Pooling) {
-        let (g, n) = (&mut self.graph, self.shape.patches());
+        let (g, tokens) = (&mut self.graph, self.shape.tokens());
         match pooling {
             Pooling::Cls => {
                 let first = g.index("pool.first", 0);
@@ -161,19 +167,19 @@ impl Vit<'_> {
             }
             Pooling::Mean => {
                 // A sum and a quotient: candle-onnx's `ReduceMean` does not read the axes of this operator set.
-                let (one, end) = (g.ints("one", &[1]), g.ints("pool.end", &[1 + n as i64]));
+                let (one, end) = (g.ints("one", &[1]), g.ints("pool.end", &[tokens.count() as i64]));
                 let patches = g.node("pool.patches", "Slice", &[hidden, &one, &end, &one], vec![]);
                 let sum = g.node("pool.sum", "ReduceSum", &[&patches, &one], vec![int("keepdims", 0)]);
-                let count = g.number("pool.count", n as f32);
+                let count = g.number("pool.count", tokens.patches as f32);
                 g.node(POOLED, "Div", &[&sum, &count], vec![]);
             }
         }
     }
 
     /// x W^T + b with timm's weight (out, in).
-    fn linear(&mut self, x: &str, name: &str, inputs: usize, outputs: usize) -> Result<String> {
-        let weight = self.tensor(&format!("{name}.weight"), &[outputs, inputs])?;
-        let bias = self.tensor(&format!("{name}.bias"), &[outputs])?;
+    fn linear(&mut self, x: &str, name: &str) -> Result<String> {
+        let weight = self.tensor(&format!("{name}.weight"))?;
+        let bias = self.tensor(&format!("{name}.bias"))?;
         self.project(x, name, &weight, &bias, 1.0)
     }
 
@@ -187,23 +193,24 @@ impl Vit<'_> {
     }
 
     fn layer_norm(&mut self, x: &str, name: &str, output: Option<&str>) -> Result<String> {
-        let d = self.shape.width;
-        let weight = self.constant(&format!("{name}.weight"), &[d])?;
-        let bias = self.constant(&format!("{name}.bias"), &[d])?;
+        let weight = self.constant(&format!("{name}.weight"))?;
+        let bias = self.constant(&format!("{name}.bias"))?;
         let attributes = vec![int("axis", -1), float("epsilon", LAYER_NORM_EPS)];
         Ok(self.graph.node(output.unwrap_or(name), "LayerNormalization", &[x, &weight, &bias], attributes))
     }
 
     /// A weight that enters the graph as it is.
-    fn constant(&mut self, name: &str, shape: &[usize]) -> Result<String> {
-        let tensor = self.tensor(name, shape)?;
+    fn constant(&mut self, name: &str) -> Result<String> {
+        let tensor = self.tensor(name)?;
         Ok(self.graph.weight(name, &tensor, 1.0)?)
     }
 
-    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+    /// A weight, of the shape that the list of parameters says.
+    fn tensor(&self, name: &str) -> Result<Tensor> {
+        let shape = self.shapes.get(name).with_context(|| format!("an encoder has no parameter {name}"))?;
         let tensor = self.weights.get(name).with_context(|| format!("the encoder has no tensor {name}"))?;
         let found = tensor.dims();
-        ensure!(found == shape, "tensor {name} should have shape {shape:?}, found {found:?}");
+        ensure!(found == shape.as_slice(), "tensor {name} should have shape {shape:?}, found {found:?}");
         Ok(tensor.clone())
     }
 }

@@ -6,8 +6,8 @@ use std::collections::HashMap;
 
 use candle_core::{Device, Tensor};
 use candle_onnx::onnx::ModelProto;
-use macrl_bundle::bundle::encoder_shapes;
 use macrl_bundle::config::{EncoderConfig, Pooling};
+use macrl_bundle::parameters::EncoderLayout;
 use macrl_export::graph::{Element, OPSET};
 use macrl_export::parity::{self, Outputs};
 use macrl_export::source::Images;
@@ -50,8 +50,9 @@ const LAST_PATCH: [f32; 8] =
     [-0.7638607, -1.059968, -1.7618215, 0.7947493, -0.3673235, 1.3324453, -0.8456106, -0.173006];
 
 fn weights() -> HashMap<String, Tensor> {
-    let positions = ("pos_embed".to_string(), vec![1, 1 + SHAPE.patches(), SHAPE.width]);
-    let shapes = std::iter::once(positions).chain(encoder_shapes(&SHAPE));
+    let positions = ("pos_embed".to_string(), vec![1, SHAPE.tokens().count(), SHAPE.width]);
+    let listed = EncoderLayout::new(&SHAPE);
+    let shapes = std::iter::once(positions).chain(listed.parameters().map(|p| (p.name.clone(), p.shape.clone())));
     let tensor = |(j, (name, shape)): (usize, (String, Vec<usize>))| {
         let count: usize = shape.iter().product();
         let values: Vec<f32> = (0..count).map(|i| (0.37 * (i * i) as f64 + j as f64).sin() as f32).collect();

@@ -5,9 +5,10 @@ use std::collections::HashMap;
 
 use candle_core::{Result, Tensor};
 use macrl_bundle::config::Config;
+use macrl_bundle::parameters::{TOKEN_DEVIATION, blocks};
 use macrl_nn::ops::tokens::{Kept, Positions, Tokens};
 use macrl_nn::params::{Group, Init, Layout};
-use macrl_nn::vit::{Blocks, TOKEN_DEVIATION, positions};
+use macrl_nn::vit::{Blocks, positions};
 
 /// MLP width of a decoder block as a multiple of its width, as in MAE.
 const MLP_RATIO: usize = 4;
@@ -29,7 +30,7 @@ impl Decoder {
     /// # Errors
     /// A tensor operation fails.
     pub fn init(config: &Config, seed: u64) -> Result<Self> {
-        Self::build(config, &|layout| layout.init(seed)?.trainable())
+        Self::build(config, &|layout| Group::init(layout, seed)?.trainable())
     }
 
     /// Weights from a checkpoint, where each name begins with `prefix`.
@@ -37,24 +38,24 @@ impl Decoder {
     /// # Errors
     /// A missing tensor, or one of another shape.
     pub fn from_tensors(config: &Config, tensors: &HashMap<String, Tensor>, prefix: &str) -> Result<Self> {
-        Self::build(config, &|layout| layout.load(tensors, prefix)?.trainable())
+        Self::build(config, &|layout| Group::load(layout, tensors, prefix)?.trainable())
     }
 
-    fn build(config: &Config, make: &dyn Fn(Layout) -> Result<Group>) -> Result<Self> {
+    fn build(config: &Config, make: &dyn Fn(&Layout) -> Result<Group>) -> Result<Self> {
         let (d, e) = (config.encoder.width, config.decoder.width);
         let fill = Layout::new("").with_linear("decoder_embed", &[e, d]).with(
             "mask_token",
             &[1, 1, e],
             Init::Normal(TOKEN_DEVIATION),
         );
-        let layouts = Blocks::layouts("decoder_blocks", config.decoder.depth, e, e * MLP_RATIO);
-        let blocks = layouts.into_iter().map(make).collect::<Result<_>>()?;
+        let layouts = blocks("decoder_blocks", config.decoder.depth, e, e * MLP_RATIO);
+        let blocks = layouts.iter().map(make).collect::<Result<_>>()?;
         let patch_values = config.encoder.patch_values();
         Ok(Decoder {
-            fill: make(fill)?,
+            fill: make(&fill)?,
             blocks: Blocks::new(blocks, config.decoder.heads, e, e * MLP_RATIO),
-            norm: make(Layout::new("").with_norm("decoder_norm", e))?,
-            predict: make(Layout::new("").with_linear("decoder_pred", &[patch_values, e]))?,
+            norm: make(&Layout::new("").with_norm("decoder_norm", e))?,
+            predict: make(&Layout::new("").with_linear("decoder_pred", &[patch_values, e]))?,
             positions: Positions::new(positions(config.encoder.grid(), e), e),
             patch_values,
         })

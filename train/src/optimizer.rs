@@ -195,7 +195,7 @@ mod tests {
             ("a.bias".to_string(), tensor(&[0.1, -0.2], &[2])),
         ];
         let layout = || Layout::new("").with_linear("a", &[2, 2]);
-        let group = || layout().load(&start.clone().into(), "").unwrap().trainable().unwrap();
+        let group = || Group::load(&layout(), &start.clone().into(), "").unwrap().trainable().unwrap();
         let groups: Vec<Group> = (0..4).map(|_| group()).collect();
         let groups: Vec<(Part, &Group)> = groups.iter().map(|group| (Part::Encoder, group)).collect();
         let mut config = Config::default().train;

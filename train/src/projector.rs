@@ -23,7 +23,7 @@ impl Projector {
     /// # Errors
     /// A tensor operation fails.
     pub fn init(config: &Config, seed: u64) -> Result<Self> {
-        Self::build(config, &|layout| layout.init(seed))
+        Self::build(config, &|layout| Group::init(layout, seed))
     }
 
     /// Weights from a checkpoint, where each name begins with `prefix`.
@@ -31,14 +31,14 @@ impl Projector {
     /// # Errors
     /// A missing tensor, or one of another shape.
     pub fn from_tensors(config: &Config, tensors: &HashMap<String, Tensor>, prefix: &str) -> Result<Self> {
-        Self::build(config, &|layout| layout.load(tensors, prefix))
+        Self::build(config, &|layout| Group::load(layout, tensors, prefix))
     }
 
-    fn build(config: &Config, make: &dyn Fn(Layout) -> Result<Group>) -> Result<Self> {
+    fn build(config: &Config, make: &dyn Fn(&Layout) -> Result<Group>) -> Result<Self> {
         let (d, hidden, dim) = (config.encoder.width, config.projector.hidden, config.projector.dim);
         Ok(Projector {
-            fc1: make(Layout::new("").with_linear("projector.fc1", &[hidden, d]))?,
-            fc2: make(Layout::new("").with_linear("projector.fc2", &[dim, hidden]))?,
+            fc1: make(&Layout::new("").with_linear("projector.fc1", &[hidden, d]))?,
+            fc2: make(&Layout::new("").with_linear("projector.fc2", &[dim, hidden]))?,
             hidden,
             dim,
         })

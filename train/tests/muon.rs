@@ -4,8 +4,8 @@ use std::collections::HashMap;
 
 use candle_core::{Device, Tensor};
 use macrl_bundle::config::{Config, Optimizer, TrainConfig};
+use macrl_bundle::parameters;
 use macrl_nn::params::Group;
-use macrl_nn::vit::Blocks;
 use macrl_train::gradients::Gradients;
 use macrl_train::ops::muon::{QUINTIC, STEPS, orthogonalise};
 use macrl_train::optimizer::AdamW;
@@ -32,13 +32,14 @@ fn train(optimizer: Optimizer) -> TrainConfig {
 
 /// A block of width 8 whose matrices are drawn in their order; everything else starts as a fresh block's.
 fn block(hidden: usize, draw: &mut Draw) -> Group {
-    let layout = || Blocks::layouts("blocks", 1, 8, hidden).remove(0);
-    let named = layout().init(0).unwrap().named().unwrap().into_iter().map(|(name, tensor)| match tensor.rank() {
-        2 => (name, Tensor::from_vec(draw.take(tensor.elem_count()), tensor.shape(), &Device::Cpu).unwrap()),
-        _ => (name, tensor),
-    });
+    let layout = parameters::block("blocks.0.", 8, hidden);
+    let named =
+        Group::init(&layout, 0).unwrap().named().unwrap().into_iter().map(|(name, tensor)| match tensor.rank() {
+            2 => (name, Tensor::from_vec(draw.take(tensor.elem_count()), tensor.shape(), &Device::Cpu).unwrap()),
+            _ => (name, tensor),
+        });
     let named: HashMap<String, Tensor> = named.collect();
-    layout().load(&named, "").unwrap().trainable().unwrap()
+    Group::load(&layout, &named, "").unwrap().trainable().unwrap()
 }
 
 /// Gradients of the matrices drawn in their order, of everything else 0.25.

@@ -16,6 +16,7 @@ use crate::config::{Config, EncoderConfig, Pooling};
 use crate::evaluation::{Evaluation, EvaluationError};
 use crate::onnx;
 use crate::owned::MARKER;
+use crate::parameters::{EncoderLayout, Parameter};
 use crate::preprocess::{Preprocess, PreprocessorConfig};
 use crate::probe::{Probe, ProbeError};
 
@@ -403,36 +404,6 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, BundleError> {
     serde_json::from_slice(&read(path)?).map_err(|e| BundleError::Json { path: path.into(), cause: e.to_string() })
 }
 
-/// The tensors of an encoder under timm's names, with their shapes.
-pub fn encoder_shapes(e: &EncoderConfig) -> Vec<(String, Vec<usize>)> {
-    let (d, m, p) = (e.width, e.width * e.mlp_ratio, e.patch_size);
-    let mut shapes = vec![
-        ("cls_token".to_string(), vec![1, 1, d]),
-        ("patch_embed.proj.weight".into(), vec![d, 3, p, p]),
-        ("patch_embed.proj.bias".into(), vec![d]),
-    ];
-    for i in 0..e.depth {
-        for (name, shape) in [
-            ("norm1.weight", vec![d]),
-            ("norm1.bias", vec![d]),
-            ("attn.qkv.weight", vec![3 * d, d]),
-            ("attn.qkv.bias", vec![3 * d]),
-            ("attn.proj.weight", vec![d, d]),
-            ("attn.proj.bias", vec![d]),
-            ("norm2.weight", vec![d]),
-            ("norm2.bias", vec![d]),
-            ("mlp.fc1.weight", vec![m, d]),
-            ("mlp.fc1.bias", vec![m]),
-            ("mlp.fc2.weight", vec![d, m]),
-            ("mlp.fc2.bias", vec![d]),
-        ] {
-            shapes.push((format!("blocks.{i}.{name}"), shape));
-        }
-    }
-    shapes.extend([("norm.weight".into(), vec![d]), ("norm.bias".into(), vec![d])]);
-    shapes
-}
-
 fn read(path: &Path) -> Result<Vec<u8>, BundleError> {
     std::fs::read(path).map_err(|cause| match cause.kind() {
         std::io::ErrorKind::NotFound => BundleError::Missing(path.into()),
@@ -480,11 +451,11 @@ fn check_weights(path: &Path, encoder: &EncoderConfig) -> Result<(), BundleError
     let fault = |cause: String| BundleError::Weights { path: path.into(), cause };
     let (_, header): (usize, Metadata) = SafeTensors::read_metadata(&bytes).map_err(|e| fault(e.to_string()))?;
     SafeTensors::deserialize(&bytes).map_err(|e| fault(e.to_string()))?;
-    for (name, expected) in encoder_shapes(encoder) {
-        let found = header.info(&name).map(|t| t.shape.clone());
-        if found.as_ref() != Some(&expected) {
+    for Parameter { name, shape, .. } in EncoderLayout::new(encoder).parameters() {
+        let found = header.info(name).map(|t| &t.shape);
+        if found != Some(shape) {
             let found = found.map_or("none".to_string(), |shape| format!("{shape:?}"));
-            return Err(BundleError::Tensor { path: path.into(), name, expected, found });
+            return Err(BundleError::Tensor { path: path.into(), name: name.clone(), expected: shape.clone(), found });
         }
     }
     Ok(())

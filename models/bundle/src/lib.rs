@@ -18,6 +18,8 @@ pub mod lock;
 pub mod onnx;
 pub mod output;
 pub mod owned;
+pub mod parameters;
 pub mod preprocess;
 pub mod probe;
 pub mod progress;
+pub mod tokens;

@@ -1,68 +1,16 @@
-//! Parameters in flat vectors: one vector per layer or block, with names and shapes for the outside.
+//! Parameters in flat vectors: one vector per layer or block, with names and shapes for the outside
+//! ([`macrl_bundle::parameters`] lists them).
 //!
 //! A fused operator takes all its parameters as one flat tensor; the optimiser, the moving average and a reduction
 //! over machines run over whole vectors.  Only checkpoints and exports see single parameters, under timm's names.
 
 use std::collections::HashMap;
-use std::ops::Range;
 
-use candle_core::{Device, Result, Tensor, Var, bail};
+use candle_core::{DType, Device, Result, Tensor, Var, bail};
+pub use macrl_bundle::parameters::{Init, Layout, Matrix, Parameter};
 use macrl_kernels::rng::Rng;
 
 use crate::ops::graph::with_values;
-
-/// How a parameter starts.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Init {
-    /// All 0.
-    Zeros,
-    /// All 1.
-    Ones,
-    /// Uniform in +-sqrt(6 / (fan in + fan out)) (Glorot and Bengio 2010); the first dimension is fan out.
-    Xavier,
-    /// Normal with this standard deviation.
-    Normal(f32),
-}
-
-/// One parameter within a [`Group`].
-#[derive(Debug, Clone, PartialEq)]
-pub struct Parameter {
-    /// Full name, for example `blocks.0.attn.qkv.weight`.
-    pub name: String,
-    /// Shape under which it is stored.
-    pub shape: Vec<usize>,
-    /// Where it lies in the flat vector.
-    pub range: Range<usize>,
-    /// Whether weight decay applies: matrices yes; biases, norms and tokens no.
-    pub decay: bool,
-    init: Init,
-}
-
-/// A matrix within a [`Group`]'s flat vector, row by row.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Matrix {
-    /// Where it lies.
-    pub range: Range<usize>,
-    /// Outputs.
-    pub rows: usize,
-    /// Inputs.
-    pub columns: usize,
-}
-
-impl Parameter {
-    /// The matrices that Muon updates: weights of transformer blocks, the joint one of queries, keys and values as three.
-    /// None for every other parameter.
-    pub fn block_matrices(&self) -> Vec<Matrix> {
-        let (true, [rows, columns]) = (self.name.contains("blocks."), self.shape.as_slice()) else { return Vec::new() };
-        let parts = if self.name.ends_with("attn.qkv.weight") { 3 } else { 1 };
-        let (rows, columns) = (rows / parts, *columns);
-        let part = |i: usize| {
-            let start = self.range.start + i * rows * columns;
-            Matrix { range: start..start + rows * columns, rows, columns }
-        };
-        (0..parts).map(part).collect()
-    }
-}
 
 /// Parameters that share one flat vector.
 #[derive(Debug, Clone)]
@@ -83,55 +31,19 @@ pub struct OnDevice {
     pub anchor: Option<Tensor>,
 }
 
-/// Lists the parameters of a [`Group`] in their order.
-#[derive(Debug, Default)]
-pub struct Layout {
-    prefix: String,
-    parameters: Vec<Parameter>,
-    len: usize,
-}
-
-impl Layout {
-    /// An empty list; names get `prefix` in front.
-    pub fn new(prefix: &str) -> Self {
-        Layout { prefix: prefix.to_string(), ..Self::default() }
-    }
-
-    /// Appends a parameter.
-    pub fn with(mut self, name: &str, shape: &[usize], init: Init) -> Self {
-        let end = self.len + shape.iter().product::<usize>();
-        self.parameters.push(Parameter {
-            name: format!("{}{name}", self.prefix),
-            shape: shape.to_vec(),
-            range: self.len..end,
-            decay: init == Init::Xavier,
-            init,
-        });
-        self.len = end;
-        self
-    }
-
-    /// Appends `NAME.weight` (shape as given, Glorot) and `NAME.bias` (zeros).
-    pub fn with_linear(self, name: &str, weight: &[usize]) -> Self {
-        self.with(&format!("{name}.weight"), weight, Init::Xavier).with(
-            &format!("{name}.bias"),
-            &weight[..1],
-            Init::Zeros,
-        )
-    }
-
-    /// Appends `NAME.weight` (ones) and `NAME.bias` (zeros).
-    pub fn with_norm(self, name: &str, width: usize) -> Self {
-        self.with(&format!("{name}.weight"), &[width], Init::Ones).with(&format!("{name}.bias"), &[width], Init::Zeros)
+impl Group {
+    fn new(layout: &Layout, values: Vec<f32>) -> Result<Self> {
+        let values = Tensor::from_vec(values, layout.values(), &Device::Cpu)?;
+        Ok(Group { parameters: layout.parameters().to_vec(), values, on_device: None })
     }
 
     /// Fresh values; each parameter's depend on the seed and its name only.
     ///
     /// # Errors
-    /// Candle's.
-    pub fn init(self, seed: u64) -> Result<Group> {
-        let mut values = Vec::with_capacity(self.len);
-        for parameter in &self.parameters {
+    /// Out of memory.
+    pub fn init(layout: &Layout, seed: u64) -> Result<Self> {
+        let mut values = Vec::with_capacity(layout.values());
+        for parameter in layout.parameters() {
             let name = parameter.name.bytes().fold(0xcbf2_9ce4_8422_2325, |h: u64, b| {
                 (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3) // FNV-1a
             });
@@ -146,30 +58,24 @@ impl Layout {
                 Init::Normal(deviation) => rng.normal() as f32 * deviation,
             }));
         }
-        Ok(Group::new(self.parameters, Tensor::from_vec(values, self.len, &Device::Cpu)?))
+        Group::new(layout, values)
     }
 
-    /// Values from named tensors, whose names carry `prefix` in front of this layout's.
+    /// Values from named tensors, whose names carry `prefix` in front of the layout's.
     ///
     /// # Errors
     /// A missing tensor, or one of another shape: both named.
-    pub fn load(self, tensors: &HashMap<String, Tensor>, prefix: &str) -> Result<Group> {
-        let mut values = Vec::with_capacity(self.len);
-        for parameter in &self.parameters {
+    pub fn load(layout: &Layout, tensors: &HashMap<String, Tensor>, prefix: &str) -> Result<Self> {
+        let mut values = Vec::with_capacity(layout.values());
+        for parameter in layout.parameters() {
             let name = format!("{prefix}{}", parameter.name);
             let Some(tensor) = tensors.get(&name) else { bail!("tensor `{name}` is missing") };
             if tensor.dims() != parameter.shape {
                 bail!("tensor `{name}` should have shape {:?}, found {:?}", parameter.shape, tensor.dims())
             }
-            values.extend(tensor.to_dtype(candle_core::DType::F32)?.flatten_all()?.to_vec1::<f32>()?);
+            values.extend(tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?);
         }
-        Ok(Group::new(self.parameters, Tensor::from_vec(values, self.len, &Device::Cpu)?))
-    }
-}
-
-impl Group {
-    fn new(parameters: Vec<Parameter>, values: Tensor) -> Self {
-        Group { parameters, values, on_device: None }
+        Group::new(layout, values)
     }
 
     /// The same parameters with their values on a GPU.
@@ -216,7 +122,7 @@ impl Group {
     /// # Errors
     /// Candle's.
     pub fn detached_copy(&self) -> Result<Group> {
-        Ok(Group::new(self.parameters.clone(), self.values.copy()?.detach()))
+        Ok(Group { parameters: self.parameters.clone(), values: self.values.copy()?.detach(), on_device: None })
     }
 
     /// Each parameter under its name in its own shape, copied.

@@ -7,16 +7,13 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor, bail};
-
 use macrl_bundle::config::{EncoderConfig, Pooling};
+use macrl_bundle::parameters::EncoderLayout;
 
 use crate::ops::attention::Heads;
 use crate::ops::block::Block;
 use crate::ops::tokens::{Kept, Positions, Seen, Tokens, embed};
-use crate::params::{Group, Init, Layout};
-
-/// Standard deviation of fresh class and mask tokens, as MAE starts them.
-pub const TOKEN_DEVIATION: f32 = 0.02;
+use crate::params::{Group, Layout};
 
 /// A stack of blocks of one width; encoder and decoder both have one.
 #[derive(Debug, Clone)]
@@ -29,23 +26,7 @@ pub struct Blocks {
 }
 
 impl Blocks {
-    /// Where the parameters of `depth` blocks lie; names are `PREFIX.0.norm1.weight` and so on.
-    pub fn layouts(prefix: &str, depth: usize, width: usize, hidden: usize) -> Vec<Layout> {
-        let block = Block { at: Heads { tokens: 1, heads: 1, width }, hidden };
-        let layout = |i: usize| {
-            block.parameters().iter().fold(Layout::new(&format!("{prefix}.{i}.")), |layout, (name, shape)| {
-                let init = match (shape.len(), name.starts_with("norm") && name.ends_with("weight")) {
-                    (2, _) => Init::Xavier,
-                    (_, true) => Init::Ones,
-                    _ => Init::Zeros,
-                };
-                layout.with(name, shape, init)
-            })
-        };
-        (0..depth).map(layout).collect()
-    }
-
-    /// A stack over groups made from [`Blocks::layouts`].
+    /// A stack over groups made from [`macrl_bundle::parameters::blocks`].
     pub fn new(groups: Vec<Group>, heads: usize, width: usize, hidden: usize) -> Self {
         Blocks { groups, heads, width, hidden }
     }
@@ -85,7 +66,7 @@ impl Encoder {
     /// # Errors
     /// Candle's.
     pub fn init(config: &EncoderConfig, seed: u64) -> Result<Self> {
-        Self::build(config, &|layout| layout.init(seed))
+        Self::build(config, &|layout| Group::init(layout, seed))
     }
 
     /// Weights under timm's names, with `prefix` in front of each (a training checkpoint: `encoder.`).
@@ -93,21 +74,18 @@ impl Encoder {
     /// # Errors
     /// A missing tensor, or one of another shape: both named.
     pub fn from_tensors(config: &EncoderConfig, tensors: &HashMap<String, Tensor>, prefix: &str) -> Result<Self> {
-        Self::build(config, &|layout| layout.load(tensors, prefix))
+        Self::build(config, &|layout| Group::load(layout, tensors, prefix))
     }
 
-    fn build(config: &EncoderConfig, make: &dyn Fn(Layout) -> Result<Group>) -> Result<Self> {
-        let (d, p) = (config.width, config.patch_size);
-        let hidden = d * config.mlp_ratio;
-        let embed = Layout::new("")
-            .with("cls_token", &[1, 1, d], Init::Normal(TOKEN_DEVIATION))
-            .with_linear("patch_embed.proj", &[d, 3, p, p]);
-        let blocks = Blocks::layouts("blocks", config.depth, d, hidden).into_iter().map(make).collect::<Result<_>>()?;
+    fn build(config: &EncoderConfig, make: &dyn Fn(&Layout) -> Result<Group>) -> Result<Self> {
+        let (d, hidden) = (config.width, config.width * config.mlp_ratio);
+        let EncoderLayout { embed, blocks, norm } = EncoderLayout::new(config);
+        let blocks = blocks.iter().map(make).collect::<Result<_>>()?;
         Ok(Encoder {
             config: config.clone(),
-            embed: make(embed)?,
+            embed: make(&embed)?,
             blocks: Blocks::new(blocks, config.heads, d, hidden),
-            norm: make(Layout::new("").with_norm("norm", d))?,
+            norm: make(&norm)?,
             positions: Positions::new(positions(config.grid(), d), d),
         })
     }

@@ -13,6 +13,7 @@ use candle_core::{D, Device, Result, Tensor, Var};
 use macrl_nn::ops::attention::Heads;
 use macrl_nn::ops::block::Block;
 use macrl_nn::ops::{activation, graph};
+use macrl_nn::params::Parameter;
 use macrl_nn::vit::positions;
 
 fn wave(n: usize, phase: f64, scale: f64) -> Vec<f32> {
@@ -52,9 +53,9 @@ fn block_at(tokens: usize, width: usize, heads: usize, hidden: usize) -> Block {
 /// Parameter i is wave(n, i, 0.3); the two norms' weights around 1.
 fn block_parameters(block: &Block) -> Vec<f32> {
     let mut out = Vec::new();
-    for (i, (_, shape)) in block.parameters().iter().enumerate() {
+    for (i, parameter) in block.layout().parameters().iter().enumerate() {
         let around = if i == 0 || i == 6 { 1.0 } else { 0.0 };
-        out.extend(wave(shape.iter().product(), i as f64, 0.3).iter().map(|v| v + around));
+        out.extend(wave(parameter.range.len(), i as f64, 0.3).iter().map(|v| v + around));
     }
     out
 }
@@ -115,12 +116,7 @@ fn block_agrees_with_pytorch() {
         let gradients = objective(&y).unwrap().backward().unwrap();
         let mut got = vec![check(&flat(&y)) as f32, check(&flat(gradients.get(&x).unwrap())) as f32];
         let dp = flat(gradients.get(&p).unwrap());
-        let mut start = 0;
-        for (_, shape) in block.parameters() {
-            let len: usize = shape.iter().product();
-            got.push(check(&dp[start..start + len]) as f32);
-            start += len;
-        }
+        got.extend(block.layout().parameters().iter().map(|p| check(&dp[p.range.clone()]) as f32));
         close(&got, &expected, 2e-4);
     }
 }
@@ -129,13 +125,9 @@ fn block_agrees_with_pytorch() {
 fn plain_block(block: Block, x: &Tensor, flat: &Tensor) -> Result<Tensor> {
     let (b, t, d) = x.dims3()?;
     let h = block.at.heads;
-    let mut start = 0;
-    let mut p = Vec::new();
-    for (_, shape) in block.parameters() {
-        let len: usize = shape.iter().product();
-        p.push(flat.narrow(0, start, len)?.reshape(shape)?);
-        start += len;
-    }
+    let layout = block.layout();
+    let part = |p: &Parameter| flat.narrow(0, p.range.start, p.range.len())?.reshape(p.shape.as_slice());
+    let p = layout.parameters().iter().map(part).collect::<Result<Vec<_>>>()?;
     let norm = |x: &Tensor, w: &Tensor, b: &Tensor| -> Result<Tensor> {
         let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
         let deviation = (centred.sqr()?.mean_keepdim(D::Minus1)? + 1e-6)?.sqrt()?;

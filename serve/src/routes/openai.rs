@@ -59,7 +59,7 @@ pub(crate) async fn embeddings(
     let encoding = encoding(request.encoding_format.as_deref())?;
     check_dimensions(request.dimensions, model.dim())?;
     let images = images(request.input, &app).await.map_err(of_input)?;
-    let tokens = images.len() * (1 + model.bundle.config.encoder().patches());
+    let tokens = images.len() * model.bundle.config.encoder().tokens().count();
     let features = features::all_in_steps(&app, &model, images).await.map_err(of_input)?;
     let mut data = Vec::with_capacity(features.len());
     for (index, feature) in features.into_iter().enumerate() {

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use macrl_bundle::bundle::{self, ModelConfig, Provenance};
 use macrl_bundle::config::Config;
+use macrl_bundle::parameters::EncoderLayout;
 use macrl_bundle::preprocess::Preprocess;
 use macrl_bundle::probe::Probe;
 
@@ -40,12 +41,12 @@ pub(crate) fn write_bundle(dir: &Path, name: &str, probe: bool) {
 
 fn zero_weights(config: &Config) -> Vec<u8> {
     use safetensors::tensor::{Dtype, TensorView};
-    let shapes = bundle::encoder_shapes(&config.encoder);
-    let largest = shapes.iter().map(|(_, s)| s.iter().product::<usize>()).max().unwrap();
+    let layout = EncoderLayout::new(&config.encoder);
+    let largest = layout.parameters().map(|p| p.range.len()).max().unwrap();
     let zeros = vec![0u8; 4 * largest];
-    let views = shapes.iter().map(|(name, shape)| {
-        let bytes = 4 * shape.iter().product::<usize>();
-        (name.clone(), TensorView::new(Dtype::F32, shape.clone(), &zeros[..bytes]).unwrap())
+    let views = layout.parameters().map(|p| {
+        let view = TensorView::new(Dtype::F32, p.shape.clone(), &zeros[..4 * p.range.len()]);
+        (p.name.clone(), view.unwrap())
     });
     safetensors::serialize(views, None).unwrap()
 }

@@ -50,7 +50,7 @@ impl Sides {
     fn new(device: &Device, real: Real, layouts: Vec<Parameters>) -> Result<Self> {
         let mut cpu = Vec::new();
         for (i, layout) in layouts.into_iter().enumerate() {
-            let group = layout.init(i as u64)?;
+            let group = Group::init(&layout, i as u64)?;
             // Away from the zeros and ones that biases and norms start with.
             let moved = values(group.values())?;
             let offset = noise(real, 1000 + i as u64, moved.len(), 0.05);
@@ -227,7 +227,7 @@ pub(crate) fn all(checks: &mut Checks, real: Real) {
         checks.run(&named(&name), |device| {
             let (width, n) = (heads * d, 256.max(ks[1]));
             let e = embedded(device, real, 2, ks, n, width)?;
-            let blocks = Sides::new(device, real, Blocks::layouts("blocks", 2, width, 2 * width))?;
+            let blocks = Sides::new(device, real, blocks("blocks", 2, width, 2 * width))?;
             let shape = |tokens| Block { at: Heads { tokens, heads, width }, hidden: 2 * width };
             let (cpu, gpu) = (e.cpu.blocks(&blocks.cpu, shape)?, e.gpu.blocks(&blocks.gpu, shape)?);
             through(device, real, 2.0 * limit, &cpu, &gpu, &[&blocks, &e.sides])

@@ -34,7 +34,7 @@ impl Classifier {
     /// # Errors
     /// A tensor operation fails.
     pub fn new(encoder: Encoder, config: &Config, classes: usize) -> Result<Self> {
-        let head = layout(config, classes).init(config.train.seed.wrapping_mul(4) + HEAD_SEED)?;
+        let head = Group::init(&layout(config, classes), config.train.seed.wrapping_mul(4) + HEAD_SEED)?;
         Self::assemble(encoder, head, config, classes)
     }
 
@@ -44,7 +44,7 @@ impl Classifier {
     /// A missing tensor, or one of another shape.
     pub fn from_tensors(config: &Config, classes: usize, tensors: &HashMap<String, Tensor>) -> Result<Self> {
         let encoder = Encoder::from_tensors(&config.encoder, tensors, "encoder.")?;
-        Self::assemble(encoder, layout(config, classes).load(tensors, "")?, config, classes)
+        Self::assemble(encoder, Group::load(&layout(config, classes), tensors, "")?, config, classes)
     }
 
     fn assemble(encoder: Encoder, head: Group, config: &Config, classes: usize) -> Result<Self> {

@@ -6,12 +6,11 @@
 //! one, whichever epoch it is from: keys carry the index of their image.
 
 use candle_core::{Result, Tensor, bail};
-use macrl_nn::ops::graph::{with_gradient, with_values};
-use rayon::prelude::*;
-
 use macrl_kernels::matmul::{Mat, Threads, matmul};
 use macrl_kernels::simd::{exp, largest, reduce};
 use macrl_kernels::vectorised;
+use macrl_nn::ops::graph::{with_gradient, with_values};
+use rayon::prelude::*;
 
 /// Keys that a batch of queries is compared with; rows of all are L2-normalised.
 #[derive(Debug, Clone, Copy)]

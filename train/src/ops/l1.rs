@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use candle_core::{Result, Tensor};
-use macrl_nn::ops::graph::with_gradient;
-use rayon::prelude::*;
-
+use macrl_bundle::tokens::TokenLayout;
 use macrl_kernels::simd::reduce;
 use macrl_kernels::vectorised;
+use macrl_nn::ops::graph::with_gradient;
+use rayon::prelude::*;
 
 vectorised! {
     fn distance(a: &[f32], b: &[f32]) -> f32 {
@@ -27,7 +27,7 @@ vectorised! {
     }
 }
 
-/// Where the loss is taken: prediction rows of an image are 1 + N tokens, the class token first.
+/// Where the loss is taken: prediction rows of an image are its tokens, the prefix first.
 #[derive(Debug, Clone)]
 pub struct Patches<'a> {
     /// N.
@@ -49,13 +49,13 @@ impl Patches<'_> {
     /// # Shapes
     /// `predicted` (B, 1 + N, P), `target` (B, N, P).
     pub fn loss(&self, predicted: &[f32], target: &[f32]) -> f32 {
-        let (n, p) = (self.patches, self.values);
+        let (n, p, tokens) = (self.patches, self.values, TokenLayout::of_patches(self.patches));
         let sums: Vec<f64> = predicted
-            .par_chunks((1 + n) * p)
+            .par_chunks(tokens.count() * p)
             .zip(target.par_chunks(n * p))
             .zip(self.counts.par_chunks(n))
             .map(|((predicted, target), counts)| {
-                let patches = predicted[p..].chunks_exact(p).zip(target.chunks_exact(p)).zip(counts);
+                let patches = predicted[tokens.prefix * p..].chunks_exact(p).zip(target.chunks_exact(p)).zip(counts);
                 patches.filter(|(_, c)| **c).map(|((a, b), _)| f64::from(distance(a, b))).sum()
             })
             .collect();
@@ -67,14 +67,14 @@ impl Patches<'_> {
     /// # Shapes
     /// As [`Patches::loss`]; the result as `predicted`.
     pub fn gradient(&self, predicted: &[f32], target: &[f32], scale: f32) -> Vec<f32> {
-        let (n, p) = (self.patches, self.values);
+        let (n, p, tokens) = (self.patches, self.values, TokenLayout::of_patches(self.patches));
         let scale = scale / self.counted().max(1) as f32;
         let mut out = vec![0f32; predicted.len()];
-        let images = out.par_chunks_mut((1 + n) * p).zip(predicted.par_chunks((1 + n) * p));
+        let images = out.par_chunks_mut(tokens.count() * p).zip(predicted.par_chunks(tokens.count() * p));
         images.zip(target.par_chunks(n * p)).zip(self.counts.par_chunks(n)).for_each(
             |(((out, predicted), target), counts)| {
                 for i in (0..n).filter(|i| counts[*i]) {
-                    let row = (1 + i) * p..(2 + i) * p;
+                    let row = tokens.of_patch(i) * p..(tokens.of_patch(i) + 1) * p;
                     signs(&predicted[row.clone()], &target[i * p..(i + 1) * p], scale, &mut out[row]);
                 }
             },
@@ -93,7 +93,7 @@ impl Patches<'_> {
 pub fn masked_l1(predicted: &Tensor, target: Arc<Vec<f32>>, counts: Arc<Vec<bool>>) -> Result<Tensor> {
     let (_, tokens, values) = predicted.dims3()?;
     with_gradient("masked_l1", predicted, move |predicted: &[f32], _: &[usize]| {
-        let at = Patches { patches: tokens - 1, values, counts: &counts };
+        let at = Patches { patches: TokenLayout::of_tokens(tokens).patches, values, counts: &counts };
         Ok((vec![at.loss(predicted, &target)], vec![], at.gradient(predicted, &target, 1.0)))
     })
 }

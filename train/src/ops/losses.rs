@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor, bail};
+use macrl_bundle::tokens::TokenLayout;
 use macrl_nn::ops::graph::with_values;
 #[cfg(feature = "cuda")]
 use macrl_nn::ops::tokens::sources;
@@ -34,7 +35,7 @@ pub fn l1(
     factor: f64,
 ) -> Result<(Tensor, Tensor)> {
     let (parts, spans) = (predicted.parts(), predicted.spans());
-    let patches = spans[0].1 - 1;
+    let patches = TokenLayout::of_tokens(spans[0].1).patches;
     if predicted.on_cpu() {
         let mut losses = Vec::new();
         for ((predicted, (b, _)), (target, kept)) in parts.iter().zip(spans).zip(targets) {

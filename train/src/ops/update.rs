@@ -1,9 +1,8 @@
 //! Whole-vector updates after the backward pass: AdamW, the moving average, norms.
 
-use rayon::prelude::*;
-
 use macrl_kernels::simd::{fma, reduce};
 use macrl_kernels::vectorised;
+use rayon::prelude::*;
 
 const PART: usize = 16 * 1024;
 

@@ -15,6 +15,7 @@ mod validate;
 use serde::{Deserialize, Serialize};
 
 use crate::decode::DecodeLimits;
+use crate::tokens::TokenLayout;
 
 pub use choices::{Fit, KeyBranch, KeyMask, LossOn, Optimizer, Pooling, Precision, Target};
 pub use compare::Difference;
@@ -343,6 +344,11 @@ impl EncoderConfig {
     /// N, patches per image.
     pub fn patches(&self) -> usize {
         self.grid() * self.grid()
+    }
+
+    /// The tokens of a whole image.
+    pub fn tokens(&self) -> TokenLayout {
+        TokenLayout::of_patches(self.patches())
     }
 
     /// Values in one patch: 3 channels of `patch_size` x `patch_size` pixels.

@@ -74,11 +74,10 @@ struct Offsets {
 
 impl Offsets {
     fn of(block: &Block) -> Self {
-        let mut at = [0usize; 13];
-        for (i, (_, shape)) in block.parameters().iter().enumerate() {
-            at[i + 1] = at[i] + shape.iter().product::<usize>();
-        }
-        let [norm1, _, qkv, qkv_bias, proj, proj_bias, norm2, _, fc1, fc1_bias, fc2, fc2_bias, _] = at;
+        let layout = block.layout();
+        let mut starts = layout.parameters().iter().map(|parameter| parameter.range.start);
+        let [norm1, _, qkv, qkv_bias, proj, proj_bias, norm2, _, fc1, fc1_bias, fc2, fc2_bias] =
+            std::array::from_fn(|_| starts.next().unwrap_or_default());
         Offsets { norm1, qkv, qkv_bias, proj, proj_bias, norm2, fc1, fc1_bias, fc2, fc2_bias }
     }
 }

@@ -3,10 +3,9 @@
 //! gelu(x) = x Phi(x); gelu'(x) = Phi(x) + x phi(x), with phi the normal density.  Phi comes from formula 7.1.26 of
 //! Abramowitz and Stegun (absolute error below 1.5e-7), which shares its exponential with phi.
 
-use rayon::prelude::*;
-
 use macrl_kernels::simd::{exp, fma};
 use macrl_kernels::vectorised;
+use rayon::prelude::*;
 
 const PART: usize = 16 * 1024;
 

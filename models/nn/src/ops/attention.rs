@@ -3,12 +3,11 @@
 //! The sequences of a masked ViT are short (tens of tokens), so one image's head is a task of its own, and the
 //! backward pass computes the attention weights again instead of keeping B H T T values.
 
-use rayon::prelude::*;
-
 use macrl_kernels::buffer::Buffer;
 use macrl_kernels::matmul::{Mat, Threads, matmul};
 use macrl_kernels::simd::{exp, largest, reduce};
 use macrl_kernels::vectorised;
+use rayon::prelude::*;
 
 /// Geometry: T tokens of an image, H heads, D values in a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

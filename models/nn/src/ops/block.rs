@@ -6,9 +6,11 @@
 
 use std::ops::Range;
 
+use macrl_bundle::parameters::{self, Layout};
+use macrl_kernels::buffer::Buffer;
+
 use super::attention::{self, Heads};
 use super::{activation, layer_norm, linear};
-use macrl_kernels::buffer::Buffer;
 
 /// Geometry of a block and where each parameter lies in its flat vector.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,40 +40,22 @@ struct Parts {
 }
 
 impl Block {
-    /// Names (timm's) and shapes of the parameters in the order of the flat vector.
-    pub fn parameters(&self) -> [(&'static str, Vec<usize>); 12] {
-        let (d, hidden) = (self.at.width, self.hidden);
-        [
-            ("norm1.weight", vec![d]),
-            ("norm1.bias", vec![d]),
-            ("attn.qkv.weight", vec![3 * d, d]),
-            ("attn.qkv.bias", vec![3 * d]),
-            ("attn.proj.weight", vec![d, d]),
-            ("attn.proj.bias", vec![d]),
-            ("norm2.weight", vec![d]),
-            ("norm2.bias", vec![d]),
-            ("mlp.fc1.weight", vec![hidden, d]),
-            ("mlp.fc1.bias", vec![hidden]),
-            ("mlp.fc2.weight", vec![d, hidden]),
-            ("mlp.fc2.bias", vec![d]),
-        ]
+    /// The parameters in the order of the flat vector.
+    pub fn layout(&self) -> Layout {
+        parameters::block("", self.at.width, self.hidden)
     }
 
     fn parts(&self) -> Parts {
-        let mut end = 0;
-        let mut ranges = self.parameters().map(|(_, shape)| {
-            let start = end;
-            end += shape.iter().product::<usize>();
-            start..end
-        });
-        let mut pair = |i: usize| [std::mem::take(&mut ranges[i]), std::mem::take(&mut ranges[i + 1])];
-        Parts { norm1: pair(0), qkv: pair(2), proj: pair(4), norm2: pair(6), fc1: pair(8), fc2: pair(10) }
+        let layout = self.layout();
+        let mut ranges = layout.parameters().iter().map(|parameter| parameter.range.clone());
+        let mut pair = || [ranges.next().unwrap_or_default(), ranges.next().unwrap_or_default()];
+        Parts { norm1: pair(), qkv: pair(), proj: pair(), norm2: pair(), fc1: pair(), fc2: pair() }
     }
 
     /// The block's output, and what [`Block::backward`] needs where `save`.
     ///
     /// # Shapes
-    /// `x` and the result (B, T, D); `params` flat, as [`Block::parameters`] lists them.
+    /// `x` and the result (B, T, D); `params` flat, as [`Block::layout`] lists them.
     pub fn forward(&self, x: &[f32], params: &[f32], save: bool) -> (Vec<f32>, Option<Saved>) {
         let (d, rows) = (self.at.width, x.len() / self.at.width);
         let at = self.parts();

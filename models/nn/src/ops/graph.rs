@@ -6,11 +6,12 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, DType, Device, Layout, Result, Shape, Storage, Tensor, bail};
+use macrl_bundle::tokens::{PREFIX, TokenLayout};
+use macrl_kernels::buffer::Buffer;
 
 use super::block::{self, Block};
 use super::layer_norm::add;
 use super::{activation, layer_norm, linear};
-use macrl_kernels::buffer::Buffer;
 
 /// A differentiable function of an input and a flat vector of parameters.
 trait Layer: Send + Sync + 'static {
@@ -94,7 +95,7 @@ pub fn with_values<R>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> Result<R>) -> R
 // ---------------------------------------------------------------------------------------------------------------
 // Layers with parameters
 
-/// One transformer block; `params` flat as [`Block::parameters`] lists them.
+/// One transformer block; `params` flat as [`Block::layout`] lists them.
 ///
 /// # Shapes
 /// `x` and the result (B, T, D).
@@ -215,20 +216,21 @@ impl Layer for Linear {
     }
 }
 
-/// Kept patches -> tokens: `W patch + b + position`, a class token in front; `params` = class token (D), weight
+/// Kept patches -> tokens: `W patch + b + position`, the prefix's own in front; `params` = prefix (prefix, D), weight
 /// (D, P), bias (D).
 ///
 /// # Shapes
-/// `patches` (B, K, P); `kept` (B, K) indexes into the N patches; `positions` (1 + N, D); the result (B, 1 + K, D).
+/// `patches` (B, K, P); `kept` (B, K) indexes into the N patches; `positions` (prefix + N, D); the result
+/// (B, prefix + K, D).
 pub fn embed(patches: &Tensor, params: &Tensor, kept: Arc<Vec<u32>>, positions: Arc<Vec<f32>>) -> Result<Tensor> {
     let (batch, k, values) = patches.dims3()?;
-    let width = params.elem_count() / (values + 2);
-    apply(Embed { batch, k, width, kept, positions }, patches, params)
+    let width = params.elem_count() / (values + 1 + PREFIX);
+    apply(Embed { batch, tokens: TokenLayout::of_patches(k), width, kept, positions }, patches, params)
 }
 
 struct Embed {
     batch: usize,
-    k: usize,
+    tokens: TokenLayout,
     width: usize,
     kept: Arc<Vec<u32>>,
     positions: Arc<Vec<f32>>,
@@ -236,7 +238,7 @@ struct Embed {
 
 impl Embed {
     fn position(&self, patch: u32) -> &[f32] {
-        &self.positions[(1 + patch as usize) * self.width..][..self.width]
+        &self.positions[self.tokens.of_patch(patch as usize) * self.width..][..self.width]
     }
 }
 
@@ -245,33 +247,33 @@ impl Layer for Embed {
     type Saved = ();
 
     fn forward(&self, x: &[f32], _shape: &[usize], params: &[f32], _save: bool) -> Result<Forward<()>> {
-        let (d, k) = (self.width, self.k);
+        let (d, k) = (self.width, self.tokens.patches);
         if self.kept.len() != self.batch * k {
             bail!("embed: {} indexes for {} x {k} patches", self.kept.len(), self.batch)
         }
-        let (class, rest) = params.split_at(d);
+        let (prefix, rest) = params.split_at(self.tokens.prefix * d);
         let (weight, bias) = rest.split_at(rest.len() - d);
         let mut tokens = Buffer::dirty(self.batch * k * d);
         linear::forward(x, weight, bias, &mut tokens, false);
-        let mut values = Vec::with_capacity(self.batch * (1 + k) * d);
+        let mut values = Vec::with_capacity(self.batch * self.tokens.count() * d);
         for (tokens, kept) in tokens.chunks_exact(k * d).zip(self.kept.chunks_exact(k)) {
-            values.extend(class.iter().zip(self.positions.iter()).map(|(c, p)| c + p));
+            values.extend(prefix.iter().zip(self.positions.iter()).map(|(c, p)| c + p));
             for (token, patch) in tokens.chunks_exact(d).zip(kept) {
                 values.extend(token.iter().zip(self.position(*patch)).map(|(t, p)| t + p));
             }
         }
-        Ok(Forward { values, shape: vec![self.batch, 1 + k, d], saved: Some(()) })
+        Ok(Forward { values, shape: vec![self.batch, self.tokens.count(), d], saved: Some(()) })
     }
 
     fn backward(&self, x: &[f32], params: &[f32], (): (), dy: &[f32], _wants_dx: bool) -> Gradients {
-        let (d, k) = (self.width, self.k);
+        let (d, k, prefix) = (self.width, self.tokens.patches, self.tokens.prefix * self.width);
         let mut dparams = vec![0f32; params.len()];
-        let (dclass, rest) = dparams.split_at_mut(d);
-        let (dweight, dbias) = rest.split_at_mut(params.len() - 2 * d);
+        let (dprefix, rest) = dparams.split_at_mut(prefix);
+        let (dweight, dbias) = rest.split_at_mut(params.len() - prefix - d);
         let mut dtokens = Buffer::dirty(self.batch * k * d);
-        for (dtokens, dy) in dtokens.chunks_exact_mut(k * d).zip(dy.chunks_exact((1 + k) * d)) {
-            add(dclass, &dy[..d]);
-            dtokens.copy_from_slice(&dy[d..]);
+        for (dtokens, dy) in dtokens.chunks_exact_mut(k * d).zip(dy.chunks_exact(self.tokens.count() * d)) {
+            add(dprefix, &dy[..prefix]);
+            dtokens.copy_from_slice(&dy[prefix..]);
         }
         linear::backward_parameters(x, &dtokens, dweight, dbias);
         // pixels are data: nothing upstream wants their gradient
@@ -283,22 +285,20 @@ impl Layer for Embed {
 /// `params` = weight (E, D), bias (E), mask token (E).
 ///
 /// # Shapes
-/// `x` (B, 1 + K, D); `kept` (B, K); `positions` (1 + N, E); the result (B, 1 + N, E).
+/// `x` (B, prefix + K, D); `kept` (B, K); `positions` (prefix + N, E); the result (B, prefix + N, E).
 pub fn fill(x: &Tensor, params: &Tensor, kept: Arc<Vec<u32>>, positions: Arc<Vec<f32>>) -> Result<Tensor> {
     let (batch, tokens, width) = x.dims3()?;
     let out = params.elem_count() / (width + 2);
-    let sources = sources(&kept, batch, tokens - 1, positions.len() / out);
+    let sources = sources(&kept, batch, TokenLayout::of_tokens(tokens), positions.len() / out);
     apply(Fill { out, sources, positions }, x, params)
 }
 
-/// For each of an image's 1 + N decoder tokens the encoded token it comes from; `u32::MAX`: the mask token.
-fn sources(kept: &[u32], batch: usize, k: usize, all: usize) -> Vec<u32> {
+/// For each of an image's decoder tokens (`all`) the encoded token it comes from; `u32::MAX`: the mask token.
+fn sources(kept: &[u32], batch: usize, encoded: TokenLayout, all: usize) -> Vec<u32> {
+    let k = encoded.patches;
     let mut sources = vec![u32::MAX; batch * all];
     for (b, sources) in sources.chunks_exact_mut(all).enumerate() {
-        sources[0] = (b * (1 + k)) as u32;
-        for (i, patch) in kept[b * k..(b + 1) * k].iter().enumerate() {
-            sources[1 + *patch as usize] = (b * (1 + k) + 1 + i) as u32;
-        }
+        encoded.sources(&kept[b * k..(b + 1) * k], b, sources);
     }
     sources
 }

@@ -1,10 +1,10 @@
 //! Layer normalisation over the last dimension (arXiv 1607.06450), eps 1e-6 as timm's ViT has it.
 
+use macrl_kernels::simd::{LANES, fma, reduce};
+use macrl_kernels::vectorised;
 use rayon::prelude::*;
 
 use super::ROWS_PER_PART;
-use macrl_kernels::simd::{LANES, fma, reduce};
-use macrl_kernels::vectorised;
 
 /// Added to the variance.
 pub const EPS: f32 = 1e-6;

@@ -1,10 +1,10 @@
 //! `y = x W^T + b`, as `torch.nn.Linear` has it.
 
+use macrl_kernels::matmul::{Mat, Threads, matmul};
 use rayon::prelude::*;
 
 use super::ROWS_PER_PART;
 use super::layer_norm::add;
-use macrl_kernels::matmul::{Mat, Threads, matmul};
 
 /// `out = x W^T + b`, or `out += ...` where `accumulate` (a residual branch).
 ///

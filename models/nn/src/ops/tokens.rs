@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 
 use candle_core::{Device, Result, Tensor, bail};
 use macrl_bundle::config::Pooling;
+use macrl_bundle::tokens::TokenLayout;
 
 use super::block::Block;
 use super::graph;
@@ -283,6 +284,9 @@ pub fn l2_normalize(x: &Tensor) -> Result<Tensor> {
 pub fn pool(tokens: &Tensor, pooling: Pooling) -> Result<Tensor> {
     match pooling {
         Pooling::Cls => tokens.narrow(1, 0, 1)?.squeeze(1)?.contiguous(),
-        Pooling::Mean => tokens.narrow(1, 1, tokens.dim(1)? - 1)?.mean(1)?.contiguous(),
+        Pooling::Mean => {
+            let layout = TokenLayout::of_tokens(tokens.dim(1)?);
+            tokens.narrow(1, layout.prefix, layout.patches)?.mean(1)?.contiguous()
+        }
     }
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::Result;
 use candle_core::{Device, Tensor};
 use macrl_bundle::config::{Config, Target as TargetOf};
+use macrl_bundle::tokens::TokenLayout;
 use macrl_nn::cuda::{Engine, Real, memory};
 use macrl_nn::ops::tokens::{Kept, Seen};
 use rayon::prelude::*;
@@ -93,7 +94,7 @@ impl Sizes {
     fn words(&self, ViewParts { k, whole }: ViewParts) -> usize {
         let whole = if whole { self.patches } else { 0 };
         let views = if self.resident { 0 } else { (k + whole + self.patches) * self.values };
-        self.batch * (DRAW_WORDS + k + 1 + self.patches + views)
+        self.batch * (DRAW_WORDS + k + TokenLayout::of_patches(self.patches).count() + views)
     }
 }
 
@@ -235,7 +236,8 @@ impl Branch {
         };
         let draws = take(b * DRAW_WORDS)?.reshape((b, DRAW_WORDS))?;
         let kept = take(b * k)?.reshape((b, k))?;
-        let sources = take(b * (1 + n))?.reshape((b, 1 + n))?;
+        let tokens = TokenLayout::of_patches(n).count();
+        let sources = take(b * tokens)?.reshape((b, tokens))?;
         let copied = match resident {
             true => None,
             false => Some(CopiedViews {
@@ -327,11 +329,11 @@ fn drawn(batches: &Batches, step: u64, image: (usize, usize), sizes: Sizes, reci
         let rows = draws
             .par_chunks_exact_mut(DRAW_WORDS)
             .zip(kept.par_chunks_exact_mut(k))
-            .zip(sources.par_chunks_exact_mut(1 + sizes.patches));
+            .zip(sources.par_chunks_exact_mut(TokenLayout::of_patches(sizes.patches).count()));
         rows.zip(&indices).enumerate().for_each_init(Vec::new, |order, (i, (((draw, kept), sources), index))| {
             let drawn = recipe.draw(image, epoch, *index, kept, order);
             write_draw(&record(*index, &drawn, recipe.patchify().size), draw);
-            write_sources(i % sizes.part, kept, sources);
+            TokenLayout::of_patches(k).sources(kept, i % sizes.part, sources);
         });
         rest = behind;
     }
@@ -349,10 +351,11 @@ fn packed(batch: Batch, sizes: Sizes) -> HostBatch {
         let (branch, behind) = rest.split_at_mut(sizes.words(parts(view)));
         let (_, branch) = branch.split_at_mut(sizes.batch * DRAW_WORDS);
         let (kept, branch) = branch.split_at_mut(sizes.batch * k);
-        let (sources, branch) = branch.split_at_mut(sizes.batch * (1 + sizes.patches));
+        let tokens = TokenLayout::of_patches(sizes.patches).count();
+        let (sources, branch) = branch.split_at_mut(sizes.batch * tokens);
         kept.copy_from_slice(&view.kept);
-        for (i, (kept, sources)) in kept.chunks_exact(k).zip(sources.chunks_exact_mut(1 + sizes.patches)).enumerate() {
-            write_sources(i % sizes.part, kept, sources);
+        for (i, (kept, sources)) in kept.chunks_exact(k).zip(sources.chunks_exact_mut(tokens)).enumerate() {
+            TokenLayout::of_patches(k).sources(kept, i % sizes.part, sources);
         }
         let values = view.patches.iter().chain(&view.whole).chain(&view.target);
         branch.iter_mut().zip(values).for_each(|(word, value)| *word = value.to_bits());
@@ -365,17 +368,6 @@ fn head(indices: &[u32], sizes: Sizes, parts: [ViewParts; 2]) -> Vec<u32> {
     let mut words = vec![0; HEAD + sizes.batch + parts.map(|of| sizes.words(of)).iter().sum::<usize>()];
     words[HEAD..HEAD + sizes.batch].copy_from_slice(indices);
     words
-}
-
-/// Writes, for each decoder token of image `i` of a part, the row of the encoded token that it comes from; `u32::MAX` where the
-/// patch was removed.
-fn write_sources(i: usize, kept: &[u32], sources: &mut [u32]) {
-    let first = (i * (1 + kept.len())) as u32;
-    sources.fill(u32::MAX);
-    sources[0] = first;
-    for (slot, patch) in kept.iter().enumerate() {
-        sources[1 + *patch as usize] = first + 1 + slot as u32;
-    }
 }
 
 /// One view's draws as the kernel reads them.

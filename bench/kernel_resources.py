@@ -8,15 +8,18 @@ import subprocess
 import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-KERNELS = f"{ROOT}/models/nn/src/cuda/kernels/kernels.cu"
+KERNELS = [f"{ROOT}/{crate}/src/cuda/kernels" for crate in ("models/nn", "train")]
 
 
 def main():
     target = sys.argv[1] if len(sys.argv) > 1 else "sm_90"
     home = os.environ.get("CUDA_HOME")
     nvcc = f"{home}/bin/nvcc" if home else "nvcc"
-    command = [nvcc, "-std=c++17", "-O3", "-Xptxas", "-v", "-cubin", f"-arch={target}", KERNELS, "-o", os.devnull]
-    text = subprocess.run(command, check=True, capture_output=True, text=True).stderr
+    command = [nvcc, "-std=c++17", "-O3", "-Xptxas", "-v", "-cubin", f"-arch={target}", "-I", KERNELS[0], "-o", os.devnull]
+    text = ""
+    for folder in KERNELS:
+        run = subprocess.run([*command, f"{folder}/kernels.cu"], check=True, capture_output=True, text=True)
+        text += run.stderr
     rows = {}
     for part in text.split("Compiling entry function '")[1:]:
         spills = sum(map(int, re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", part).groups()))

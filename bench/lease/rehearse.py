@@ -68,7 +68,7 @@ def newest(folder, *more):
 
 
 def stand_in(python, folder):
-    sources = newest(ROOT / "scripts/emulate", ROOT / "models/nn/src/cuda/kernels")
+    sources = newest(ROOT / "scripts/emulate", ROOT / "models/nn/src/cuda/kernels", ROOT / "train/src/cuda/kernels")
     if not (folder / "libcuda.so.1").exists() or (folder / "libcuda.so.1").stat().st_mtime < sources:
         run([python, ROOT / "scripts/emulate/build.py", folder])
 

@@ -1,68 +1,10 @@
-//! With the feature `cuda`: src/cuda/kernels/kernels.cu -> one fatbin, compiled by nvcc at build time.
-//!
-//! At build time rather than by NVRTC at run time, so that ptxas has checked every kernel where no GPU is, and the
-//! binary needs no compiler library.  It holds machine code for sm_80 and sm_90 and PTX from which the driver makes
-//! code for anything newer.
+//! With the feature `cuda`: the network's kernels, see nvcc.rs.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
-
-const KERNELS: &str = "src/cuda/kernels";
-/// The newest toolkit whose PTX the drivers of CUDA 13.0 (580) take: a driver refuses PTX that is newer than itself, and
-/// Candle's kernels are PTX on every GPU.
-const NEWEST: (u32, u32) = (13, 0);
-const TARGETS: [&str; 3] =
-    ["arch=compute_80,code=sm_80", "arch=compute_90,code=sm_90", "arch=compute_90,code=compute_90"];
+mod nvcc;
 
 fn main() {
-    println!("cargo:rerun-if-changed=build.rs");
-    if std::env::var_os("CARGO_FEATURE_CUDA").is_none() {
-        return;
+    println!("cargo:rerun-if-changed=nvcc.rs");
+    if let Err(why) = nvcc::compile(&["src/cuda/kernels"]) {
+        println!("cargo::error={why}");
     }
-    for entry in std::fs::read_dir(KERNELS).into_iter().flatten().flatten() {
-        println!("cargo:rerun-if-changed={}", entry.path().display());
-    }
-    for name in ["NVCC", "CUDA_HOME", "CUDA_PATH", ANY_NVCC] {
-        println!("cargo:rerun-if-env-changed={name}");
-    }
-    if std::env::var_os(ANY_NVCC).is_none()
-        && let Some((major, minor)) = version(&nvcc())
-        && (major, minor) > NEWEST
-    {
-        println!(
-            "cargo::error=the feature `cuda` expects nvcc {}.{}, found {major}.{minor}, whose PTX driver 580 refuses; name \
-             another by NVCC or CUDA_HOME, or set {ANY_NVCC}=1 to build for newer drivers only",
-            NEWEST.0, NEWEST.1
-        );
-        return;
-    }
-    let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR")).join("kernels.fatbin");
-    let mut nvcc = Command::new(nvcc());
-    nvcc.args(["-std=c++17", "-O3", "-fatbin", "-o"]).arg(&out).arg(Path::new(KERNELS).join("kernels.cu"));
-    for target in TARGETS {
-        nvcc.args(["-gencode", target]);
-    }
-    match nvcc.status() {
-        Ok(status) if status.success() => {}
-        Ok(status) => panic!("nvcc could not compile {KERNELS}/kernels.cu: {status}"),
-        Err(why) => panic!("the feature `cuda` needs nvcc (NVCC, CUDA_HOME or PATH): {why}"),
-    }
-}
-
-/// Set to build with an nvcc newer than [`NEWEST`].
-const ANY_NVCC: &str = "MACRL_ANY_NVCC";
-
-/// (13, 0) of nvcc's "Cuda compilation tools, release 13.0, V13.0.88".
-fn version(nvcc: &Path) -> Option<(u32, u32)> {
-    let said = Command::new(nvcc).arg("--version").output().ok()?;
-    let said = String::from_utf8_lossy(&said.stdout).into_owned();
-    let (major, rest) = said.split_once("release ")?.1.split_once('.')?;
-    let minor: String = rest.chars().take_while(char::is_ascii_digit).collect();
-    Some((major.parse().ok()?, minor.parse().ok()?))
-}
-
-fn nvcc() -> PathBuf {
-    let home =
-        || Some(PathBuf::from(std::env::var_os("CUDA_HOME").or(std::env::var_os("CUDA_PATH"))?).join("bin/nvcc"));
-    std::env::var_os("NVCC").map(PathBuf::from).or_else(home).unwrap_or_else(|| "nvcc".into())
 }

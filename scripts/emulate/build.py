@@ -14,7 +14,8 @@ import subprocess
 import sys
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-KERNELS = os.path.normpath(f"{HERE}/../../models/nn/src/cuda/kernels/kernels.cu")
+# The network's and those of training alone.
+KERNELS = [os.path.normpath(f"{HERE}/../../{crate}/src/cuda/kernels/kernels.cu") for crate in ("models/nn", "train")]
 LIBRARIES = ["libcuda.so.1", "libcublas.so.13", "libcublasLt.so.13", "libcurand.so.10", "libnvrtc.so.13"]
 # A GPU faults where a 16-byte access is not aligned; so does the stand-in, for a tenth of its time.
 ALIGNMENT = ["-fsanitize=alignment", "-fno-sanitize-recover=alignment"]
@@ -33,7 +34,8 @@ def main():
     out = os.path.abspath(sys.argv[1])
     os.makedirs(out, exist_ok=True)
     compile_ = ["g++", "-std=c++17", "-O3", *ALIGNMENT, "-march=native", "-ffp-contract=off", "-fPIC", "-w", f"-I{HERE}",
-                f"-I{os.path.dirname(KERNELS)}", f'-DKERNELS="{KERNELS}"', f'-DREGISTRY="{out}/registry.h"']
+                *(f"-I{os.path.dirname(kernels)}" for kernels in KERNELS), f'-DKERNELS="{KERNELS[0]}"',
+                f'-DTRAINING_KERNELS="{KERNELS[1]}"', f'-DREGISTRY="{out}/registry.h"']
     open(f"{out}/registry.h", "w").close()
     text = subprocess.run(compile_ + ["-E", f"{HERE}/device.cpp"], check=True, capture_output=True, text=True).stdout
     kernels = re.findall(r'extern "C"\s+void\s+(?:\w+\(\d+(?:, *\d+)?\)\s*)?(\w+)\s*\(', text)

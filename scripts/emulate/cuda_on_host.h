@@ -1,4 +1,5 @@
-// Runs CUDA kernels on the host, a block at a time, its threads as fibres: enough of CUDA C++ for models/nn/src/cuda/kernels.
+// Runs CUDA kernels on the host, a block at a time, its threads as fibres: enough of CUDA C++ for models/nn/src/cuda/kernels and
+// train/src/cuda/kernels.
 //
 // It finds what a wrong index, a missing barrier, a shared-memory overrun or an unwritten result would do: shared memory
 // starts as NaNs and is checked beyond its end, barriers that not all threads reach are errors, copies into shared memory

@@ -6,6 +6,7 @@
 #include <string>
 #include <type_traits>
 #include KERNELS
+#include TRAINING_KERNELS
 #include "candle_few.h"
 #include "memory.h"
 #include "capture.h"

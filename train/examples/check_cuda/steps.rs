@@ -155,7 +155,8 @@ fn views(device: &Device, config: &Config) -> Result<Vec<(String, f64, f64)>> {
         let sent = batches.next_batch()?;
         let batch = source.make(step)?;
         anyhow::ensure!(sent.indices == batch.indices, "step {step}: other images");
-        macrl_nn::cuda::memory::send(&device_batch.words, &sent.words)?;
+        // SAFETY: the words live until the stream has been waited for.
+        unsafe { macrl_nn::cuda::memory::send(&device_batch.words, &sent.words)? };
         macrl_nn::cuda::Engine::at(device)?.synchronize()?;
         device_batch.prepare()?;
         let inputs = &device_batch.inputs()?[0];

@@ -8,8 +8,7 @@ use candle_core::cuda::cudarc::cublaslt::result::{self, CublasError};
 use candle_core::cuda::cudarc::cublaslt::sys;
 use candle_core::cuda::cudarc::driver::{CudaSlice, CudaStream};
 use candle_core::{Error, Result};
-use macrl_nn::cuda::engine::Real;
-use macrl_nn::cuda::memory::slice_address;
+use macrl_nn::cuda::{Real, slice_address};
 
 /// Working memory of cuBLASLt: small matrices need little.
 const WORKSPACE: usize = 4 << 20;
@@ -126,10 +125,13 @@ impl Batched {
     }
 
     /// Queues a product: addresses of A, B, C and D.
-    pub(super) fn run(&self, product: &Product, [a, b, c, d]: [u64; 4]) -> Result<()> {
+    ///
+    /// # Safety
+    /// They are of as many matrices of the product's shapes, which live until the stream has passed this point.
+    pub(super) unsafe fn run(&self, product: &Product, [a, b, c, d]: [u64; 4]) -> Result<()> {
         let (alpha, beta) = (product.kind.alpha, product.kind.beta);
         let [la, lb, ld] = product.layouts;
-        // SAFETY: addresses of as many matrices of these shapes, alive in stream order.
+        // SAFETY: as the caller promises.
         let queued = unsafe {
             result::matmul(
                 self.handle,

@@ -8,11 +8,12 @@ use std::sync::Arc;
 
 use candle_core::cuda::cudarc::driver::DeviceRepr;
 use candle_core::{DType, Device, Result, Tensor};
-use macrl_nn::cuda::engine::{Engine, Real, launch};
-use macrl_nn::cuda::memory::{address, address_or_null, halved, variable};
+use macrl_nn::cuda::memory::{clear, halved, variable};
+use macrl_nn::cuda::{Engine, Real, address, address_or_null};
 use macrl_nn::ops::graph::with_values;
 use macrl_nn::params::{Group, Matrix, OnDevice};
 
+use super::kernels::launch;
 use super::muon::{Call, Muon};
 
 /// 256 bytes in bfloat16: what matrix products like best.
@@ -141,13 +142,13 @@ impl Flat {
             true => None,
             false => {
                 let values = gathered(keys, &ranges[..keys.len()], ends[1], device)?;
-                let half = halved(&engine, real, &values)?;
+                let half = halved(real, &values)?;
                 Some((values, half))
             }
         };
         let zeros = || Tensor::zeros(end, DType::F32, device);
         Ok(Flat {
-            half: halved(&engine, real, &values)?,
+            half: halved(real, &values)?,
             decay: Tensor::from_vec(decay(&groups, &ranges, end), end, device)?,
             muon: None,
             gradient: zeros()?,
@@ -228,7 +229,7 @@ impl Flat {
     /// # Errors
     /// The driver's.
     pub fn clear(&self) -> Result<()> {
-        self.engine.zero(address(&self.gradient)?, self.gradient.elem_count() * 4)
+        clear(&self.gradient)
     }
 
     /// Address of the word that is 1 once a step was not finite.
@@ -244,16 +245,20 @@ impl Flat {
     /// # Errors
     /// The driver's.
     pub fn go_on(&self) -> Result<()> {
-        self.engine.zero(self.stopped()?, 4)
+        clear(&self.stopped)
     }
 
     /// One step with the gradients there are: norms, clipping, AdamW, Muon where it has a share, moving average, copies; the
     /// step's numbers go into `ring`.  Nothing changes where the loss or the gradient is not finite, nor in the steps behind such a one until
     /// [`Flat::go_on`].
     ///
+    /// # Safety
+    /// `step` is the address of a [`StepNumbers`] on the device whose slot lies within `ring`, the address of slots of
+    /// [`SLOT`] float32 numbers; those in `noted` are of as many float32 numbers as it says.
+    ///
     /// # Errors
     /// The driver's.
-    pub fn update(&self, rule: &Rule, step: u64, noted: Noted, ring: u64) -> Result<()> {
+    pub unsafe fn update(&self, rule: &Rule, step: u64, noted: Noted, ring: u64) -> Result<()> {
         let numbers = UpdateNumbers {
             betas: rule.betas.map(|b| b as f32),
             eps: rule.eps,
@@ -266,9 +271,10 @@ impl Flat {
             keys: if self.keys.is_some() { self.ends[1] as u32 } else { 0 },
         };
         let (gradient, partial) = (address(&self.gradient)?, address(&self.partial)?);
-        launch!(self.engine, "gradient_squares", (BLOCKS, 1), THREADS, 0; gradient, partial, numbers)?;
+        // SAFETY: vectors of `total` values each, made together; the rest as the caller promises.
+        unsafe { launch!(self.engine, "gradient_squares", (BLOCKS, 1), THREADS, 0; gradient, partial, numbers)? };
         if let Some(muon) = &self.muon {
-            muon.step(&Call {
+            let call = Call {
                 values: address(&self.values)?,
                 gradient,
                 momenta: address(&self.moments[0])?,
@@ -278,16 +284,21 @@ impl Flat {
                 step,
                 numbers,
                 weight_decay: rule.weight_decay as f32,
-            })?;
+            };
+            // SAFETY: as above.
+            unsafe { muon.step(&call)? };
         }
         let keys = self.keys.as_ref();
-        launch!(
-            self.engine, "adamw_all", (BLOCKS, 1), THREADS, 0;
-            address(&self.values)?, gradient, address(&self.moments[0])?, address(&self.moments[1])?,
-            address(&self.decay)?, address_or_null(self.half.as_ref())?, address_or_null(keys.map(|k| &k.0))?,
-            address_or_null(keys.and_then(|k| k.1.as_ref()))?, partial, BLOCKS as i32, step, noted.loss,
-            noted.contrast, noted.l1, ring, self.stopped()?, numbers,
-        )
+        // SAFETY: as above.
+        unsafe {
+            launch!(
+                self.engine, "adamw_all", (BLOCKS, 1), THREADS, 0;
+                address(&self.values)?, gradient, address(&self.moments[0])?, address(&self.moments[1])?,
+                address(&self.decay)?, address_or_null(self.half.as_ref())?, address_or_null(keys.map(|k| &k.0))?,
+                address_or_null(keys.and_then(|k| k.1.as_ref()))?, partial, BLOCKS as i32, step, noted.loss,
+                noted.contrast, noted.l1, ring, self.stopped()?, numbers,
+            )
+        }
     }
 }
 

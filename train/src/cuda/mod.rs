@@ -3,6 +3,7 @@
 
 mod batched;
 pub mod flat;
+mod kernels;
 pub mod losses;
 mod muon;
 pub mod views;

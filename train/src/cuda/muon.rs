@@ -7,12 +7,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Tensor};
-use macrl_nn::cuda::engine::{Engine, Real, launch};
-use macrl_nn::cuda::memory::address;
+use macrl_nn::cuda::{Engine, Real, address};
 use macrl_nn::params::Matrix;
 
 use super::batched::{Batched, Kind, Lying, Product};
 use super::flat::UpdateNumbers;
+use super::kernels::launch;
 use crate::ops::muon::{QUINTIC, STEPS, shape_factor};
 
 /// Blocks that share a matrix's sum of squares; `MUON_PARTS` in `muon.cuh`.
@@ -108,44 +108,56 @@ impl Muon {
 
     /// Queues the step: new momenta, their orthogonal directions, and those taken from the weights.  Nothing changes
     /// where loss or gradient are not finite.
-    pub(super) fn step(&self, call: &Call) -> Result<()> {
-        let (matrices, scale, squares) = (address(&self.matrices)?, address(&self.scale)?, address(&self.squares)?);
-        let [first, second] = [address(&self.directions[0])?, address(&self.directions[1])?];
-        let Call { values, gradient, momenta, partial: (partial, blocks), .. } = *call;
-        let (by_part, by_tile) = ((PARTS as u32, self.count), (self.tiles, self.count));
-        launch!(
-            self.engine, "muon_scale", (1, 1), 32, 0;
-            partial, blocks as i32, call.loss, call.stopped, call.numbers, scale,
-        )?;
-        launch!(
-            self.engine, "muon_momenta", by_part, THREADS, 0;
-            gradient, momenta, matrices, scale, self.keep, squares,
-        )?;
-        launch!(
-            self.engine, self.real.kernel("muon_directions"), by_tile, THREADS, 0;
-            gradient, momenta, matrices, scale, self.keep, squares, first,
-        )?;
-        let (mut from, mut to) = (first, second);
-        for _ in 0..STEPS {
-            for stack in &self.stacks {
-                self.iterate(stack, from, to)?;
+    ///
+    /// # Safety
+    /// The addresses in `call` are of vectors that hold the matrices this was made for.
+    pub(super) unsafe fn step(&self, call: &Call) -> Result<()> {
+        // SAFETY: as the caller promises; everything else is this one's own room.
+        unsafe {
+            let (matrices, scale, squares) = (address(&self.matrices)?, address(&self.scale)?, address(&self.squares)?);
+            let [first, second] = [address(&self.directions[0])?, address(&self.directions[1])?];
+            let Call { values, gradient, momenta, partial: (partial, blocks), .. } = *call;
+            let (by_part, by_tile) = ((PARTS as u32, self.count), (self.tiles, self.count));
+            launch!(
+                self.engine, "muon_scale", (1, 1), 32, 0;
+                partial, blocks as i32, call.loss, call.stopped, call.numbers, scale,
+            )?;
+            launch!(
+                self.engine, "muon_momenta", by_part, THREADS, 0;
+                gradient, momenta, matrices, scale, self.keep, squares,
+            )?;
+            launch!(
+                self.engine, self.real.kernel("muon_directions"), by_tile, THREADS, 0;
+                gradient, momenta, matrices, scale, self.keep, squares, first,
+            )?;
+            let (mut from, mut to) = (first, second);
+            for _ in 0..STEPS {
+                for stack in &self.stacks {
+                    self.iterate(stack, from, to)?;
+                }
+                std::mem::swap(&mut from, &mut to);
             }
-            std::mem::swap(&mut from, &mut to);
+            launch!(
+                self.engine, self.real.kernel("muon_apply"), by_tile, THREADS, 0;
+                values, matrices, scale, call.step, call.weight_decay, from,
+            )
         }
-        launch!(
-            self.engine, self.real.kernel("muon_apply"), by_tile, THREADS, 0;
-            values, matrices, scale, call.step, call.weight_decay, from,
-        )
     }
 
     /// X <- a X + (b A + c A^2) X with A = X X^T.
-    fn iterate(&self, stack: &Stack, from: u64, to: u64) -> Result<()> {
+    ///
+    /// # Safety
+    /// `from` and `to` are this one's directions.
+    unsafe fn iterate(&self, stack: &Stack, from: u64, to: u64) -> Result<()> {
         let place = (stack.place * self.real.size()) as u64;
         let (x, out) = (from + place, to + place);
         let [gram, polynomial] = [address(&self.square[0])?, address(&self.square[1])?];
-        self.products.run(&stack.gram, [x, x, gram, gram])?;
-        self.products.run(&stack.square, [gram, gram, gram, polynomial])?;
-        self.products.run(&stack.multiply, [x, polynomial, x, out])
+        // SAFETY: the products were made for stacks at these places.
+        unsafe {
+            self.products.run(&stack.gram, [x, x, gram, gram])?;
+            self.products.run(&stack.square, [gram, gram, gram, polynomial])?;
+            self.products.run(&stack.multiply, [x, polynomial, x, out])
+        }
     }
 }
 

@@ -2,8 +2,9 @@
 
 use candle_core::cuda::cudarc::driver::DeviceRepr;
 use candle_core::{Result, Tensor, bail};
-use macrl_nn::cuda::engine::{Engine, Real, launch};
-use macrl_nn::cuda::memory::{address, address_or_null};
+use macrl_nn::cuda::{Engine, Real, address, address_or_null};
+
+use super::kernels::launch;
 
 /// What is done to one image in one view; mirrors `Draw` in `views.cuh`.
 #[repr(C)]
@@ -118,9 +119,13 @@ impl Geometry {
     /// # Shapes
     /// `pixels` (n, height, width, 3) u8.
     ///
+    /// # Safety
+    /// The rooms' tensors have the shapes that [`ViewRoom`] says, for one B; their draws name images of `pixels` and crops
+    /// within them.
+    ///
     /// # Errors
     /// Views too large for a block's shared memory.
-    pub fn make(&self, pixels: &Tensor, strong: &ViewRoom, weak: &ViewRoom) -> Result<()> {
+    pub unsafe fn make(&self, pixels: &Tensor, strong: &ViewRoom, weak: &ViewRoom) -> Result<()> {
         let engine = Engine::at(pixels.device())?;
         if self.shared() > engine.shared_limit {
             bail!("views of {} pixels do not fit into the GPU's shared memory", self.size)
@@ -136,6 +141,9 @@ impl Geometry {
         };
         let (real, images) = (Real::of(strong.patches.dtype())?, strong.kept.dim(0)?);
         let grid = (2 * images as u32, 1);
-        launch!(engine, real.kernel("views"), grid, 256, self.shared(); of, self.out(strong)?, self.out(weak)?)
+        // SAFETY: as the caller promises.
+        unsafe {
+            launch!(engine, real.kernel("views"), grid, 256, self.shared(); of, self.out(strong)?, self.out(weak)?)
+        }
     }
 }

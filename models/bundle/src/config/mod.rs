@@ -9,6 +9,7 @@
 
 mod choices;
 mod compare;
+mod error;
 mod load;
 mod validate;
 
@@ -19,7 +20,7 @@ use crate::tokens::TokenLayout;
 
 pub use choices::{Fit, KeyBranch, KeyMask, LossOn, Optimizer, Pooling, Precision, Target};
 pub use compare::Difference;
-pub use load::ConfigError;
+pub use error::ConfigError;
 
 /// `[data]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -1,6 +1,6 @@
 //! Which values make sense, alone and together.
 
-use super::load::ConfigError;
+use super::error::{ConfigError, require};
 use super::{Config, ViewConfig};
 
 impl Config {
@@ -129,13 +129,6 @@ impl ViewConfig {
         }
         require_range(&key("jitter"), hue, 0.0, 0.5)
     }
-}
-
-pub(super) fn require(holds: bool, key: &str, expected: &str, found: impl ToString) -> Result<(), ConfigError> {
-    if holds {
-        return Ok(());
-    }
-    Err(ConfigError::Value { key: key.into(), expected: expected.into(), found: found.to_string() })
 }
 
 fn require_range(key: &str, value: f64, low: f64, high: f64) -> Result<(), ConfigError> {

@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use candle_core::{Result, bail};
 
-use super::engine::{Engine, Real, launch};
+use super::engine::{Engine, launch};
 use super::memory::Scratch;
-use super::stack::Spans;
+use super::real::Real;
+use super::spans::Spans;
 use crate::ops::attention::Heads;
 
 /// Threads of a block in the plain kernels: four warps.
@@ -125,16 +126,22 @@ pub(super) fn forward(
         if let Some(tiles) = tiles(engine, real, at, tokens) {
             let Tiles { padded, forward: Forward { rows, columns, warps }, .. } = tiles;
             let (grid, threads) = ((blocks, padded.div_ceil(rows) as u32), 32 * warps as u32);
-            launch!(
-                engine, format!("attention_fwd_{d}_{columns}"), grid, threads, tiles.forward_shared(d);
-                qkv, out, lse.at(), tokens as i32, at.heads as i32, padded as i32, rows as i32,
-            )?;
+            // SAFETY: whoever calls this within the module names matrices of these sizes that live in stream order.
+            unsafe {
+                launch!(
+                    engine, format!("attention_fwd_{d}_{columns}"), grid, threads, tiles.forward_shared(d);
+                    qkv, out, lse.at(), tokens as i32, at.heads as i32, padded as i32, rows as i32,
+                )
+            }?;
         } else {
             let shared = fits(engine, 4 * WARPS * tokens, tokens)?;
-            launch!(
-                engine, real.kernel("attention_any_fwd"), (blocks, 1), THREADS, shared;
-                qkv, out, lse.at(), tokens as i32, at.heads as i32, d as i32,
-            )?;
+            // SAFETY: whoever calls this within the module names matrices of these sizes that live in stream order.
+            unsafe {
+                launch!(
+                    engine, real.kernel("attention_any_fwd"), (blocks, 1), THREADS, shared;
+                    qkv, out, lse.at(), tokens as i32, at.heads as i32, d as i32,
+                )
+            }?;
         }
         row += images * tokens;
         sums.push(lse);
@@ -166,16 +173,22 @@ pub(super) fn backward(
         if let Some(tiles) = tiles(engine, real, at, tokens) {
             let Tiles { padded, backward: Backward { name, warps, .. }, .. } = tiles;
             let threads = 32 * warps as u32;
-            launch!(
-                engine, format!("attention_bwd_{d}_{name}"), (blocks, 1), threads, tiles.backward_shared(d);
-                qkv, out, dout, lse.at(), dqkv, tokens as i32, at.heads as i32, padded as i32,
-            )?;
+            // SAFETY: whoever calls this within the module names matrices of these sizes that live in stream order.
+            unsafe {
+                launch!(
+                    engine, format!("attention_bwd_{d}_{name}"), (blocks, 1), threads, tiles.backward_shared(d);
+                    qkv, out, dout, lse.at(), dqkv, tokens as i32, at.heads as i32, padded as i32,
+                )
+            }?;
         } else {
             let shared = fits(engine, 4 * (1 + 2 * WARPS) * tokens, tokens)?;
-            launch!(
-                engine, real.kernel("attention_any_bwd"), (blocks, 1), THREADS, shared;
-                qkv, dout, lse.at(), dqkv, tokens as i32, at.heads as i32, d as i32,
-            )?;
+            // SAFETY: whoever calls this within the module names matrices of these sizes that live in stream order.
+            unsafe {
+                launch!(
+                    engine, real.kernel("attention_any_bwd"), (blocks, 1), THREADS, shared;
+                    qkv, dout, lse.at(), dqkv, tokens as i32, at.heads as i32, d as i32,
+                )
+            }?;
         }
         row += images * tokens;
     }

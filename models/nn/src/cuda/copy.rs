@@ -2,8 +2,8 @@
 
 use candle_core::{Device, Result, Tensor};
 
-use super::engine::{Engine, Real};
 use super::memory::halved;
+use super::real::Real;
 use crate::ops::graph::with_values;
 use crate::params::{Group, OnDevice};
 
@@ -13,9 +13,8 @@ impl Group {
     /// # Errors
     /// Candle's.
     pub fn to_gpu(&self, device: &Device, real: Real) -> Result<Group> {
-        let engine = Engine::at(device)?;
         let values = with_values(self.values(), |values| Tensor::from_slice(values, values.len(), device))?;
-        let half = halved(&engine, real, &values)?;
+        let half = halved(real, &values)?;
         Ok(self.clone().placed(values, OnDevice { gradient: None, half, anchor: None }))
     }
 }

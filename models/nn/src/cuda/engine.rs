@@ -1,6 +1,7 @@
 //! One GPU: its stream, kernels, cuBLASLt handle and working memory.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -11,57 +12,23 @@ use candle_core::cuda::cudarc::driver::sys::{
 use candle_core::cuda::cudarc::driver::{CudaFunction, CudaModule, CudaSlice, CudaStream};
 use candle_core::cuda::cudarc::nvrtc::Ptx;
 use candle_core::cuda::{DeviceId, WrapErr};
-use candle_core::{CudaDevice, DType, Device, Result, bail};
+use candle_core::{CudaDevice, Device, Result, bail};
 
+use super::address::slice_address;
 use super::gemm::Gemm;
-use super::memory::Pool;
+use super::real::Real;
 
-static KERNELS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kernels.fatbin"));
+/// This crate's kernels.
+pub static KERNELS: Kernels = Kernels::new(include_bytes!(concat!(env!("OUT_DIR"), "/kernels.fatbin")));
 
-/// Storage of activations.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Real {
-    /// float32.
-    F32,
-    /// bfloat16.
-    Bf16,
-}
+/// Machine code of a crate's kernels; a device loads it when the first of them is asked for.
+#[derive(Debug)]
+pub struct Kernels(&'static [u8]);
 
-impl Real {
-    /// Of a tensor.
-    ///
-    /// # Errors
-    /// Another dtype.
-    pub fn of(dtype: DType) -> Result<Self> {
-        match dtype {
-            DType::F32 => Ok(Real::F32),
-            DType::BF16 => Ok(Real::Bf16),
-            other => bail!("the CUDA operators compute in f32 or bf16, found {other:?}"),
-        }
-    }
-
-    /// Candle's name for it.
-    pub fn dtype(self) -> DType {
-        match self {
-            Real::F32 => DType::F32,
-            Real::Bf16 => DType::BF16,
-        }
-    }
-
-    /// Bytes of a value.
-    pub fn size(self) -> usize {
-        match self {
-            Real::F32 => 4,
-            Real::Bf16 => 2,
-        }
-    }
-
-    /// `NAME_f32` or `NAME_bf16`.
-    pub fn kernel(self, name: &str) -> String {
-        match self {
-            Real::F32 => format!("{name}_f32"),
-            Real::Bf16 => format!("{name}_bf16"),
-        }
+impl Kernels {
+    /// Of a fatbin's bytes.
+    pub const fn new(fatbin: &'static [u8]) -> Self {
+        Kernels(fatbin)
     }
 }
 
@@ -78,10 +45,23 @@ pub struct Engine {
     pub shared_limit: usize,
     /// Multiprocessors.
     pub processors: usize,
-    module: Arc<CudaModule>,
-    functions: Mutex<HashMap<String, Loaded>>,
+    /// What was loaded of each [`Kernels`], by where its bytes lie.
+    modules: Mutex<HashMap<usize, Module>>,
     counters: CudaSlice<u32>,
     capturing: Arc<AtomicBool>,
+}
+
+/// A crate's kernels on the device.
+struct Module {
+    module: Arc<CudaModule>,
+    functions: HashMap<String, Loaded>,
+}
+
+impl Module {
+    fn load(stream: &CudaStream, kernels: &Kernels) -> Result<Self> {
+        let module = stream.context().load_module(Ptx::from_binary(kernels.0.to_vec())).w()?;
+        Ok(Module { module, functions: HashMap::new() })
+    }
 }
 
 /// A kernel, and the most shared memory that any launch has asked for.  The driver's attribute is never lowered: a node
@@ -90,6 +70,9 @@ struct Loaded {
     function: CudaFunction,
     shared: usize,
 }
+
+/// Working memory that is free, by its size in bytes; [`super::memory::Scratch`] takes from it and gives back.
+pub(super) type Pool = Mutex<HashMap<usize, Vec<CudaSlice<u8>>>>;
 
 type Engines = HashMap<DeviceId, Arc<Engine>>;
 
@@ -136,10 +119,10 @@ impl Engine {
     fn load(device: &CudaDevice) -> Result<Self> {
         let stream = device.cuda_stream();
         let context = stream.context();
-        let module = context.load_module(Ptx::from_binary(KERNELS.to_vec())).w()?;
+        let own = Module::load(&stream, &KERNELS)?;
         let attribute = |a| context.attribute(a).w().map(|v| v.max(0) as usize);
         let capturing = Arc::new(AtomicBool::new(false));
-        let bias_rows = [Real::F32, Real::Bf16].map(|real| module.load_function(&real.kernel("bias_rows")).w());
+        let bias_rows = [Real::F32, Real::Bf16].map(|real| own.module.load_function(&real.kernel("bias_rows")).w());
         let [f32_rows, bf16_rows] = bias_rows;
         Ok(Engine {
             gemm: Gemm::new(&stream, capturing.clone(), [f32_rows?, bf16_rows?])?,
@@ -147,9 +130,8 @@ impl Engine {
             shared_limit: attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
             processors: attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?.max(1),
             counters: stream.alloc_zeros(COUNTERS).w()?,
-            functions: Mutex::default(),
+            modules: Mutex::new(HashMap::from([(KERNELS.0.as_ptr() as usize, own)])),
             capturing,
-            module,
             stream,
             device: device.clone(),
         })
@@ -164,10 +146,14 @@ impl Engine {
     ///
     /// # Errors
     /// An unknown name, or more shared memory than the device has.
-    pub fn function(&self, name: &str, shared: usize) -> Result<CudaFunction> {
-        let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
+    pub fn function(&self, kernels: &Kernels, name: &str, shared: usize) -> Result<CudaFunction> {
+        let mut modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
+        let Module { module, functions } = match modules.entry(kernels.0.as_ptr() as usize) {
+            Entry::Occupied(found) => found.into_mut(),
+            Entry::Vacant(place) => place.insert(Module::load(&self.stream, kernels)?),
+        };
         if !functions.contains_key(name) {
-            let function = self.module.load_function(name).w()?;
+            let function = module.load_function(name).w()?;
             functions.insert(name.to_string(), Loaded { function, shared: DEFAULT_SHARED });
         }
         let Some(loaded) = functions.get_mut(name) else { bail!("kernel {name} was not loaded") };
@@ -182,7 +168,7 @@ impl Engine {
     /// Address of the counters that a grid's last block is found with: one of the whole grid, and one for every
     /// [`TREE`] blocks.
     pub fn counters(&self) -> u64 {
-        super::memory::slice_address(&self.counters, &self.stream)
+        slice_address(&self.counters, &self.stream)
     }
 
     /// Blocks of a kernel that adds up its blocks' sums, where `wanted` would do and `each` run on a multiprocessor.
@@ -255,27 +241,34 @@ fn keep_memory(device: &CudaDevice) -> Result<()> {
     }
 }
 
-/// Queues a kernel: `launch!(engine, name, grid, block, shared_bytes; arguments)`.  Arguments must have exactly the
-/// kernel's types: addresses u64, int i32, unsigned u32, size_t u64, float f32.  Callers have candle_core among their
-/// dependencies.
+/// Queues a kernel of a crate: `launch_from!(kernels; engine, name, grid, block, shared_bytes; arguments)`, an unsafe
+/// operation.  Callers have candle_core among their dependencies.
+///
+/// # Safety
+/// The arguments have exactly the kernel's types (addresses u64, int i32, unsigned u32, size_t u64, float f32), and every
+/// address is that of as many values as the kernel reads or writes, in memory that lives until the stream has passed
+/// this point: a tensor's, or that of a [`Scratch`](crate::cuda::memory::Scratch), which is used again in stream order only.
 #[macro_export]
-macro_rules! launch {
-    ($engine:expr, $name:expr, $grid:expr, $block:expr, $shared:expr; $($argument:expr),* $(,)?) => {{
+macro_rules! launch_from {
+    ($kernels:expr; $engine:expr, $name:expr, $grid:expr, $block:expr, $shared:expr; $($argument:expr),* $(,)?) => {{
         use candle_core::cuda::WrapErr;
         use candle_core::cuda::cudarc::driver::{LaunchConfig, PushKernelArg};
         let (grid, block, shared): ((u32, u32), u32, usize) = ($grid, $block, $shared);
-        let function = $engine.function(&$name, shared)?;
+        let function = $engine.function(&$kernels, &$name, shared)?;
         let mut builder = $engine.stream.launch_builder(&function);
         candle_core::builder_arg!(builder, $($argument),*);
         let shape = LaunchConfig {
             grid_dim: (grid.0, grid.1, 1), block_dim: (block, 1, 1), shared_mem_bytes: shared as u32
         };
-        // SAFETY: the arguments have the kernel's types, and addresses of memory that lives until the stream has
-        // passed this point (memory is reused in stream order only).
-        unsafe { builder.launch(shape) }.w().map(|_| ())
+        builder.launch(shape).w().map(|_| ())
     }};
 }
-pub use launch;
+
+/// [`launch_from!`] with this crate's kernels.
+macro_rules! launch {
+    ($($all:tt)*) => { $crate::launch_from!($crate::cuda::engine::KERNELS; $($all)*) };
+}
+pub(super) use launch;
 
 /// (blocks, 1) of `threads` for `count` elements.
 pub fn blocks(count: usize, threads: usize) -> (u32, u32) {

@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use candle_core::{CudaStorage, Result, Tensor, bail};
 
-use super::engine::{Engine, Real, blocks, launch};
+use super::engine::{Engine, blocks, launch};
 use super::gemm::{Plus, mat};
 use super::memory::Scratch;
 use super::node::{Forward, Layer, apply};
+use super::real::Real;
 use super::rows::{Params, THREADS, anchor, column_sums, gelu, gelu_backward, norm, norm_backward};
-use super::stack::{Spans, rows_of};
+use super::spans::{Spans, rows_of};
 use crate::params::Group;
 
 // ---------------------------------------------------------------------------------------------------------------
@@ -21,7 +22,11 @@ use crate::params::Group;
 /// A width that the kernels do not take.
 pub fn normalise(x: &Tensor, group: &Group) -> Result<Tensor> {
     let (rows, width) = x.dims2()?;
-    apply(Norm { group: group.clone(), rows, width, real: Real::of(x.dtype())? }, x, anchor(x, group)?)
+    if group.values().elem_count() != 2 * width {
+        bail!("layer_norm: {} parameters for rows of {width}", group.values().elem_count())
+    }
+    // SAFETY: made for this tensor and a group of its width.
+    unsafe { apply(Norm { group: group.clone(), rows, width, real: Real::of(x.dtype())? }, x, anchor(x, group)?) }
 }
 
 struct Norm {
@@ -35,19 +40,25 @@ impl Layer for Norm {
     const NAME: &'static str = "layer_norm";
     type Saved = ();
 
-    fn forward(&self, engine: &Arc<Engine>, x: u64, _save: bool) -> Result<Forward<()>> {
-        let params = Params::of(&self.group, self.real)?;
-        let (storage, y) = engine.room(self.real.dtype(), self.rows * self.width)?;
-        norm(engine, self.real, x, params.master(0), y, self.rows, self.width)?;
-        Ok(Forward { storage, shape: vec![self.rows, self.width], saved: Some(()) })
+    unsafe fn forward(&self, engine: &Arc<Engine>, x: u64, _save: bool) -> Result<Forward<()>> {
+        // SAFETY: `x` is the tensor that the layer was made for; all other addresses are of room for the shapes given with them.
+        unsafe {
+            let params = Params::of(&self.group, self.real)?;
+            let (storage, y) = engine.room(self.real.dtype(), self.rows * self.width)?;
+            norm(engine, self.real, x, params.master(0), y, self.rows, self.width)?;
+            Ok(Forward { storage, shape: vec![self.rows, self.width], saved: Some(()) })
+        }
     }
 
-    fn backward(&self, engine: &Arc<Engine>, x: u64, (): (), dy: u64, _: bool) -> Result<Option<CudaStorage>> {
-        let params = Params::of(&self.group, self.real)?;
-        let (storage, dx) = engine.room(self.real.dtype(), self.rows * self.width)?;
-        let given = [x, params.master(0), dy, 0, dx, params.gradient(0), 0];
-        norm_backward(engine, self.real, given, self.rows, self.width)?;
-        Ok(Some(storage))
+    unsafe fn backward(&self, engine: &Arc<Engine>, x: u64, (): (), dy: u64, _: bool) -> Result<Option<CudaStorage>> {
+        // SAFETY: `x` is the tensor that the layer was made for; all other addresses are of room for the shapes given with them.
+        unsafe {
+            let params = Params::of(&self.group, self.real)?;
+            let (storage, dx) = engine.room(self.real.dtype(), self.rows * self.width)?;
+            let given = [x, params.master(0), dy, 0, dx, params.gradient(0), 0];
+            norm_backward(engine, self.real, given, self.rows, self.width)?;
+            Ok(Some(storage))
+        }
     }
 }
 
@@ -66,11 +77,14 @@ pub fn linear(x: &Tensor, group: &Group, outputs: usize, gelu: bool) -> Result<T
     if (inputs + 1) * outputs != group.values().elem_count() {
         bail!("linear: {} parameters for {inputs} inputs and {outputs} outputs", group.values().elem_count())
     }
-    apply(
-        Linear { group: group.clone(), shape: [rows, inputs, outputs], gelu, real: Real::of(x.dtype())? },
-        x,
-        anchor(x, group)?,
-    )
+    // SAFETY: made for this tensor; the group's size was compared above.
+    unsafe {
+        apply(
+            Linear { group: group.clone(), shape: [rows, inputs, outputs], gelu, real: Real::of(x.dtype())? },
+            x,
+            anchor(x, group)?,
+        )
+    }
 }
 
 struct Linear {
@@ -85,21 +99,24 @@ impl Layer for Linear {
     /// Values before the GELU.
     type Saved = Option<Scratch>;
 
-    fn forward(&self, engine: &Arc<Engine>, x: u64, _save: bool) -> Result<Forward<Option<Scratch>>> {
-        let ([rows, inputs, outputs], real) = (self.shape, self.real);
-        let params = Params::of(&self.group, real)?;
-        let (storage, y) = engine.room(real.dtype(), rows * outputs)?;
-        let before = if self.gelu { Some(Scratch::new(engine, real, rows * outputs)?) } else { None };
-        let (w, bias) = (mat(params.weight(0), inputs), Plus::Bias(params.weight(inputs * outputs)));
-        let to = mat(before.as_ref().map_or(y, Scratch::at), outputs);
-        engine.gemm.forward(real, real, self.shape, mat(x, inputs), w, to, bias)?;
-        if let Some(before) = &before {
-            gelu(engine, real, before.at(), y, rows * outputs)?;
+    unsafe fn forward(&self, engine: &Arc<Engine>, x: u64, _save: bool) -> Result<Forward<Option<Scratch>>> {
+        // SAFETY: `x` is the tensor that the layer was made for; all other addresses are of room for the shapes given with them.
+        unsafe {
+            let ([rows, inputs, outputs], real) = (self.shape, self.real);
+            let params = Params::of(&self.group, real)?;
+            let (storage, y) = engine.room(real.dtype(), rows * outputs)?;
+            let before = if self.gelu { Some(Scratch::new(engine, real, rows * outputs)?) } else { None };
+            let (w, bias) = (mat(params.weight(0), inputs), Plus::Bias(params.weight(inputs * outputs)));
+            let to = mat(before.as_ref().map_or(y, Scratch::at), outputs);
+            engine.gemm.forward(real, real, self.shape, mat(x, inputs), w, to, bias)?;
+            if let Some(before) = &before {
+                gelu(engine, real, before.at(), y, rows * outputs)?;
+            }
+            Ok(Forward { storage, shape: vec![rows, outputs], saved: Some(before) })
         }
-        Ok(Forward { storage, shape: vec![rows, outputs], saved: Some(before) })
     }
 
-    fn backward(
+    unsafe fn backward(
         &self,
         engine: &Arc<Engine>,
         x: u64,
@@ -107,22 +124,25 @@ impl Layer for Linear {
         dy: u64,
         wants_dx: bool,
     ) -> Result<Option<CudaStorage>> {
-        let ([rows, inputs, outputs], real) = (self.shape, self.real);
-        let params = Params::of(&self.group, real)?;
-        let bias = params.gradient(inputs * outputs);
-        match &saved {
-            // dy is Candle's own sum of gradients, which nobody reads after this.
-            Some(before) => gelu_backward(engine, real, before.at(), dy, 0, bias, rows, outputs)?,
-            None => column_sums(engine, real, dy, None, bias, (rows, 1), outputs)?,
+        // SAFETY: `x` is the tensor that the layer was made for; all other addresses are of room for the shapes given with them.
+        unsafe {
+            let ([rows, inputs, outputs], real) = (self.shape, self.real);
+            let params = Params::of(&self.group, real)?;
+            let bias = params.gradient(inputs * outputs);
+            match &saved {
+                // dy is Candle's own sum of gradients, which nobody reads after this.
+                Some(before) => gelu_backward(engine, real, before.at(), dy, 0, bias, rows, outputs)?,
+                None => column_sums(engine, real, dy, None, bias, (rows, 1), outputs)?,
+            }
+            let (g, w) = (mat(dy, outputs), mat(params.weight(0), inputs));
+            engine.gemm.weight_gradient(real, self.shape, g, mat(x, inputs), mat(params.gradient(0), inputs))?;
+            if !wants_dx {
+                return Ok(None);
+            }
+            let (storage, dx) = engine.room(real.dtype(), rows * inputs)?;
+            engine.gemm.input_gradient(real, real, self.shape, g, w, mat(dx, inputs), Plus::Nothing)?;
+            Ok(Some(storage))
         }
-        let (g, w) = (mat(dy, outputs), mat(params.weight(0), inputs));
-        engine.gemm.weight_gradient(real, self.shape, g, mat(x, inputs), mat(params.gradient(0), inputs))?;
-        if !wants_dx {
-            return Ok(None);
-        }
-        let (storage, dx) = engine.room(real.dtype(), rows * inputs)?;
-        engine.gemm.input_gradient(real, real, self.shape, g, w, mat(dx, inputs), Plus::Nothing)?;
-        Ok(Some(storage))
     }
 }
 
@@ -138,9 +158,12 @@ impl Layer for Linear {
 /// The driver's.
 pub fn pool(x: &Tensor, spans: &Spans, which: usize, mean: bool) -> Result<Tensor> {
     let (rows, width) = x.dims2()?;
+    let Some(&(images, tokens)) = spans.get(which).filter(|_| rows == rows_of(spans)) else {
+        bail!("pool: view {which} of {rows} rows in {spans:?}")
+    };
     let first = rows_of(&spans[..which]);
-    let (images, tokens) = spans[which];
-    apply(Pool { rows, first, images, tokens, width, mean, real: Real::of(x.dtype())? }, x, None)
+    // SAFETY: made for this tensor, in which the view lies.
+    unsafe { apply(Pool { rows, first, images, tokens, width, mean, real: Real::of(x.dtype())? }, x, None) }
 }
 
 struct Pool {
@@ -157,24 +180,30 @@ impl Layer for Pool {
     const NAME: &'static str = "pool";
     type Saved = ();
 
-    fn forward(&self, engine: &Arc<Engine>, x: u64, _save: bool) -> Result<Forward<()>> {
-        let (storage, out) = engine.room(self.real.dtype(), self.images * self.width)?;
-        let x = x + (self.first * self.width * self.real.size()) as u64;
-        launch!(
-            engine, self.real.kernel("pool_fwd"), blocks(self.images * self.width / 4, 256), THREADS, 0;
-            x, out, self.images as i32, self.tokens as i32, self.width as i32, i32::from(self.mean),
-        )?;
-        Ok(Forward { storage, shape: vec![self.images, self.width], saved: Some(()) })
+    unsafe fn forward(&self, engine: &Arc<Engine>, x: u64, _save: bool) -> Result<Forward<()>> {
+        // SAFETY: `x` is the tensor that the layer was made for; all other addresses are of room for the shapes given with them.
+        unsafe {
+            let (storage, out) = engine.room(self.real.dtype(), self.images * self.width)?;
+            let x = x + (self.first * self.width * self.real.size()) as u64;
+            launch!(
+                engine, self.real.kernel("pool_fwd"), blocks(self.images * self.width / 4, 256), THREADS, 0;
+                x, out, self.images as i32, self.tokens as i32, self.width as i32, i32::from(self.mean),
+            )?;
+            Ok(Forward { storage, shape: vec![self.images, self.width], saved: Some(()) })
+        }
     }
 
-    fn backward(&self, engine: &Arc<Engine>, _x: u64, (): (), dy: u64, _: bool) -> Result<Option<CudaStorage>> {
-        let (storage, dx) = engine.room(self.real.dtype(), self.rows * self.width)?;
-        launch!(
-            engine, self.real.kernel("pool_bwd"), blocks(self.rows * self.width / 4, 256), THREADS, 0;
-            dy, dx, self.rows as i32, self.first as i32, self.images as i32, self.tokens as i32, self.width as i32,
-            i32::from(self.mean),
-        )?;
-        Ok(Some(storage))
+    unsafe fn backward(&self, engine: &Arc<Engine>, _x: u64, (): (), dy: u64, _: bool) -> Result<Option<CudaStorage>> {
+        // SAFETY: `x` is the tensor that the layer was made for; all other addresses are of room for the shapes given with them.
+        unsafe {
+            let (storage, dx) = engine.room(self.real.dtype(), self.rows * self.width)?;
+            launch!(
+                engine, self.real.kernel("pool_bwd"), blocks(self.rows * self.width / 4, 256), THREADS, 0;
+                dy, dx, self.rows as i32, self.first as i32, self.images as i32, self.tokens as i32, self.width as i32,
+                i32::from(self.mean),
+            )?;
+            Ok(Some(storage))
+        }
     }
 }
 
@@ -184,7 +213,8 @@ impl Layer for Pool {
 /// The driver's.
 pub fn l2_normalize(x: &Tensor) -> Result<Tensor> {
     let (rows, width) = x.dims2()?;
-    apply(Unit { rows, width, real: Real::of(x.dtype())? }, x, None)
+    // SAFETY: made for this tensor.
+    unsafe { apply(Unit { rows, width, real: Real::of(x.dtype())? }, x, None) }
 }
 
 struct Unit {
@@ -197,17 +227,23 @@ impl Layer for Unit {
     const NAME: &'static str = "l2_normalize";
     type Saved = ();
 
-    fn forward(&self, engine: &Arc<Engine>, x: u64, _save: bool) -> Result<Forward<()>> {
-        let (storage, y) = engine.room(self.real.dtype(), self.rows * self.width)?;
-        let grid = blocks(self.rows, 8);
-        launch!(engine, self.real.kernel("unit_fwd"), grid, THREADS, 0; x, y, self.rows as i32, self.width as i32)?;
-        Ok(Forward { storage, shape: vec![self.rows, self.width], saved: Some(()) })
+    unsafe fn forward(&self, engine: &Arc<Engine>, x: u64, _save: bool) -> Result<Forward<()>> {
+        // SAFETY: `x` is the tensor that the layer was made for; all other addresses are of room for the shapes given with them.
+        unsafe {
+            let (storage, y) = engine.room(self.real.dtype(), self.rows * self.width)?;
+            let grid = blocks(self.rows, 8);
+            launch!(engine, self.real.kernel("unit_fwd"), grid, THREADS, 0; x, y, self.rows as i32, self.width as i32)?;
+            Ok(Forward { storage, shape: vec![self.rows, self.width], saved: Some(()) })
+        }
     }
 
-    fn backward(&self, engine: &Arc<Engine>, x: u64, (): (), dy: u64, _: bool) -> Result<Option<CudaStorage>> {
-        let (storage, dx) = engine.room(self.real.dtype(), self.rows * self.width)?;
-        let grid = blocks(self.rows, 8);
-        launch!(engine, self.real.kernel("unit_bwd"), grid, THREADS, 0; x, dy, dx, self.rows as i32, self.width as i32)?;
-        Ok(Some(storage))
+    unsafe fn backward(&self, engine: &Arc<Engine>, x: u64, (): (), dy: u64, _: bool) -> Result<Option<CudaStorage>> {
+        // SAFETY: `x` is the tensor that the layer was made for; all other addresses are of room for the shapes given with them.
+        unsafe {
+            let (storage, dx) = engine.room(self.real.dtype(), self.rows * self.width)?;
+            let grid = blocks(self.rows, 8);
+            launch!(engine, self.real.kernel("unit_bwd"), grid, THREADS, 0; x, dy, dx, self.rows as i32, self.width as i32)?;
+            Ok(Some(storage))
+        }
     }
 }

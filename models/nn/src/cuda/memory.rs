@@ -1,61 +1,16 @@
-//! Addresses of tensors, and working memory that is used again in stream order.
+//! Working memory that is used again in stream order, and copies between host and device.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use candle_core::backend::BackendDevice;
-use candle_core::cuda::cudarc::driver::{CudaSlice, CudaStream, DevicePtr};
-use candle_core::cuda::{CudaStorageSlice, WrapErr};
+use candle_core::cuda::WrapErr;
+use candle_core::cuda::cudarc::driver::CudaSlice;
 use candle_core::op::BackpropOp;
 use candle_core::{CudaStorage, DType, Layout, Result, Shape, Storage, Tensor, bail};
 
-use super::engine::{Engine, Real, blocks, launch};
-
-/// Where a slice begins on the device.
-pub fn slice_address<T>(slice: &CudaSlice<T>, stream: &CudaStream) -> u64 {
-    slice.device_ptr(stream).0
-}
-
-/// Where a storage's values from `layout` on begin.
-///
-/// # Errors
-/// A layout with gaps, or a dtype that no kernel takes.
-pub fn address_in(storage: &CudaStorage, layout: &Layout) -> Result<u64> {
-    let Some((start, _)) = layout.contiguous_offsets() else { bail!("a fused operator needs contiguous input") };
-    let stream = &storage.device.cuda_stream();
-    let (base, size) = match &storage.slice {
-        CudaStorageSlice::F32(s) => (slice_address(s, stream), 4),
-        CudaStorageSlice::BF16(s) => (slice_address(s, stream), 2),
-        CudaStorageSlice::U32(s) => (slice_address(s, stream), 4),
-        CudaStorageSlice::U8(s) => (slice_address(s, stream), 1),
-        CudaStorageSlice::F64(s) => (slice_address(s, stream), 8),
-        _ => bail!("no kernel takes this dtype"),
-    };
-    Ok(base + (start * size) as u64)
-}
-
-/// Where a tensor's values begin; valid as long as the tensor lives.
-///
-/// # Errors
-/// A tensor elsewhere, or with gaps.
-pub fn address(tensor: &Tensor) -> Result<u64> {
-    let (storage, layout) = tensor.storage_and_layout();
-    match &*storage {
-        Storage::Cuda(storage) => address_in(storage, layout),
-        _ => bail!("expected a tensor on the GPU"),
-    }
-}
-
-/// [`address`], or 0 (a null pointer) without a tensor.
-///
-/// # Errors
-/// As [`address`].
-pub fn address_or_null(tensor: Option<&Tensor>) -> Result<u64> {
-    tensor.map_or(Ok(0), address)
-}
-
-/// Working memory of one size, given back to its pool when dropped.
-pub(super) type Pool = Mutex<HashMap<usize, Vec<CudaSlice<u8>>>>;
+use super::address::{address, address_in, slice_address};
+use super::engine::{Engine, blocks, launch};
+use super::real::Real;
 
 /// Bytes whose content is arbitrary at first.  What is queued before it is dropped may still use it: whoever takes it
 /// next is behind that in the stream.
@@ -108,24 +63,28 @@ impl Drop for Scratch {
 impl Engine {
     /// Room for a result, content arbitrary, with its address.
     ///
+    /// # Safety
+    /// It is written whole before anything reads it.
+    ///
     /// # Errors
     /// Out of memory.
-    pub fn room(&self, dtype: DType, count: usize) -> Result<(CudaStorage, u64)> {
-        // SAFETY: plain numbers, written whole by the kernels that get the address.
+    pub unsafe fn room(&self, dtype: DType, count: usize) -> Result<(CudaStorage, u64)> {
+        // SAFETY: as the caller promises.
         let storage = unsafe { self.device.alloc_uninit(&Shape::from(count), dtype)? };
         let at = address_in(&storage, &Layout::contiguous(count))?;
         Ok((storage, at))
     }
+}
 
-    /// Sets `len` bytes from `at` on to zero.
-    ///
-    /// # Errors
-    /// The driver's.
-    pub fn zero(&self, at: u64, len: usize) -> Result<()> {
-        use candle_core::cuda::cudarc::driver::result::memset_d8_async;
-        // SAFETY: callers name memory that they own.
-        unsafe { memset_d8_async(at, 0, len, self.stream.cu_stream()) }.w()
-    }
+/// Queues setting a tensor's values to zero.
+///
+/// # Errors
+/// A tensor elsewhere, or with gaps.
+pub fn clear(tensor: &Tensor) -> Result<()> {
+    use candle_core::cuda::cudarc::driver::result::memset_d8_async;
+    let (engine, len) = (Engine::at(tensor.device())?, tensor.elem_count() * tensor.dtype().size_in_bytes());
+    // SAFETY: the tensor has as many bytes; zero is a number in every dtype.
+    unsafe { memset_d8_async(address(tensor)?, 0, len, engine.stream.cu_stream()) }.w()
 }
 
 /// A storage as a tensor without history.
@@ -139,9 +98,11 @@ pub fn tensor(storage: CudaStorage, shape: impl Into<Shape>) -> Tensor {
 /// Out of memory.
 pub fn variable(device: &candle_core::Device) -> Result<Tensor> {
     let engine = Engine::at(device)?;
-    let (storage, at) = engine.room(DType::F32, 1)?;
-    engine.zero(at, 4)?;
-    Ok(Tensor::from_storage(Storage::Cuda(storage), 1, BackpropOp::none(), true))
+    // SAFETY: set to zero before anybody else gets it.
+    let (storage, _) = unsafe { engine.room(DType::F32, 1)? };
+    let variable = Tensor::from_storage(Storage::Cuda(storage), 1, BackpropOp::none(), true);
+    clear(&variable)?;
+    Ok(variable)
 }
 
 /// Copies a tensor's values to the host as float32; waits for them.
@@ -168,9 +129,8 @@ pub fn fetch(tensor: &Tensor) -> Result<Vec<f32>> {
 /// # Errors
 /// Out of memory.
 pub fn upload(device: &candle_core::Device, real: Real, values: &[f32], shape: impl Into<Shape>) -> Result<Tensor> {
-    let engine = Engine::at(device)?;
     let flat = Tensor::from_slice(values, values.len(), device)?;
-    match halved(&engine, real, &flat)? {
+    match halved(real, &flat)? {
         None => flat.reshape(shape.into()),
         Some(half) => half.reshape(shape.into()),
     }
@@ -190,17 +150,20 @@ pub fn overwrite(tensor: &Tensor, values: &[f32]) -> Result<()> {
     unsafe { memcpy_htod_sync(address(tensor)?, values) }.w()
 }
 
-/// Queues a copy of words to the device; the words must stay as they are until the stream has passed it.
+/// Queues a copy of words to the device.
+///
+/// # Safety
+/// The words stay where and as they are until the stream has passed the copy.
 ///
 /// # Errors
-/// Another size, or the driver's.
-pub fn send(to: &Tensor, words: &[u32]) -> Result<()> {
+/// Another dtype than u32, another size, or the driver's.
+pub unsafe fn send(to: &Tensor, words: &[u32]) -> Result<()> {
     use candle_core::cuda::cudarc::driver::result::memcpy_htod_async;
-    if to.elem_count() != words.len() {
-        bail!("{} words for {}", words.len(), to.elem_count())
+    if (to.dtype(), to.elem_count()) != (DType::U32, words.len()) {
+        bail!("{} words for {} of {:?}", words.len(), to.elem_count(), to.dtype())
     }
     let engine = Engine::at(to.device())?;
-    // SAFETY: the tensor has as many words, and callers keep them.
+    // SAFETY: the tensor has as many words, and the caller keeps them.
     unsafe { memcpy_htod_async(address(to)?, words, engine.stream.cu_stream()) }.w()
 }
 
@@ -220,22 +183,29 @@ pub fn land(words: &Tensor, to: &Tensor) -> Result<()> {
         Real::F32 => unsafe { memcpy_dtod_async(at, from, 4 * n, engine.stream.cu_stream()) }.w(),
         Real::Bf16 => {
             let grid = blocks(n, 256);
-            launch!(engine, "to_half", grid, 256, 0; from, at, n as u64)
+            // SAFETY: n float32 values at `from`, as words, and n bfloat16 ones at `at`.
+            unsafe { launch!(engine, "to_half", grid, 256, 0; from, at, n as u64) }
         }
     }
 }
 
-/// A bfloat16 copy where products need one.
+/// A bfloat16 copy of float32 values, where products need one.
 ///
 /// # Errors
-/// Out of memory.
-pub fn halved(engine: &Arc<Engine>, real: Real, values: &Tensor) -> Result<Option<Tensor>> {
+/// Another dtype, or out of memory.
+pub fn halved(real: Real, values: &Tensor) -> Result<Option<Tensor>> {
     if real == Real::F32 {
         return Ok(None);
     }
-    let n = values.elem_count();
-    let (storage, at) = engine.room(DType::BF16, n)?;
-    let grid = blocks(n, 256);
-    launch!(engine, "to_half", grid, 256, 0; address(values)?, at, n as u64)?;
+    if values.dtype() != DType::F32 {
+        bail!("only float32 values are halved, found {:?}", values.dtype())
+    }
+    let (engine, n) = (Engine::at(values.device())?, values.elem_count());
+    // SAFETY: the kernel reads n float32 values and writes all n of the room.
+    let storage = unsafe {
+        let (storage, at) = engine.room(DType::BF16, n)?;
+        launch!(engine, "to_half", blocks(n, 256), 256, 0; address(values)?, at, n as u64)?;
+        storage
+    };
     Ok(Some(tensor(storage, n)))
 }

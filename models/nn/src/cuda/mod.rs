@@ -8,6 +8,7 @@
 //!
 //! Everything is queued on one stream; nothing here waits for the device, so a whole step can be captured.
 
+mod address;
 mod attention;
 mod capture;
 mod copy;
@@ -17,7 +18,12 @@ pub mod layers;
 pub mod memory;
 pub mod node;
 pub mod places;
+mod real;
 mod rows;
+mod spans;
 pub mod stack;
 
-pub use engine::{Engine, Real};
+pub use address::{address, address_or_null, slice_address};
+pub use engine::Engine;
+pub use real::Real;
+pub use spans::{Spans, rows_of};

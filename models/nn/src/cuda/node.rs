@@ -8,24 +8,42 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{CpuStorage, CudaStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
 
+use super::address::{address, address_in};
 use super::engine::Engine;
-use super::memory::{address, address_in, tensor};
+use super::memory::tensor;
 
 /// A layer's result, its shape, and what its backward pass needs.
 pub struct Forward<S> {
+    /// Its values.
     pub storage: CudaStorage,
+    /// Its shape.
     pub shape: Vec<usize>,
+    /// For the backward pass, where one will follow.
     pub saved: Option<S>,
 }
 
 /// A differentiable function of one tensor.
 pub trait Layer: Send + Sync + 'static {
+    /// For messages.
     const NAME: &'static str;
+    /// What the backward pass needs of the forward pass.
     type Saved: Send;
     /// The result for the values at `x`; `save`: a backward pass will follow.
-    fn forward(&self, engine: &Arc<Engine>, x: u64, save: bool) -> Result<Forward<Self::Saved>>;
+    ///
+    /// # Safety
+    /// `x` is the address of the tensor that the layer was made for.
+    ///
+    /// # Errors
+    /// The driver's.
+    unsafe fn forward(&self, engine: &Arc<Engine>, x: u64, save: bool) -> Result<Forward<Self::Saved>>;
     /// The gradient of `x` from that of the result, where `wants_dx`; parameters' gradients are added in passing.
-    fn backward(
+    ///
+    /// # Safety
+    /// As for [`Layer::forward`]; `dy` is the address of a tensor like the result.
+    ///
+    /// # Errors
+    /// The driver's.
+    unsafe fn backward(
         &self,
         engine: &Arc<Engine>,
         x: u64,
@@ -43,7 +61,13 @@ struct Node<L: Layer> {
 }
 
 /// `layer(x)`, differentiable where `x` is or where there is an anchor.
-pub fn apply<L: Layer>(layer: L, x: &Tensor, anchor: Option<&Tensor>) -> Result<Tensor> {
+///
+/// # Safety
+/// The layer was made for a tensor of `x`'s shape and dtype, and every tensor in it has the shape that its kernels expect.
+///
+/// # Errors
+/// The layer's.
+pub unsafe fn apply<L: Layer>(layer: L, x: &Tensor, anchor: Option<&Tensor>) -> Result<Tensor> {
     let save = x.track_op() || anchor.is_some();
     let node = Node { layer, save, wants_dx: x.track_op(), saved: Mutex::new(None) };
     match anchor {
@@ -56,7 +80,9 @@ pub fn apply<L: Layer>(layer: L, x: &Tensor, anchor: Option<&Tensor>) -> Result<
 impl<L: Layer> Node<L> {
     fn run(&self, storage: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
         let engine = Engine::of(&storage.device)?;
-        let Forward { storage, shape, saved } = self.layer.forward(&engine, address_in(storage, layout)?, self.save)?;
+        // SAFETY: whoever applied the layer promised that it was made for this tensor.
+        let forward = unsafe { self.layer.forward(&engine, address_in(storage, layout)?, self.save)? };
+        let Forward { storage, shape, saved } = forward;
         *self.saved.lock().unwrap_or_else(PoisonError::into_inner) = saved;
         Ok((storage, Shape::from(shape)))
     }
@@ -67,7 +93,8 @@ impl<L: Layer> Node<L> {
         };
         let engine = Engine::at(x.device())?;
         let dy = dy.contiguous()?;
-        let dx = self.layer.backward(&engine, address(x)?, saved, address(&dy)?, self.wants_dx)?;
+        // SAFETY: as in the forward pass; Candle's gradient has the result's shape.
+        let dx = unsafe { self.layer.backward(&engine, address(x)?, saved, address(&dy)?, self.wants_dx)? };
         Ok(dx.map(|dx| tensor(dx, x.shape())))
     }
 }

@@ -3,14 +3,19 @@
 use std::sync::Arc;
 
 use candle_core::{CudaStorage, Result, Tensor, bail};
+use macrl_bundle::tokens::{PREFIX, TokenLayout};
 
-use super::engine::{Engine, Real, blocks, launch};
+use super::address::address;
+use super::engine::{Engine, blocks, launch};
 use super::gemm::{Plus, mat};
-use super::memory::{Scratch, address};
+use super::memory::Scratch;
 use super::node::{Forward, Layer, apply};
+use super::real::Real;
 use super::rows::{Params, THREADS, anchor, column_sums};
-use super::stack::{Spans, rows_of};
+use super::spans::{Spans, rows_of};
 use crate::params::Group;
+
+const _: () = assert!(PREFIX == 1, "the kernels in tokens.cuh put one token in front");
 
 /// A view's kept patches: (B, K, P) values, (B, K) which ones.
 #[derive(Debug, Clone)]
@@ -29,20 +34,26 @@ pub struct Seen {
 /// # Errors
 /// Views that do not fit each other.
 pub fn embed(views: &[Seen], group: &Group, positions: &Tensor) -> Result<(Tensor, Spans)> {
-    let (_, _, values) = views[0].patches.dims3()?;
-    let width = group.values().elem_count() / (values + 2);
+    let Some(first) = views.first() else { bail!("embed: no view") };
+    let (_, _, values) = first.patches.dims3()?;
+    let width = positions.dim(1)?;
+    if group.values().elem_count() != width * (values + 1 + PREFIX) {
+        bail!("embed: {} parameters for {width} x {values}", group.values().elem_count())
+    }
     let mut spans = Vec::new();
     for view in views {
         let (images, k, p) = view.patches.dims3()?;
-        if p != values || view.kept.elem_count() != images * k {
+        if p != values || view.kept.elem_count() != images * k || view.patches.dtype() != first.patches.dtype() {
             bail!("embed: {} indexes for {images} x {k} patches of {p} values", view.kept.elem_count())
         }
-        spans.push((images, 1 + k));
+        spans.push((images, TokenLayout::of_patches(k).count()));
     }
-    let real = Real::of(views[0].patches.dtype())?;
+    let real = Real::of(first.patches.dtype())?;
     let layer =
         Embed { views: views.to_vec(), group: group.clone(), positions: positions.clone(), width, values, real };
-    Ok((apply(layer, &views[0].patches, anchor(&views[0].patches, group)?)?, spans))
+    // SAFETY: the shapes were compared above; `Kept` holds indexes of patches.
+    let tokens = unsafe { apply(layer, &first.patches, anchor(&first.patches, group)?)? };
+    Ok((tokens, spans))
 }
 
 struct Embed {
@@ -61,7 +72,7 @@ impl Embed {
         self.views.iter().map(move |view| {
             let (images, k) = (view.patches.dims()[0], view.patches.dims()[1]);
             let first = row;
-            row += images * (1 + k);
+            row += images * TokenLayout::of_patches(k).count();
             (view, images, k, first)
         })
     }
@@ -71,40 +82,54 @@ impl Layer for Embed {
     const NAME: &'static str = "embed";
     type Saved = ();
 
-    fn forward(&self, engine: &Arc<Engine>, _x: u64, _save: bool) -> Result<Forward<()>> {
-        let (d, p, real) = (self.width, self.values, self.real);
-        let params = Params::of(&self.group, real)?;
-        let rows: usize = self.each().map(|(_, images, k, _)| images * (1 + k)).sum();
-        let (storage, out) = engine.room(real.dtype(), rows * d)?;
-        for (view, images, k, first) in self.each() {
-            let tokens = Scratch::new(engine, real, images * k * d)?;
-            let (x, w) = (mat(address(&view.patches)?, p), mat(params.weight(d), p));
-            engine.gemm.forward(real, real, [images * k, p, d], x, w, mat(tokens.at(), d), Plus::Nothing)?;
-            launch!(
-                engine, real.kernel("embed_place"), blocks(images * (1 + k) * d / 4, 256), THREADS, 0;
-                tokens.at(), params.master(d + d * p), params.master(0), address(&self.positions)?,
-                address(&view.kept)?, out + (first * d * real.size()) as u64, images as i32, k as i32, d as i32,
-            )?;
+    unsafe fn forward(&self, engine: &Arc<Engine>, _x: u64, _save: bool) -> Result<Forward<()>> {
+        // SAFETY: `x` is the tensor that the layer was made for; all other addresses are of room for the shapes given with them.
+        unsafe {
+            let (d, p, real) = (self.width, self.values, self.real);
+            let params = Params::of(&self.group, real)?;
+            let rows: usize = self.each().map(|(_, images, k, _)| images * TokenLayout::of_patches(k).count()).sum();
+            let (storage, out) = engine.room(real.dtype(), rows * d)?;
+            for (view, images, k, first) in self.each() {
+                let tokens = Scratch::new(engine, real, images * k * d)?;
+                let (x, w) = (mat(address(&view.patches)?, p), mat(params.weight(d), p));
+                engine.gemm.forward(real, real, [images * k, p, d], x, w, mat(tokens.at(), d), Plus::Nothing)?;
+                launch!(
+                    engine, real.kernel("embed_place"), blocks(images * TokenLayout::of_patches(k).count() * d / 4, 256), THREADS, 0;
+                    tokens.at(), params.master(d + d * p), params.master(0), address(&self.positions)?,
+                    address(&view.kept)?, out + (first * d * real.size()) as u64, images as i32, k as i32, d as i32,
+                )?;
+            }
+            Ok(Forward { storage, shape: vec![rows, d], saved: Some(()) })
         }
-        Ok(Forward { storage, shape: vec![rows, d], saved: Some(()) })
     }
 
-    fn backward(&self, engine: &Arc<Engine>, _x: u64, (): (), dy: u64, _: bool) -> Result<Option<CudaStorage>> {
-        let (d, p, real) = (self.width, self.values, self.real);
-        let params = Params::of(&self.group, real)?;
-        for (view, images, k, first) in self.each() {
-            let dy = dy + (first * d * real.size()) as u64;
-            let tokens = Scratch::new(engine, real, images * k * d)?;
-            launch!(
-                engine, real.kernel("embed_take"), blocks(images * k * d / 4, 256), THREADS, 0;
-                dy, tokens.at(), images as i32, k as i32, d as i32,
-            )?;
-            column_sums(engine, real, dy, None, params.gradient(0), (images, 1 + k), d)?;
-            column_sums(engine, real, tokens.at(), None, params.gradient(d + d * p), (images * k, 1), d)?;
-            let (g, x, dw) = (mat(tokens.at(), d), mat(address(&view.patches)?, p), mat(params.gradient(d), p));
-            engine.gemm.weight_gradient(real, [images * k, p, d], g, x, dw)?;
+    unsafe fn backward(&self, engine: &Arc<Engine>, _x: u64, (): (), dy: u64, _: bool) -> Result<Option<CudaStorage>> {
+        // SAFETY: `x` is the tensor that the layer was made for; all other addresses are of room for the shapes given with them.
+        unsafe {
+            let (d, p, real) = (self.width, self.values, self.real);
+            let params = Params::of(&self.group, real)?;
+            for (view, images, k, first) in self.each() {
+                let dy = dy + (first * d * real.size()) as u64;
+                let tokens = Scratch::new(engine, real, images * k * d)?;
+                launch!(
+                    engine, real.kernel("embed_take"), blocks(images * k * d / 4, 256), THREADS, 0;
+                    dy, tokens.at(), images as i32, k as i32, d as i32,
+                )?;
+                column_sums(
+                    engine,
+                    real,
+                    dy,
+                    None,
+                    params.gradient(0),
+                    (images, TokenLayout::of_patches(k).count()),
+                    d,
+                )?;
+                column_sums(engine, real, tokens.at(), None, params.gradient(d + d * p), (images * k, 1), d)?;
+                let (g, x, dw) = (mat(tokens.at(), d), mat(address(&view.patches)?, p), mat(params.gradient(d), p));
+                engine.gemm.weight_gradient(real, [images * k, p, d], g, x, dw)?;
+            }
+            Ok(None)
         }
-        Ok(None)
     }
 }
 
@@ -125,7 +150,11 @@ pub fn fill(
 ) -> Result<(Tensor, Spans)> {
     let (rows, width) = x.dims2()?;
     let (all, out) = positions.dims2()?;
-    if rows != rows_of(spans) || sources.len() != spans.len() {
+    if group.values().elem_count() != out * (width + 2) {
+        bail!("fill: {} parameters for {width} -> {out}", group.values().elem_count())
+    }
+    let fits = |(of, (images, _)): (&Tensor, &(usize, usize))| of.elem_count() == images * all;
+    if rows != rows_of(spans) || sources.len() != spans.len() || !sources.iter().zip(spans).all(fits) {
         bail!("fill: {rows} rows and {} views of sources for {spans:?}", sources.len())
     }
     let layer = Fill {
@@ -138,7 +167,8 @@ pub fn fill(
         real: Real::of(x.dtype())?,
     };
     let spans = spans.iter().map(|(images, _)| (*images, all)).collect();
-    Ok((apply(layer, x, anchor(x, group)?)?, spans))
+    // SAFETY: the shapes were compared above; `Kept` holds rows of the view.
+    Ok((unsafe { apply(layer, x, anchor(x, group)?)? }, spans))
 }
 
 struct Fill {
@@ -169,45 +199,58 @@ impl Layer for Fill {
     const NAME: &'static str = "fill";
     type Saved = ();
 
-    fn forward(&self, engine: &Arc<Engine>, x: u64, _save: bool) -> Result<Forward<()>> {
-        let ([rows, d, e], real) = (self.shape, self.real);
-        let params = Params::of(&self.group, real)?;
-        let images: usize = self.spans.iter().map(|(images, _)| images).sum();
-        let (storage, out) = engine.room(real.dtype(), images * self.all * e)?;
-        let tokens = Scratch::new(engine, real, rows * e)?;
-        let w = mat(params.weight(0), d);
-        engine.gemm.forward(real, real, self.shape, mat(x, d), w, mat(tokens.at(), e), Plus::Nothing)?;
-        for (sources, images, encoded, decoded) in self.each(tokens.at(), out) {
-            launch!(
-                engine, real.kernel("fill_place"), blocks(images * self.all * e / 4, 256), THREADS, 0;
-                encoded, params.master(e * d), params.master(e * d + e), address(&self.positions)?,
-                address(sources)?, decoded, images as i32, self.all as i32, e as i32,
-            )?;
+    unsafe fn forward(&self, engine: &Arc<Engine>, x: u64, _save: bool) -> Result<Forward<()>> {
+        // SAFETY: `x` is the tensor that the layer was made for; all other addresses are of room for the shapes given with them.
+        unsafe {
+            let ([rows, d, e], real) = (self.shape, self.real);
+            let params = Params::of(&self.group, real)?;
+            let images: usize = self.spans.iter().map(|(images, _)| images).sum();
+            let (storage, out) = engine.room(real.dtype(), images * self.all * e)?;
+            let tokens = Scratch::new(engine, real, rows * e)?;
+            let w = mat(params.weight(0), d);
+            engine.gemm.forward(real, real, self.shape, mat(x, d), w, mat(tokens.at(), e), Plus::Nothing)?;
+            for (sources, images, encoded, decoded) in self.each(tokens.at(), out) {
+                launch!(
+                    engine, real.kernel("fill_place"), blocks(images * self.all * e / 4, 256), THREADS, 0;
+                    encoded, params.master(e * d), params.master(e * d + e), address(&self.positions)?,
+                    address(sources)?, decoded, images as i32, self.all as i32, e as i32,
+                )?;
+            }
+            Ok(Forward { storage, shape: vec![images * self.all, e], saved: Some(()) })
         }
-        Ok(Forward { storage, shape: vec![images * self.all, e], saved: Some(()) })
     }
 
-    fn backward(&self, engine: &Arc<Engine>, x: u64, (): (), dy: u64, wants_dx: bool) -> Result<Option<CudaStorage>> {
-        let ([rows, d, e], real) = (self.shape, self.real);
-        let params = Params::of(&self.group, real)?;
-        let tokens = Scratch::new(engine, real, rows * e)?;
-        for (sources, images, encoded, decoded) in self.each(tokens.at(), dy) {
-            let (at, count) = (address(sources)?, images * self.all);
-            launch!(
-                engine, real.kernel("fill_take"), blocks(count * e / 4, 256), THREADS, 0;
-                decoded, at, encoded, images as i32, self.all as i32, e as i32,
-            )?;
-            column_sums(engine, real, decoded, Some(at), params.gradient(e * d + e), (count, 1), e)?;
+    unsafe fn backward(
+        &self,
+        engine: &Arc<Engine>,
+        x: u64,
+        (): (),
+        dy: u64,
+        wants_dx: bool,
+    ) -> Result<Option<CudaStorage>> {
+        // SAFETY: `x` is the tensor that the layer was made for; all other addresses are of room for the shapes given with them.
+        unsafe {
+            let ([rows, d, e], real) = (self.shape, self.real);
+            let params = Params::of(&self.group, real)?;
+            let tokens = Scratch::new(engine, real, rows * e)?;
+            for (sources, images, encoded, decoded) in self.each(tokens.at(), dy) {
+                let (at, count) = (address(sources)?, images * self.all);
+                launch!(
+                    engine, real.kernel("fill_take"), blocks(count * e / 4, 256), THREADS, 0;
+                    decoded, at, encoded, images as i32, self.all as i32, e as i32,
+                )?;
+                column_sums(engine, real, decoded, Some(at), params.gradient(e * d + e), (count, 1), e)?;
+            }
+            column_sums(engine, real, tokens.at(), None, params.gradient(e * d), (rows, 1), e)?;
+            let g = mat(tokens.at(), e);
+            engine.gemm.weight_gradient(real, self.shape, g, mat(x, d), mat(params.gradient(0), d))?;
+            if !wants_dx {
+                return Ok(None);
+            }
+            let (storage, dx) = engine.room(real.dtype(), rows * d)?;
+            let (w, dx) = (mat(params.weight(0), d), mat(dx, d));
+            engine.gemm.input_gradient(real, real, self.shape, g, w, dx, Plus::Nothing)?;
+            Ok(Some(storage))
         }
-        column_sums(engine, real, tokens.at(), None, params.gradient(e * d), (rows, 1), e)?;
-        let g = mat(tokens.at(), e);
-        engine.gemm.weight_gradient(real, self.shape, g, mat(x, d), mat(params.gradient(0), d))?;
-        if !wants_dx {
-            return Ok(None);
-        }
-        let (storage, dx) = engine.room(real.dtype(), rows * d)?;
-        let (w, dx) = (mat(params.weight(0), d), mat(dx, d));
-        engine.gemm.input_gradient(real, real, self.shape, g, w, dx, Plus::Nothing)?;
-        Ok(Some(storage))
     }
 }

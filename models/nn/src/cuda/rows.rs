@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use candle_core::{Result, Tensor, bail};
 
-use super::engine::{Engine, Real, blocks, launch};
-use super::memory::{Scratch, address, address_or_null};
+use super::address::{address, address_or_null};
+use super::engine::{Engine, blocks, launch};
+use super::memory::Scratch;
+use super::real::Real;
 use crate::params::Group;
 
 /// Threads of a block in most kernels.
@@ -81,10 +83,13 @@ fn quads(width: usize) -> Result<usize> {
 /// `y = norm(x)`; `gamma` is followed by beta.
 pub(super) fn norm(engine: &Engine, real: Real, x: u64, gamma: u64, y: u64, rows: usize, width: usize) -> Result<()> {
     let beta = gamma + 4 * width as u64;
-    launch!(
-        engine, real.kernel(&format!("ln_fwd_{}", quads(width)?)), blocks(rows, 8), THREADS, 0;
-        x, gamma, beta, y, rows as i32, width as i32,
-    )
+    // SAFETY: whoever calls this within the module names matrices of these sizes that live in stream order.
+    unsafe {
+        launch!(
+            engine, real.kernel(&format!("ln_fwd_{}", quads(width)?)), blocks(rows, 8), THREADS, 0;
+            x, gamma, beta, y, rows as i32, width as i32,
+        )
+    }
 }
 
 /// `dx = residual + gradient`; adds gamma's and beta's gradients, and dx's column sums to `columns` (0: nowhere).
@@ -105,16 +110,20 @@ pub(super) fn norm_backward(
     };
     let grid = engine.summing_blocks(rows.div_ceil(8 * 4), each);
     let partial = Scratch::new(engine, Real::F32, grid * 3 * width)?;
-    launch!(
-        engine, real.kernel(&format!("ln_bwd_{quads}")), (grid as u32, 1), THREADS, 12 * width;
-        x, gamma, dy, residual, dx, gradient, columns, partial.at(), engine.counters(), rows as i32, width as i32,
-    )
+    // SAFETY: whoever calls this within the module names matrices of these sizes that live in stream order.
+    unsafe {
+        launch!(
+            engine, real.kernel(&format!("ln_bwd_{quads}")), (grid as u32, 1), THREADS, 12 * width;
+            x, gamma, dy, residual, dx, gradient, columns, partial.at(), engine.counters(), rows as i32, width as i32,
+        )
+    }
 }
 
 /// `out = gelu(h)`.
 pub(super) fn gelu(engine: &Engine, real: Real, h: u64, out: u64, count: usize) -> Result<()> {
     let grid = blocks(count / 4, GELU_QUADS * THREADS as usize);
-    launch!(engine, real.kernel("gelu_fwd"), grid, THREADS, 0; h, out, count as u64)
+    // SAFETY: whoever calls this within the module names matrices of these sizes that live in stream order.
+    unsafe { launch!(engine, real.kernel("gelu_fwd"), grid, THREADS, 0; h, out, count as u64) }
 }
 
 /// (grid, threads, shared bytes) of a column kernel.
@@ -142,10 +151,13 @@ pub(super) fn gelu_backward(
 ) -> Result<()> {
     let (grid, threads, shared) = columns(engine, rows, width)?;
     let partial = Scratch::new(engine, Real::F32, grid as usize * width)?;
-    launch!(
-        engine, real.kernel("gelu_bwd"), (grid, 1), threads, shared;
-        h, d, active, bias, partial.at(), engine.counters(), rows as i32, width as i32,
-    )
+    // SAFETY: whoever calls this within the module names matrices of these sizes that live in stream order.
+    unsafe {
+        launch!(
+            engine, real.kernel("gelu_bwd"), (grid, 1), threads, shared;
+            h, d, active, bias, partial.at(), engine.counters(), rows as i32, width as i32,
+        )
+    }
 }
 
 /// Adds the sums of each column to `out`, over `rows` rows, each `stride` rows behind the last; where there are
@@ -161,12 +173,18 @@ pub(super) fn column_sums(
 ) -> Result<()> {
     if !width.is_multiple_of(4) && sources.is_none() && stride == 1 {
         let grid = blocks(width, THREADS as usize);
-        return launch!(engine, real.kernel("column_sums_any"), grid, THREADS, 0; x, out, rows as i32, width as i32);
+        // SAFETY: whoever calls this within the module names matrices of these sizes that live in stream order.
+        return unsafe {
+            launch!(engine, real.kernel("column_sums_any"), grid, THREADS, 0; x, out, rows as i32, width as i32)
+        };
     }
     let (grid, threads, shared) = columns(engine, rows, width)?;
     let partial = Scratch::new(engine, Real::F32, grid as usize * width)?;
-    launch!(
-        engine, real.kernel("column_sums"), (grid, 1), threads, shared;
-        x, sources.unwrap_or(0), out, partial.at(), engine.counters(), rows as i32, stride as i32, width as i32,
-    )
+    // SAFETY: whoever calls this within the module names matrices of these sizes that live in stream order.
+    unsafe {
+        launch!(
+            engine, real.kernel("column_sums"), (grid, 1), threads, shared;
+            x, sources.unwrap_or(0), out, partial.at(), engine.counters(), rows as i32, stride as i32, width as i32,
+        )
+    }
 }

@@ -5,24 +5,18 @@
 
 use std::sync::Arc;
 
-use candle_core::{CudaStorage, Result, Tensor};
+use candle_core::{CudaStorage, Result, Tensor, bail};
 
 use super::attention;
-use super::engine::{Engine, Real};
+use super::engine::Engine;
 use super::gemm::{Plus, mat};
 use super::memory::Scratch;
 use super::node::{Forward, Layer, apply};
+use super::real::Real;
 use super::rows::{Params, anchor, column_sums, gelu, gelu_backward, norm, norm_backward};
+use super::spans::{Spans, rows_of};
 use crate::ops::block::Block;
 use crate::params::Group;
-
-/// (images, tokens of each) of the views whose rows lie behind each other.
-pub type Spans = Vec<(usize, usize)>;
-
-/// Rows of all views together.
-pub fn rows_of(spans: &[(usize, usize)]) -> usize {
-    spans.iter().map(|(images, tokens)| images * tokens).sum()
-}
 
 /// All blocks over packed tokens.
 ///
@@ -34,8 +28,16 @@ pub fn rows_of(spans: &[(usize, usize)]) -> usize {
 pub fn stack(block: Block, groups: &[Group], x: &Tensor, spans: &Spans) -> Result<Tensor> {
     let real = Real::of(x.dtype())?;
     let Some(first) = groups.first() else { return Ok(x.clone()) };
+    if x.dims() != [rows_of(spans), block.at.width] {
+        bail!("blocks: {:?} for {spans:?} of width {}", x.shape(), block.at.width)
+    }
+    let values = block.layout().values();
+    if let Some(other) = groups.iter().find(|group| group.values().elem_count() != values) {
+        bail!("blocks: {} parameters for a block of {values}", other.values().elem_count())
+    }
     let layer = Stack { block, groups: groups.to_vec(), spans: spans.clone(), real };
-    apply(layer, x, anchor(x, first)?)
+    // SAFETY: the shapes were compared above.
+    unsafe { apply(layer, x, anchor(x, first)?) }
 }
 
 struct Stack {
@@ -86,26 +88,29 @@ impl Layer for Stack {
     const NAME: &'static str = "blocks";
     type Saved = Vec<Kept>;
 
-    fn forward(&self, engine: &Arc<Engine>, x: u64, save: bool) -> Result<Forward<Vec<Kept>>> {
-        let (rows, d) = (rows_of(&self.spans), self.block.at.width);
-        let (storage, result) = engine.room(self.real.dtype(), rows * d)?;
-        let mut all = Vec::new();
-        let mut input: Option<Scratch> = None;
-        for (i, group) in self.groups.iter().enumerate() {
-            let last = i + 1 == self.groups.len();
-            let output = if last { None } else { Some(Scratch::new(engine, self.real, rows * d)?) };
-            let (from, to) = (input.as_ref().map_or(x, Scratch::at), output.as_ref().map_or(result, Scratch::at));
-            let mut kept = self.block_forward(engine, &Params::of(group, self.real)?, from, to)?;
-            kept.x = input;
-            input = output;
-            if save {
-                all.push(kept);
+    unsafe fn forward(&self, engine: &Arc<Engine>, x: u64, save: bool) -> Result<Forward<Vec<Kept>>> {
+        // SAFETY: `x` is the tensor that the layer was made for; all other addresses are of room for the shapes given with them.
+        unsafe {
+            let (rows, d) = (rows_of(&self.spans), self.block.at.width);
+            let (storage, result) = engine.room(self.real.dtype(), rows * d)?;
+            let mut all = Vec::new();
+            let mut input: Option<Scratch> = None;
+            for (i, group) in self.groups.iter().enumerate() {
+                let last = i + 1 == self.groups.len();
+                let output = if last { None } else { Some(Scratch::new(engine, self.real, rows * d)?) };
+                let (from, to) = (input.as_ref().map_or(x, Scratch::at), output.as_ref().map_or(result, Scratch::at));
+                let mut kept = self.block_forward(engine, &Params::of(group, self.real)?, from, to)?;
+                kept.x = input;
+                input = output;
+                if save {
+                    all.push(kept);
+                }
             }
+            Ok(Forward { storage, shape: vec![rows, d], saved: save.then_some(all) })
         }
-        Ok(Forward { storage, shape: vec![rows, d], saved: save.then_some(all) })
     }
 
-    fn backward(
+    unsafe fn backward(
         &self,
         engine: &Arc<Engine>,
         x: u64,
@@ -113,22 +118,25 @@ impl Layer for Stack {
         dy: u64,
         _wants_dx: bool,
     ) -> Result<Option<CudaStorage>> {
-        let (rows, d, at) = (rows_of(&self.spans), self.block.at.width, Offsets::of(&self.block));
-        let params = self.groups.iter().map(|g| Params::of(g, self.real)).collect::<Result<Vec<_>>>()?;
-        let (storage, result) = engine.room(self.real.dtype(), rows * d)?;
-        if let Some(top) = params.last() {
-            column_sums(engine, self.real, dy, None, top.gradient(at.fc2_bias), (rows, 1), d)?;
+        // SAFETY: `x` is the tensor that the layer was made for; all other addresses are of room for the shapes given with them.
+        unsafe {
+            let (rows, d, at) = (rows_of(&self.spans), self.block.at.width, Offsets::of(&self.block));
+            let params = self.groups.iter().map(|g| Params::of(g, self.real)).collect::<Result<Vec<_>>>()?;
+            let (storage, result) = engine.room(self.real.dtype(), rows * d)?;
+            if let Some(top) = params.last() {
+                column_sums(engine, self.real, dy, None, top.gradient(at.fc2_bias), (rows, 1), d)?;
+            }
+            let mut given: Option<Scratch> = None;
+            for (i, kept) in saved.into_iter().enumerate().rev() {
+                let out = if i == 0 { None } else { Some(Scratch::new(engine, self.real, rows * d)?) };
+                let (from, to) = (given.as_ref().map_or(dy, Scratch::at), out.as_ref().map_or(result, Scratch::at));
+                // The gradient of a block's input is that of the block below's last bias, summed over the rows.
+                let below = i.checked_sub(1).map_or(0, |below| params[below].gradient(at.fc2_bias));
+                self.block_backward(engine, &params[i], x, kept, from, to, below)?;
+                given = out;
+            }
+            Ok(Some(storage))
         }
-        let mut given: Option<Scratch> = None;
-        for (i, kept) in saved.into_iter().enumerate().rev() {
-            let out = if i == 0 { None } else { Some(Scratch::new(engine, self.real, rows * d)?) };
-            let (from, to) = (given.as_ref().map_or(dy, Scratch::at), out.as_ref().map_or(result, Scratch::at));
-            // The gradient of a block's input is that of the block below's last bias, summed over the rows.
-            let below = i.checked_sub(1).map_or(0, |below| params[below].gradient(at.fc2_bias));
-            self.block_backward(engine, &params[i], x, kept, from, to, below)?;
-            given = out;
-        }
-        Ok(Some(storage))
     }
 }
 
@@ -138,7 +146,8 @@ impl Stack {
         let (d, h) = (self.block.at.width, self.block.hidden);
         let room = |width: usize| Scratch::new(engine, real, rows * width);
         let product = |[i, o]: [usize; 2], x: u64, w: usize, out: u64, plus: Plus| {
-            engine.gemm.forward(real, real, [rows, i, o], mat(x, i), mat(p.weight(w), i), mat(out, o), plus)
+            // SAFETY: matrices of these shapes, in room or in the group's vector.
+            unsafe { engine.gemm.forward(real, real, [rows, i, o], mat(x, i), mat(p.weight(w), i), mat(out, o), plus) }
         };
         let normed1 = room(d)?;
         norm(engine, real, x, p.master(at.norm1), normed1.at(), rows, d)?;
@@ -177,10 +186,12 @@ impl Stack {
         let room = |width: usize| Scratch::new(engine, real, rows * width);
         let to_input = |[i, o]: [usize; 2], dy: u64, w: usize, dx: u64| {
             let (dy, w, dx) = (mat(dy, o), mat(p.weight(w), i), mat(dx, i));
-            engine.gemm.input_gradient(real, real, [rows, i, o], dy, w, dx, Plus::Nothing)
+            // SAFETY: matrices of these shapes, in room or in the group's vector.
+            unsafe { engine.gemm.input_gradient(real, real, [rows, i, o], dy, w, dx, Plus::Nothing) }
         };
         let to_weight = |[i, o]: [usize; 2], dy: u64, x: u64, w: usize| {
-            engine.gemm.weight_gradient(real, [rows, i, o], mat(dy, o), mat(x, i), mat(p.gradient(w), i))
+            // SAFETY: matrices of these shapes, in room or in the group's vector.
+            unsafe { engine.gemm.weight_gradient(real, [rows, i, o], mat(dy, o), mat(x, i), mat(p.gradient(w), i)) }
         };
 
         let (dhidden, active) = (room(h)?, room(h)?);

@@ -189,7 +189,8 @@ impl DeviceBatch {
     /// A failure of the driver.
     pub fn prepare(&self) -> Result<()> {
         if let Some((pixels, geometry)) = &self.resident {
-            return Ok(geometry.make(pixels, &self.strong.room, &self.weak.room)?);
+            // SAFETY: rooms of this batch, whose draws are of images of the data set.
+            return Ok(unsafe { geometry.make(pixels, &self.strong.room, &self.weak.room)? });
         }
         for branch in [&self.strong, &self.weak] {
             if let Some(CopiedViews { patches, whole, target }) = &branch.copied {

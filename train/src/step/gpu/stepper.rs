@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use candle_core::cuda_backend::cudarc::driver::{CudaEvent, CudaGraph, PinnedHostSlice};
 use candle_core::{DType, Device, Tensor};
 use macrl_bundle::config::{Config, Precision};
-use macrl_nn::cuda::{Engine, Real, memory};
+use macrl_nn::cuda::{Engine, Real, address, address_or_null, memory};
 
 use super::batches::{DeviceBatch, HEAD, HostBatch, HostBatches};
 use super::state::DeviceState;
@@ -154,7 +154,8 @@ impl GpuStepper {
             numbers.muon_lr.to_bits(),
             0,
         ]);
-        memory::send(&self.batch.words, words)?;
+        // SAFETY: the words are written again only once the event behind the copy has passed.
+        unsafe { memory::send(&self.batch.words, words)? };
         staging.copied = Some(self.engine.stream.record_event(None)?);
         Ok(())
     }
@@ -192,7 +193,7 @@ impl GpuStepper {
 
     /// Queues every operation of one step.
     fn queue(&self, state: &mut State) -> Result<()> {
-        let step = memory::address(&self.batch.words)?;
+        let step = address(&self.batch.words)?;
         self.device_state.flat.clear()?;
         self.batch.prepare()?;
         let mut all = Vec::new();
@@ -203,11 +204,12 @@ impl GpuStepper {
         }
         let total = self.mean(all.iter().map(|losses| &losses.total))?.context("an empty batch")?;
         let terms = self.means(&all)?;
-        let address = |of: &Term| memory::address_or_null(terms.iter().find(|(term, _)| *term == of).map(|(_, n)| n));
-        let noted =
-            Noted { loss: memory::address(&total)?, contrast: address(&CONTRAST)?, l1: address(&RECONSTRUCTION)? };
+        let of_term = |of: &Term| address_or_null(terms.iter().find(|(term, _)| *term == of).map(|(_, n)| n));
+        let noted = Noted { loss: address(&total)?, contrast: of_term(&CONTRAST)?, l1: of_term(&RECONSTRUCTION)? };
         self.terms.get_or_init(|| terms.iter().map(|(term, _)| *term).collect());
-        self.device_state.flat.update(&self.device_state.rule, step, noted, memory::address(&self.ring)?)?;
+        let (flat, rule) = (&self.device_state.flat, &self.device_state.rule);
+        // SAFETY: the batch's words begin with the step's numbers, whose slot is below the ring's length.
+        unsafe { flat.update(rule, step, noted, address(&self.ring)?)? };
         self.push_keys(state, &all, step)
     }
 
@@ -227,7 +229,9 @@ impl GpuStepper {
         for (losses, inputs) in parts.iter().zip(&self.inputs).filter(|_| self.device_state.has_bank()) {
             let bank = state.method.device_bank.as_ref().context("the bank is not on the device")?;
             if let (Some(keys), Images::Device(images)) = (&losses.keys, &inputs.images) {
-                bank.push(keys, images, step + BANK_NEXT, self.device_state.flat.stopped()?, offset)?;
+                let (next, stopped) = (step + BANK_NEXT, self.device_state.flat.stopped()?);
+                // SAFETY: words on the device; the next place is below the bank's capacity.
+                unsafe { bank.push(keys, images, next, stopped, offset)? };
                 offset += keys.dim(0)?;
             }
         }

@@ -19,15 +19,11 @@ use candle_core::cuda::cudarc::cublaslt::result::{self, CublasError};
 use candle_core::cuda::cudarc::cublaslt::sys;
 use candle_core::cuda::cudarc::driver::{CudaFunction, CudaSlice, CudaStream, LaunchConfig, PushKernelArg};
 use candle_core::{Error, Result};
-use plan::{Plan, Shape};
+use plan::{ALIGNMENT, Plan, Shape, WORKSPACE};
 
-use super::engine::Real;
-use super::memory::slice_address;
+use super::address::slice_address;
+use super::real::Real;
 
-/// Working memory of cuBLASLt: what NVIDIA recommends for Hopper.
-const WORKSPACE: usize = 32 << 20;
-/// Alignment up to which algorithms differ.
-const ALIGNMENT: u64 = 256;
 /// Alignment of a bias that a product's epilogue takes.
 const BIAS_ALIGNMENT: u64 = 16;
 
@@ -113,10 +109,14 @@ impl Gemm {
 
     /// `out (rows, O) = x (rows, I) w^T (O, I) + ...`: a layer's forward pass.
     ///
+    /// # Safety
+    /// The matrices have these shapes and strides and live until the stream has passed this point; nothing else has the
+    /// result.
+    ///
     /// # Errors
     /// cuBLASLt's.
     #[allow(clippy::too_many_arguments)]
-    pub fn forward(
+    pub unsafe fn forward(
         &self,
         real: Real,
         out_real: Real,
@@ -127,15 +127,20 @@ impl Gemm {
         plus: Plus,
     ) -> Result<()> {
         let (transposed, mnk) = ([true, false], [outputs, rows, inputs]);
-        self.run(Call { a: w, b: x, d: out, transposed, mnk, values: [real, out_real], plus })
+        // SAFETY: as the caller promises.
+        unsafe { self.run(Call { a: w, b: x, d: out, transposed, mnk, values: [real, out_real], plus }) }
     }
 
     /// `dx (rows, I) = dy (rows, O) w (O, I) + ...`
     ///
+    /// # Safety
+    /// The matrices have these shapes and strides and live until the stream has passed this point; nothing else has the
+    /// result.
+    ///
     /// # Errors
     /// cuBLASLt's.
     #[allow(clippy::too_many_arguments)]
-    pub fn input_gradient(
+    pub unsafe fn input_gradient(
         &self,
         real: Real,
         out_real: Real,
@@ -146,14 +151,19 @@ impl Gemm {
         plus: Plus,
     ) -> Result<()> {
         let (transposed, mnk) = ([false, false], [inputs, rows, outputs]);
-        self.run(Call { a: w, b: dy, d: dx, transposed, mnk, values: [real, out_real], plus })
+        // SAFETY: as the caller promises.
+        unsafe { self.run(Call { a: w, b: dy, d: dx, transposed, mnk, values: [real, out_real], plus }) }
     }
 
     /// `dw (O, I) += dy^T (O, rows) x (rows, I)`, float32.
     ///
+    /// # Safety
+    /// The matrices have these shapes and strides and live until the stream has passed this point; nothing else has the
+    /// result.
+    ///
     /// # Errors
     /// cuBLASLt's.
-    pub fn weight_gradient(
+    pub unsafe fn weight_gradient(
         &self,
         real: Real,
         [rows, inputs, outputs]: [usize; 3],
@@ -162,11 +172,15 @@ impl Gemm {
         dw: Mat,
     ) -> Result<()> {
         let (transposed, mnk) = ([false, true], [inputs, outputs, rows]);
-        self.run(Call { a: x, b: dy, d: dw, transposed, mnk, values: [real, Real::F32], plus: Plus::Result })
+        // SAFETY: as the caller promises.
+        unsafe { self.run(Call { a: x, b: dy, d: dw, transposed, mnk, values: [real, Real::F32], plus: Plus::Result }) }
     }
 
-    fn run(&self, call: Call) -> Result<()> {
-        let call = self.aligned(call)?;
+    /// # Safety
+    /// As for the products above.
+    unsafe fn run(&self, call: Call) -> Result<()> {
+        // SAFETY: as the caller promises, here and below.
+        let call = unsafe { self.aligned(call)? };
         let (bias, accumulate, c) = match call.plus {
             Plus::Nothing => (None, false, call.d.at),
             Plus::Bias(bias) => (Some(bias), false, call.d.at),
@@ -192,7 +206,7 @@ impl Gemm {
         };
         plan.uses += 1;
         if plan.uses == 2 && self.timed && !self.capturing.load(Ordering::SeqCst) {
-            self.choose(plan, &shape, at)?;
+            unsafe { self.choose(plan, &shape, at)? };
         }
         let algorithm = plan.algorithms.first().ok_or_else(|| Error::Msg("cuBLASLt: no algorithm".into()))?;
         // SAFETY: addresses of matrices of these shapes, alive in stream order.
@@ -200,7 +214,10 @@ impl Gemm {
     }
 
     /// Writes a bias that is not aligned well enough for an epilogue into the result, to which the product is added.
-    fn aligned(&self, call: Call) -> Result<Call> {
+    ///
+    /// # Safety
+    /// As for the products above.
+    unsafe fn aligned(&self, call: Call) -> Result<Call> {
         let (bias, c) = match call.plus {
             Plus::Bias(bias) => (bias, 0),
             Plus::BiasAnd(bias, c) => (bias, c),
@@ -221,6 +238,8 @@ impl Gemm {
         Ok(Call { plus: Plus::Result, ..call })
     }
 
+    /// # Safety
+    /// As for the products above; the plan is one of such operands.
     unsafe fn execute(
         &self,
         plan: &Plan,
@@ -229,6 +248,7 @@ impl Gemm {
     ) -> std::result::Result<(), CublasError> {
         let (alpha, beta) = (1f32, if at.accumulate { 1f32 } else { 0f32 });
         let [a, b, d] = plan.layouts;
+        // SAFETY: as the caller promises.
         unsafe {
             if let Some(bias) = at.bias {
                 plan.set_bias(bias)?;

@@ -5,8 +5,12 @@ use std::mem::MaybeUninit;
 use candle_core::cuda::cudarc::cublaslt::result::{self, CublasError};
 use candle_core::cuda::cudarc::cublaslt::sys;
 
-use super::WORKSPACE;
-use crate::cuda::engine::Real;
+use crate::cuda::real::Real;
+
+/// Working memory of cuBLASLt: what NVIDIA recommends for Hopper.
+pub(super) const WORKSPACE: usize = 32 << 20;
+/// Alignment up to which algorithms differ.
+pub(super) const ALIGNMENT: u64 = 256;
 
 /// Algorithms that are asked for, best first by cuBLASLt's estimate.
 const ALGORITHMS: usize = 8;

@@ -8,9 +8,9 @@ use candle_core::cuda::WrapErr;
 use candle_core::cuda::cudarc::cublaslt::sys::cublasLtMatmulAlgo_t;
 use candle_core::cuda::cudarc::driver::sys::CUevent_flags;
 
-use super::plan::{Plan, Shape};
-use super::{ALIGNMENT, Gemm, Operands};
-use crate::cuda::memory::slice_address;
+use super::plan::{ALIGNMENT, Plan, Shape};
+use super::{Gemm, Operands};
+use crate::cuda::address::slice_address;
 
 /// Products between two looks at the clock, and looks; the shortest counts.
 const RUNS: usize = 4;
@@ -21,7 +21,10 @@ const GAIN: f32 = 0.97;
 
 impl Gemm {
     /// Puts a plan's fastest algorithm in front, by products into memory of their own.
-    pub(super) fn choose(&self, plan: &mut Plan, shape: &Shape, at: Operands) -> Result<()> {
+    ///
+    /// # Safety
+    /// The operands are matrices of this shape that live in stream order.
+    pub(super) unsafe fn choose(&self, plan: &mut Plan, shape: &Shape, at: Operands) -> Result<()> {
         if plan.algorithms.len() < 2 {
             return Ok(());
         }
@@ -31,7 +34,8 @@ impl Gemm {
         // As well aligned as the result, and no better.
         let d = slice_address(&room, &self.stream) + shape.alignments[3] % ALIGNMENT;
         let at = Operands { c: if shape.in_place { d } else { at.c }, d, ..at };
-        let times = plan.algorithms.iter().map(|algorithm| self.time(plan, algorithm, at));
+        // SAFETY: the caller's operands, with a result in memory as large.
+        let times = plan.algorithms.iter().map(|algorithm| unsafe { self.time(plan, algorithm, at) });
         let times = times.collect::<Result<Vec<_>>>()?;
         let first = times.first().copied().flatten().map_or(f32::INFINITY, |first| GAIN * first);
         let timed = times.iter().enumerate().skip(1).filter_map(|(i, time)| Some((i, (*time)?)));
@@ -43,7 +47,10 @@ impl Gemm {
     }
 
     /// Milliseconds of [`RUNS`] products; `None` where the algorithm does not take them.
-    fn time(&self, plan: &Plan, algorithm: &cublasLtMatmulAlgo_t, at: Operands) -> Result<Option<f32>> {
+    ///
+    /// # Safety
+    /// As for [`Gemm::choose`].
+    unsafe fn time(&self, plan: &Plan, algorithm: &cublasLtMatmulAlgo_t, at: Operands) -> Result<Option<f32>> {
         // SAFETY: as in `Gemm::run`, with a result that nobody reads.
         let run = || unsafe { self.execute(plan, algorithm, at) };
         if run().is_err() {

@@ -1,4 +1,4 @@
-// All kernels, once for float and once for bfloat16 storage: NAME(x) is x_f32 and x_bf16.
+// The network's kernels, once for float and once for bfloat16 storage: NAME(x) is x_f32 and x_bf16.
 #include "common.cuh"
 
 #define REAL float
@@ -7,8 +7,6 @@
 #include "rowwise.cuh"
 #include "tokens.cuh"
 #include "attention_any.cuh"
-#include "losses.cuh"
-#include "views.cuh"
 #undef REAL
 #undef NAME
 
@@ -18,22 +16,8 @@
 #include "rowwise.cuh"
 #include "tokens.cuh"
 #include "attention_any.cuh"
-#include "losses.cuh"
-#include "views.cuh"
 #undef REAL
 #undef NAME
 
 #include "attention_matrix.cuh"
-#include "update.cuh"
-
-#define REAL float
-#define NAME(x) x##_f32
-#include "muon.cuh"
-#undef REAL
-#undef NAME
-
-#define REAL bf16
-#define NAME(x) x##_bf16
-#include "muon.cuh"
-#undef REAL
-#undef NAME
+#include "convert.cuh"

@@ -101,12 +101,6 @@ extern "C" __global__ void __launch_bounds__(256)
     }
 }
 
-// A bfloat16 copy.
-extern "C" __global__ void to_half(const float* x, bf16* y, size_t n) {
-    size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i < n) put(y + i, x[i]);
-}
-
 // *out = factor x the sum of `count` numbers.
 extern "C" __global__ void weigh(const float* x, int count, float factor, float* out) {
     float sum = 0.f;

@@ -1,6 +1,8 @@
 //! Folders, pipes and signals, over the real binaries: what is somebody's stays, a run has one writer, output that nobody
 //! reads ends nothing, and a run goes on as it began.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test fails by panicking
+
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,7 @@
 //! The bundles that come with the project: small enough, whole, and what a server makes of one.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test fails by panicking
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

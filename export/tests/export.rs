@@ -1,5 +1,7 @@
 //! Whole exports of a tiny run: what lies there afterwards, and what does not when something is wrong.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test fails by panicking
+
 mod support;
 
 use std::fs;

@@ -1,5 +1,7 @@
 //! What the whole-system tests share: the real binaries, a small data set, a server that ends with its test.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test fails by panicking
+
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;

@@ -1,5 +1,7 @@
 //! The evaluation transform against Pillow.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test fails by panicking
+
 use image::{Rgb, RgbImage};
 use macrl_bundle::config::Fit;
 use macrl_bundle::preprocess::{Preprocess, PreprocessorConfig};

@@ -1,5 +1,7 @@
 //! The HTTP contract, over the router without a socket (and, in `process`, over the real binary).
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test fails by panicking
+
 mod bundle;
 mod bundles;
 mod connections;

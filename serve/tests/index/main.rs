@@ -1,5 +1,7 @@
 //! What every index must do: one suite, run over each of them, and what only one of them can be asked for.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test fails by panicking
+
 mod cases;
 mod copies;
 mod folder;

@@ -23,3 +23,10 @@ pub mod preprocess;
 pub mod probe;
 pub mod progress;
 pub mod tokens;
+
+pub use bundle::{Bundle, BundleError};
+pub use config::{Config, ConfigError};
+pub use decode::{DecodeError, DecodeLimits, decode};
+pub use evaluation::Evaluation;
+pub use preprocess::Preprocess;
+pub use probe::Probe;

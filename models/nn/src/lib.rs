@@ -15,3 +15,7 @@ pub mod device;
 pub mod ops;
 pub mod params;
 pub mod vit;
+
+pub use checkpoint::Checkpoint;
+pub use params::Group;
+pub use vit::Encoder;

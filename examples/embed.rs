@@ -5,8 +5,8 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use macrl_bundle::bundle::{Bundle, INPUT, POOLED};
-use macrl_bundle::decode::{DecodeLimits, decode};
+use macrl_bundle::bundle::{INPUT, POOLED};
+use macrl_bundle::{Bundle, DecodeLimits, decode};
 use macrl_runtime::{SessionOptions, session};
 use ort::value::TensorRef;
 

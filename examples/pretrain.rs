@@ -9,11 +9,8 @@ use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, Result};
 use candle_core::Device;
-use macrl_bundle::config::Config;
-use macrl_train::data;
-use macrl_train::run::Run;
-use macrl_train::state::State;
-use macrl_train::trainer::pretrain;
+use macrl_bundle::Config;
+use macrl_train::{Run, State, data, pretrain};
 
 /// Keys that are not named keep their defaults (`Config::default`); unknown keys are errors.
 const CONFIG: &str = r#"

@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use axum::Router;
 use axum::extract::State;
 use axum::routing::get;
-use macrl_bundle::bundle::Bundle;
+use macrl_bundle::Bundle;
 use macrl_serve::routes::app;
 use macrl_serve::state::{App, Settings};
 

@@ -1,19 +1,52 @@
 //! From a training run to what outlives it: the encoder as ONNX, or a bundle with everything that serving needs.
 //!
-//! [`source`] reads the run, [`onnx`] writes the graph, [`parity`] proves it, [`write`] puts it in its place.
+//! [`run`] does a whole export.  [`Source`] reads the run, [`onnx::build`] makes the graph, [`parity`] compares it with the
+//! trained network, and `write` moves everything into place.
+//!
+//! ```
+//! use macrl_bundle::Config;
+//! use macrl_bundle::config::Pooling;
+//! use macrl_export::{Element, encoder_weights, onnx};
+//! use macrl_nn::Encoder;
+//!
+//! let config = Config::parse("[encoder]\nimage_size = 16\npatch_size = 8\nwidth = 24\ndepth = 1\nheads = 2", "", &[])?;
+//! let weights = encoder_weights(&Encoder::init(&config.encoder, 7)?, &config)?;
+//! let model = onnx::build(&config.encoder, Pooling::Mean, &weights, Element::F32, &[])?;
+//! let outputs: Vec<&str> = model.graph.iter().flat_map(|graph| &graph.output).map(|output| output.name.as_str()).collect();
+//! assert_eq!(outputs, ["last_hidden_state", "pooler_output"]);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! This page is the public interface; hidden modules may change at any time.
 
 #![warn(clippy::print_stdout, clippy::print_stderr)] // everything that is said goes through macrl_bundle::output
 
-pub mod card;
-pub mod cli;
-pub mod error;
-pub mod expand;
-pub mod graph;
 pub mod onnx;
 pub mod parity;
+
+pub use cli::{Extras as ExtraArgs, Job, RunArgs};
+pub use error::Failure;
+pub use graph::Element;
+pub use source::{Source, weights as encoder_weights};
+
+// Open to the workspace's own programs, tests and benches only; they may change at any time.
+#[doc(hidden)]
+pub mod card;
+#[doc(hidden)]
+pub mod cli;
+#[doc(hidden)]
+pub mod error;
+#[doc(hidden)]
+pub mod expand;
+#[doc(hidden)]
+pub mod graph;
+#[doc(hidden)]
 pub mod place;
+#[doc(hidden)]
 pub mod share;
+#[doc(hidden)]
 pub mod source;
+#[doc(hidden)]
 pub mod write;
 
 use std::path::Path;
@@ -21,10 +54,6 @@ use std::path::Path;
 use macrl_bundle::bundle::{Comparison, Parity};
 use macrl_nn::device;
 
-use crate::cli::{Job, RunArgs};
-use crate::error::Failure;
-use crate::graph::Element;
-use crate::source::Source;
 use crate::write::{Extras, Graphs};
 
 /// Does one export and says in a few lines what was written and proven.

@@ -37,6 +37,19 @@ impl Schedule {
     }
 
     /// AdamW's learning rate of a step (counted from 0): linear warm-up, then half a cosine down to 0.
+    ///
+    /// ```
+    /// use macrl_bundle::Config;
+    /// use macrl_train::schedule::Schedule;
+    ///
+    /// let mut config = Config::default();
+    /// (config.train.epochs, config.train.warmup_epochs) = (10, 1.0);
+    /// let schedule = Schedule::new(&config, 100);
+    /// let peak = config.train.absolute_lr();
+    /// assert_eq!(schedule.total, 1000);
+    /// assert!((schedule.lr(49) - peak / 2.0).abs() < 1e-12);
+    /// assert!(schedule.lr(999) < peak / 1000.0);
+    /// ```
     pub fn lr(&self, step: u64) -> f64 {
         self.rates(step).adamw
     }

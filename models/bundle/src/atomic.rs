@@ -79,6 +79,14 @@ pub fn sync_dir(dir: &Path) -> io::Result<()> {
 
 /// Writes `bytes` to `path`, replacing what is there; a reader sees the old content or the new one, never a part.
 ///
+/// ```
+/// let dir = tempfile::tempdir()?;
+/// let file = dir.path().join("numbers.json");
+/// macrl_bundle::atomic::write_file(&file, b"[1, 2]")?;
+/// assert_eq!(std::fs::read(&file)?, b"[1, 2]");
+/// # Ok::<(), std::io::Error>(())
+/// ```
+///
 /// # Errors
 /// What the system says; the temporary file is removed and `path` is untouched.
 pub fn write_file(path: &Path, bytes: &[u8]) -> io::Result<()> {

@@ -3,6 +3,13 @@
 use std::str::FromStr;
 
 /// Where a network computes.
+///
+/// ```
+/// use macrl_bundle::Device;
+///
+/// assert_eq!("cuda".parse(), Ok(Device::Cuda));
+/// assert!("gpu".parse::<Device>().is_err());
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Device {
     /// CUDA where there is one and it works, else the CPU.

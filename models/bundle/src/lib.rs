@@ -3,6 +3,20 @@
 //! say.
 //!
 //! Nothing here computes with the network: no tensors, no ONNX Runtime.
+//!
+//! ```
+//! use macrl_bundle::{Bundle, DecodeLimits, decode};
+//!
+//! let bundle = Bundle::open(concat!(env!("CARGO_MANIFEST_DIR"), "/../pretrained/cifar10").as_ref())?;
+//! assert_eq!(bundle.config.hidden_size, 192);
+//!
+//! // An image of 2 x 1 pixels becomes the encoder's input (3, 32, 32).
+//! let image = decode(b"P6 2 1 255\nABCabc", &DecodeLimits::DEFAULT)?;
+//! let mut input = vec![0.0; bundle.preprocess.values()];
+//! bundle.preprocess.normalize(bundle.preprocess.fit(&image).as_raw(), &mut input);
+//! assert_eq!(input.len(), 3 * 32 * 32);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 #![warn(clippy::print_stdout, clippy::print_stderr)] // everything that is said goes through macrl_bundle::output
 
@@ -27,6 +41,7 @@ pub mod tokens;
 pub use bundle::{Bundle, BundleError};
 pub use config::{Config, ConfigError};
 pub use decode::{DecodeError, DecodeLimits, decode};
+pub use device::Device;
 pub use evaluation::Evaluation;
 pub use preprocess::Preprocess;
 pub use probe::Probe;

@@ -8,3 +8,7 @@ pub mod matmul;
 pub mod projection;
 pub mod rng;
 pub mod simd;
+
+pub use matmul::{Mat, Threads, matmul};
+pub use projection::{Projection, project};
+pub use rng::Rng;

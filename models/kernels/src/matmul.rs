@@ -46,6 +46,16 @@ pub enum Threads {
 ///
 /// # Shapes
 /// `a` (m, k), `b` (k, n), `out` (m, n).
+///
+/// # Examples
+/// ```
+/// use macrl_kernels::{Mat, Threads, matmul};
+///
+/// let a = Mat::new(&[1.0, 2.0, 3.0, 4.0], 2, 2);
+/// let mut out = [0.0; 4];
+/// matmul(a, a.t(), 1.0, false, &mut out, 2, Threads::One);
+/// assert_eq!(out, [5.0, 11.0, 11.0, 25.0]);
+/// ```
 pub fn matmul(a: Mat, b: Mat, scale: f32, accumulate: bool, out: &mut [f32], out_stride: usize, threads: Threads) {
     let (m, k, n) = (a.rows, a.cols, b.cols);
     assert_eq!(k, b.rows, "inner dimensions differ");

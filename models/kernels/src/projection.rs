@@ -15,6 +15,14 @@ pub struct Projection {
 ///
 /// # Shapes
 /// `vectors` (n, D).
+///
+/// # Examples
+/// ```
+/// // Three points on a line.
+/// let drawn = macrl_kernels::project(&[0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 2.0, 2.0, 2.0], 3);
+/// assert!(drawn.explained[0] > 0.999);
+/// assert!((drawn.points[1][0]).abs() < 1e-3);
+/// ```
 pub fn project(vectors: &[f32], dim: usize) -> Projection {
     let (places, explained) = principal_components(vectors, dim);
     Projection { points: fit(&places), explained: explained.map(|share| share as f32) }

@@ -3,6 +3,15 @@
 /// A stream of draws named by up to four coordinates, for example (seed, epoch, image, view).
 ///
 /// SplitMix64 (Steele, Lea, Flood 2014) over a key that mixes the coordinates in one after the other.
+///
+/// ```
+/// use macrl_kernels::Rng;
+///
+/// let draw = |image| Rng::new([7, 0, image, 1]).uniform();
+/// let forwards = [draw(0), draw(1)];
+/// let backwards = [draw(1), draw(0)];
+/// assert_eq!(forwards, [backwards[1], backwards[0]]);
+/// ```
 #[derive(Debug, Clone)]
 pub struct Rng {
     state: u64,

@@ -33,6 +33,24 @@ const FORMATS: &[Format] = &[
 ///
 /// # Errors
 /// When the folder is missing, holds none of the known formats, or its files are damaged.
+///
+/// # Examples
+/// ```
+/// use macrl_bundle::Config;
+///
+/// // Two classes of ten images each: their folders' names are the labels, and a tenth is held out.
+/// let dir = tempfile::tempdir()?;
+/// for class in ["cat", "dog"] {
+///     std::fs::create_dir(dir.path().join(class))?;
+///     for image in 0..10 {
+///         std::fs::write(dir.path().join(format!("{class}/{image}.ppm")), "P3 1 1 255 9 8 7")?;
+///     }
+/// }
+/// let data = macrl_train::data::open(dir.path(), &Config::default())?;
+/// assert_eq!((data.format, data.train.len(), data.test.map(|test| test.len())), ("image folder", 18, Some(2)));
+/// assert_eq!(data.classes, ["cat", "dog"]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub fn open(dir: &Path, config: &Config) -> Result<Data> {
     open_with(dir, &Reading::from_config(config), config.data.limit)
 }

@@ -26,6 +26,14 @@ pub fn feature_std(values: &[f32], dim: usize) -> f64 {
 /// from 1 (all on one line) to min(n, D).
 ///
 /// The singular values are the roots of the Gram matrix' eigenvalues, so those below 1e-7 of the largest are lost.
+///
+/// ```
+/// use macrl_train::evaluate::diagnostics::effective_rank;
+///
+/// // Two orthogonal directions of equal strength, then a single one.
+/// assert!((effective_rank(&[1.0, 0.0, 0.0, 1.0], 2) - 2.0).abs() < 1e-3);
+/// assert!((effective_rank(&[1.0, 2.0, 2.0, 4.0], 2) - 1.0).abs() < 1e-3);
+/// ```
 pub fn effective_rank(values: &[f32], dim: usize) -> f64 {
     let eigenvalues = eigenvalues(gram(values, dim), dim);
     let largest = eigenvalues.iter().copied().fold(0.0, f64::max);

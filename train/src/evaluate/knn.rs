@@ -16,6 +16,15 @@ pub struct KnnAccuracy {
 }
 
 /// Classifies `test` by the nearest neighbours in `train`.  A `k` larger than the look-up set means all of it.
+///
+/// ```
+/// use macrl_train::evaluate::{Features, knn};
+///
+/// let train = Features { values: vec![1.0, 0.1, 0.1, 1.0], labels: vec![0, 1], dim: 2 };
+/// let test = Features { values: vec![5.0, 0.0, 0.0, 3.0, 0.0, 9.0], labels: vec![0, 1, 0], dim: 2 };
+/// let accuracy = knn::accuracy(&train, &test, 1, 0.07);
+/// assert!((accuracy.knn - 2.0 / 3.0).abs() < 1e-12);
+/// ```
 pub fn accuracy(train: &Features, test: &Features, k: usize, temperature: f64) -> KnnAccuracy {
     let found = neighbours(&train.values, &test.values, train.dim, k);
     let classes = train.classes().max(test.classes());

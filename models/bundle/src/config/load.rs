@@ -22,6 +22,19 @@ impl Config {
     ///
     /// # Errors
     /// Every [`ConfigError`] but `Read`.
+    ///
+    /// # Examples
+    /// ```
+    /// use macrl_bundle::Config;
+    ///
+    /// let config = Config::parse("[train]\nepochs = 3", "run.toml", &["train.batch_size=32".into()])?;
+    /// assert_eq!((config.train.epochs, config.train.batch_size), (3, 32));
+    ///
+    /// // Unknown keys are errors, with the nearest known key named.
+    /// let error = Config::parse("[train]\nepoch = 3", "run.toml", &[]).unwrap_err();
+    /// assert!(error.to_string().contains("train.epochs"));
+    /// # Ok::<(), macrl_bundle::ConfigError>(())
+    /// ```
     pub fn parse(text: &str, origin: &str, overrides: &[String]) -> Result<Self, ConfigError> {
         let mut merged = default_table();
         merge(&mut merged, parse_table(text, origin)?, "", origin)?;

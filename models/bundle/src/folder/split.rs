@@ -36,7 +36,15 @@ const FILLERS: [&str; 16] = [
 ];
 
 impl Split {
-    /// From a name that says a split and nothing else: `Train`, `test_set`, `val2017`.
+    /// From a name that says a split and nothing else.
+    ///
+    /// ```
+    /// use macrl_bundle::folder::Split;
+    ///
+    /// assert_eq!(Split::of_name("TestImages"), Some(Split::Test));
+    /// assert_eq!(Split::of_name("val2017"), Some(Split::Validation));
+    /// assert_eq!(Split::of_name("train station"), None);
+    /// ```
     pub fn of_name(name: &str) -> Option<Split> {
         let words = words(name);
         let telling: Vec<&String> = words.iter().filter(|w| !says_nothing(w)).collect();

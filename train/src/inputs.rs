@@ -6,7 +6,8 @@ use candle_core::{Device, Result, Tensor};
 use macrl_bundle::config::Config;
 use macrl_nn::ops::tokens::{Kept, Seen};
 
-use crate::ops::losses::{Images, Target};
+use crate::ops::contrast::KeyImages;
+use crate::ops::reconstruction::Target;
 use crate::views::{Batch, View};
 
 /// The input of one branch.
@@ -24,7 +25,7 @@ pub struct Input {
 #[derive(Debug, Clone)]
 pub struct Inputs {
     /// (B): index of each image in the training split.
-    pub images: Images,
+    pub images: KeyImages,
     /// The strong branch, which gives the queries.
     pub strong: Input,
     /// The weak branch, which gives the keys.
@@ -52,7 +53,7 @@ impl Inputs {
                 target: Target::Host(Arc::new(view.target.clone())),
             })
         };
-        let images = Images::Host(batch.indices.clone());
+        let images = KeyImages::Host(batch.indices.clone());
         Ok(Inputs { images, strong: input(&batch.strong)?, weak: input(&batch.weak)? })
     }
 }

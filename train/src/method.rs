@@ -21,7 +21,9 @@ use crate::decoder::Decoder;
 use crate::in_place::moving_average;
 use crate::inputs::{Input, Inputs};
 use crate::losses::{Chart, Computed, Losses, Number, Term};
-use crate::ops::losses::{Comparison, Past, contrast, l1};
+use crate::ops::contrast::{PastKeys, contrast};
+use crate::ops::info_nce::ContrastSettings;
+use crate::ops::reconstruction::l1;
 use crate::part::Part;
 use crate::projector::Projector;
 use crate::views::Batch;
@@ -80,7 +82,7 @@ pub struct Method {
     /// The bank in the GPU's memory, which replaces `bank` while training runs there; `bank` is updated from it when a state is
     /// saved.
     #[cfg(feature = "cuda")]
-    pub device_bank: Option<crate::cuda::losses::DeviceBank>,
+    pub device_bank: Option<crate::cuda::bank::DeviceBank>,
 }
 
 /// Indices of the views among the encoded tokens.
@@ -196,10 +198,10 @@ impl Method {
     /// of a query and its negatives.
     fn contrast(&self, projector: &Projector, z: &Tokens, inputs: &Inputs) -> Result<(Computed, Tensor)> {
         let keys = self.keys(projector, z, inputs)?;
-        let how = self.comparison(1.0 / keys.len() as f64);
+        let settings = self.contrast_settings(1.0 / keys.len() as f64);
         let way = |query: usize, key: &Tensor| -> Result<(Tensor, Tensor)> {
             let q = projector.forward(&self.pooled(z, query)?)?;
-            Ok(contrast(&q, key, &inputs.images, self.past(), how)?)
+            Ok(contrast(&q, key, &inputs.images, self.past(), settings)?)
         };
         let (mut weighted, mut numbers) = way(STRONG, &keys[0])?;
         if let Some(key) = keys.get(1) {
@@ -233,17 +235,17 @@ impl Method {
         }
     }
 
-    fn past(&self) -> Past<'_> {
+    fn past(&self) -> PastKeys<'_> {
         #[cfg(feature = "cuda")]
         if let Some(bank) = &self.device_bank {
-            return Past::Device(bank);
+            return PastKeys::Device(bank);
         }
-        Past::Host(&self.bank.keys, &self.bank.images)
+        PastKeys::Host(&self.bank.keys, &self.bank.images)
     }
 
-    fn comparison(&self, share: f64) -> Comparison {
+    fn contrast_settings(&self, share: f64) -> ContrastSettings {
         let of = &self.config.contrast;
-        Comparison { temperature: of.temperature, batch_negatives: of.batch_negatives, weight: share * of.weight }
+        ContrastSettings { temperature: of.temperature, batch_negatives: of.batch_negatives, weight: share * of.weight }
     }
 
     fn pooled(&self, tokens: &Tokens, which: usize) -> candle_core::Result<Tensor> {

@@ -12,9 +12,11 @@ use macrl_nn::ops::attention::Heads;
 use macrl_nn::ops::block::Block;
 use macrl_nn::ops::tokens::{self, Kept, Positions, Seen, Tokens};
 use macrl_nn::params::{Group, Init, Layout as Parameters};
+use macrl_train::cuda::bank::DeviceBank;
 use macrl_train::cuda::flat::Flat;
-use macrl_train::cuda::losses::DeviceBank;
-use macrl_train::ops::losses::{self, Comparison, Images, Past, Target};
+use macrl_train::ops::contrast::{self, KeyImages, PastKeys};
+use macrl_train::ops::info_nce::ContrastSettings;
+use macrl_train::ops::reconstruction::{self, Target};
 
 use super::{Checks, distance, noise, rounded, tolerance, values};
 
@@ -317,8 +319,8 @@ fn l1(device: &Device, real: Real, limit: f64) -> Result<Found> {
         fn borrowed(list: &[(Target, Kept)]) -> Vec<(&Target, &Kept)> {
             list.iter().map(|(t, k)| (t, k)).collect()
         }
-        let (cpu, cpu_parts) = losses::l1(&e.cpu, &borrowed(&host), removed_only, 0.7)?;
-        let (gpu, gpu_parts) = losses::l1(&e.gpu, &borrowed(&there), removed_only, 0.7)?;
+        let (cpu, cpu_parts) = reconstruction::l1(&e.cpu, &borrowed(&host), removed_only, 0.7)?;
+        let (gpu, gpu_parts) = reconstruction::l1(&e.gpu, &borrowed(&there), removed_only, 0.7)?;
         found.push(("loss".into(), distance(&values(&gpu)?, &values(&cpu)?), limit));
         found.push(("of each view".into(), distance(&values(&gpu_parts)?, &values(&cpu_parts)?), limit));
         let store = cpu.backward()?;
@@ -353,17 +355,22 @@ fn contrast(device: &Device, real: Real, limit: f64) -> Result<Found> {
     };
     let mut found = Vec::new();
     for batch_negatives in [true, false] {
-        let how = Comparison { temperature: 0.2, batch_negatives, weight: 0.3 };
+        let settings = ContrastSettings { temperature: 0.2, batch_negatives, weight: 0.3 };
         let q_cpu = Var::from_slice(&q, (b, c), &Device::Cpu)?.as_tensor().clone();
         let k_cpu = Tensor::from_slice(&k, (b, c), &Device::Cpu)?;
-        let (cpu, cpu_parts) =
-            losses::contrast(&q_cpu, &k_cpu, &Images::Host(images.clone()), Past::Host(&bank, &bank_images), how)?;
+        let (cpu, cpu_parts) = contrast::contrast(
+            &q_cpu,
+            &k_cpu,
+            &KeyImages::Host(images.clone()),
+            PastKeys::Host(&bank, &bank_images),
+            settings,
+        )?;
         let q_gpu = gpu_variable(&gpu_tensor(device, real, &q, (b, c))?)?;
         let k_gpu = gpu_tensor(device, real, &k, (b, c))?;
-        let on = Images::Device(Tensor::from_slice(&images, b, device)?);
-        let (gpu, gpu_parts) = losses::contrast(&q_gpu, &k_gpu, &on, Past::Device(&there), how)?;
+        let on = KeyImages::Device(Tensor::from_slice(&images, b, device)?);
+        let (gpu, gpu_parts) = contrast::contrast(&q_gpu, &k_gpu, &on, PastKeys::Device(&there), settings)?;
         found.push(("loss".into(), distance(&values(&gpu)?, &values(&cpu)?), limit));
-        found.push(("its companions".into(), distance(&values(&gpu_parts)?, &values(&cpu_parts)?), limit));
+        found.push(("its other numbers".into(), distance(&values(&gpu_parts)?, &values(&cpu_parts)?), limit));
         let (cpu, gpu) = (cpu.backward()?, gpu.backward()?);
         let (Some(cpu), Some(gpu)) = (cpu.get(&q_cpu), gpu.get(&q_gpu)) else { anyhow::bail!("no gradient") };
         found.push(("d queries".into(), distance(&values(gpu)?, &values(cpu)?), 2.0 * limit));

@@ -12,7 +12,7 @@ use macrl_nn::ops::graph::with_values;
 use macrl_train::data::Dataset;
 use macrl_train::data::memory::Memory;
 use macrl_train::loader::Batches;
-use macrl_train::ops::losses::Target;
+use macrl_train::ops::reconstruction::Target;
 use macrl_train::part::Part;
 use macrl_train::schedule::Schedule;
 use macrl_train::state::State;

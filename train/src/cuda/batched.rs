@@ -124,10 +124,11 @@ impl Batched {
         Ok(chosen.algo)
     }
 
-    /// Queues a product: addresses of A, B, C and D.
+    /// Queues a product.
     ///
     /// # Safety
-    /// They are of as many matrices of the product's shapes, which live until the stream has passed this point.
+    /// A, B, C and D are addresses of as many matrices of these shapes as `product` was described for, in memory that lives
+    /// until the stream has passed the product.
     pub(super) unsafe fn run(&self, product: &Product, [a, b, c, d]: [u64; 4]) -> Result<()> {
         let (alpha, beta) = (product.kind.alpha, product.kind.beta);
         let [la, lb, ld] = product.layouts;

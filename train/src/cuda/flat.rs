@@ -1,11 +1,12 @@
 //! All trainable parameters in flat vectors on the device: values, gradients, moments, bfloat16 copies, and the key
-//! branch's moving average; one optimiser step over all of them in two launches.
+//! branch's moving average.  One optimiser step updates all of them in two launches.
 //!
 //! Order: encoder, projector, decoder, so that the key branch's vector is a prefix.  Each group begins at a multiple of
 //! [`ALIGN`] values; the gaps hold zeros and stay zero.
 
 use std::sync::Arc;
 
+use bytemuck::{Pod, Zeroable};
 use candle_core::cuda::cudarc::driver::DeviceRepr;
 use candle_core::{DType, Device, Result, Tensor};
 use macrl_nn::cuda::memory::{clear, halved, variable};
@@ -16,7 +17,7 @@ use macrl_nn::params::{Group, Matrix, OnDevice};
 use super::kernels::launch;
 use super::muon::{Call, Muon};
 
-/// 256 bytes in bfloat16: what matrix products like best.
+/// 256 bytes in bfloat16: matrix products are fastest at this alignment.
 const ALIGN: usize = 128;
 /// Blocks of the two passes over all parameters.
 const BLOCKS: u32 = 512;
@@ -25,32 +26,38 @@ const THREADS: u32 = 256;
 /// `MUONS` in `update.cuh`.
 const MUONS: u8 = 2;
 
-/// Numbers of a step as the device's ring holds them; see `update.cuh`.
-pub const SLOT: usize = 16;
-/// Which of them is 1 where the step changed something, 0 where it or one before it was not finite.
-pub const APPLIED: usize = 9;
+/// Numbers of one step in the device's ring; `SLOT` in `update.cuh`.  The first is the loss.
+pub const SLOT: usize = 32;
+/// Index of the gradient norms of encoder, projector and decoder.
+pub const NORMS: usize = 1;
+/// Index of the number that is 1 where the step changed something, 0 where it or an earlier one was not finite.
+pub const APPLIED: usize = 4;
+/// Index of the first number of the first term; the numbers of all terms follow each other.
+pub const FIRST_TERM: usize = 5;
+/// Most terms that a step can note; `TERMS` in `update.cuh`.
+const TERMS: usize = 8;
 
 /// What changes from step to step; mirrors `StepNumbers` in `update.cuh`.
 #[repr(C)]
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Pod, Zeroable)]
 pub struct StepNumbers {
-    /// Learning rate.
+    /// Learning rate of AdamW.
     pub lr: f32,
-    /// Of the moving average.
+    /// Momentum of the moving average.
     pub momentum: f32,
     /// 1 - beta^t for both betas.
     pub corrections: [f32; 2],
-    /// Where the bank's next key goes.
+    /// Index of the bank's next key.
     pub bank_next: u32,
-    /// Where in the ring this step's numbers go.
+    /// Row of the ring for this step's numbers.
     pub slot: u32,
-    /// Muon's learning rate.
+    /// Learning rate of Muon.
     pub muon_lr: f32,
-    /// Room.
+    /// Padding.
     pub unused: u32,
 }
 
-/// What does not; mirrors `UpdateNumbers`.
+/// What is the same in all steps; mirrors `UpdateNumbers`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub(super) struct UpdateNumbers {
@@ -72,33 +79,90 @@ unsafe impl DeviceRepr for UpdateNumbers {}
 
 const _: () = assert!(size_of::<StepNumbers>() == 32 && size_of::<UpdateNumbers>() == 40, "update.cuh says so");
 
-/// The optimiser's constants.
+/// Constants of the optimiser.
 #[derive(Debug, Clone, Copy)]
 pub struct Rule {
     /// Moments' decay rates.
     pub betas: [f64; 2],
     /// Added to the root of the second moment.
     pub eps: f32,
-    /// Of matrices.
+    /// Weight decay of matrices.
     pub weight_decay: f64,
-    /// Largest gradient norm; 0: none.
+    /// Largest gradient norm; 0: no limit.
     pub clip_norm: f64,
     /// Factor on the gradient: 1 / parts of a batch.
     pub share: f64,
 }
 
-/// Where a step's loss and its companions lie; absent: 0 is noted.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Noted {
-    /// The loss.
-    pub loss: u64,
-    /// Three numbers of the contrast.
-    pub contrast: u64,
-    /// Two of the reconstruction.
-    pub l1: u64,
+/// What a step notes in the ring.
+pub struct Noted<'a> {
+    /// The loss, a scalar.
+    pub loss: &'a Tensor,
+    /// The numbers of each term.
+    pub terms: Vec<&'a Tensor>,
 }
 
-/// Groups in three parts, in the flat vectors' order.
+/// Addresses and numbers of values of the terms; mirrors `TermNumbers` in `update.cuh`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+struct TermNumbers {
+    at: [u64; TERMS],
+    count: [u32; TERMS],
+}
+
+// SAFETY: plain numbers in C's order.
+unsafe impl DeviceRepr for TermNumbers {}
+
+const _: () = assert!(size_of::<TermNumbers>() == 96, "update.cuh says so");
+
+impl Noted<'_> {
+    fn term_numbers(&self) -> Result<TermNumbers> {
+        let count: usize = self.terms.iter().map(|term| term.elem_count()).sum();
+        if self.terms.len() > TERMS || count > SLOT - FIRST_TERM {
+            candle_core::bail!(
+                "{} terms with {count} numbers: the ring holds at most {TERMS} terms with {} numbers",
+                self.terms.len(),
+                SLOT - FIRST_TERM
+            )
+        }
+        let mut numbers = TermNumbers { at: [0; TERMS], count: [0; TERMS] };
+        for (i, term) in self.terms.iter().enumerate() {
+            (numbers.at[i], numbers.count[i]) = (f32_address(term, 1)?, term.elem_count() as u32);
+        }
+        Ok(numbers)
+    }
+}
+
+impl StepNumbers {
+    /// Address of a step's numbers at the start of `words`.
+    ///
+    /// # Errors
+    /// Not u32 words on a GPU, or too few of them.
+    pub fn address(words: &Tensor) -> Result<u64> {
+        u32_address(words, size_of::<StepNumbers>() / 4)
+    }
+}
+
+/// Address of a tensor of at least `count` u32 values.
+///
+/// # Errors
+/// Another type, or too few values.
+pub(super) fn u32_address(tensor: &Tensor, count: usize) -> Result<u64> {
+    if tensor.dtype() != DType::U32 || tensor.elem_count() < count {
+        candle_core::bail!("expected {count} u32 values, found {} {:?}", tensor.elem_count(), tensor.dtype())
+    }
+    address(tensor)
+}
+
+/// Address of a tensor of at least `count` f32 values.
+fn f32_address(tensor: &Tensor, count: usize) -> Result<u64> {
+    if tensor.dtype() != DType::F32 || tensor.elem_count() < count {
+        candle_core::bail!("expected {count} f32 values, found {} {:?}", tensor.elem_count(), tensor.dtype())
+    }
+    address(tensor)
+}
+
+/// The flat vectors; their three parts are the encoder's, the projector's and the decoder's groups.
 pub struct Flat {
     engine: Arc<Engine>,
     values: Tensor,
@@ -123,7 +187,7 @@ impl Flat {
     /// order of the first two parts.
     ///
     /// # Errors
-    /// Candle's.
+    /// A tensor operation fails.
     pub fn new(device: &Device, real: Real, parts: [&[&Group]; 3], keys: &[&Group]) -> Result<Self> {
         let engine = Engine::at(device)?;
         let mut end = 0;
@@ -168,7 +232,7 @@ impl Flat {
     /// it that a step keeps.
     ///
     /// # Errors
-    /// Candle's.
+    /// A tensor operation fails.
     pub fn with_muon(self, real: Real, parts: [&[&Group]; 3], momentum: f64) -> Result<Self> {
         let (groups, device) = (parts.concat(), self.values.device());
         let mut decay = decay(&groups, &self.ranges, self.ends[2]);
@@ -190,7 +254,7 @@ impl Flat {
     /// Group `i` of the trainable ones, on the device.
     ///
     /// # Errors
-    /// Candle's.
+    /// A tensor operation fails.
     pub fn trainable(&self, i: usize, group: &Group) -> Result<Group> {
         let (start, len) = self.ranges[i];
         let part = |whole: &Tensor| whole.narrow(0, start, len);
@@ -205,7 +269,7 @@ impl Flat {
     /// Group `i` of the key branch, on the device.
     ///
     /// # Errors
-    /// Candle's, or no key branch.
+    /// There is no key branch.
     pub fn key(&self, i: usize, group: &Group) -> Result<Group> {
         let Some((values, half)) = &self.keys else { candle_core::bail!("there is no key branch") };
         let (start, len) = self.ranges[i];
@@ -214,12 +278,12 @@ impl Flat {
         Ok(group.clone().placed(part(values)?, place))
     }
 
-    /// Where group `i` lies: first value and length.
+    /// Range of group `i` in the vectors: first value and length.
     pub fn range(&self, i: usize) -> (usize, usize) {
         self.ranges[i]
     }
 
-    /// The gradients, all of them: what a reduction over machines runs on.
+    /// The gradients of all groups, flat.
     pub fn gradient(&self) -> &Tensor {
         &self.gradient
     }
@@ -227,38 +291,40 @@ impl Flat {
     /// Sets the gradients to zero.
     ///
     /// # Errors
-    /// The driver's.
+    /// A call of the CUDA driver fails.
     pub fn clear(&self) -> Result<()> {
         clear(&self.gradient)
     }
 
-    /// Address of the word that is 1 once a step was not finite.
-    ///
-    /// # Errors
-    /// Candle's.
-    pub fn stopped(&self) -> Result<u64> {
-        address(&self.stopped)
+    /// (1) u32: 1 once a step was not finite.
+    pub fn stopped(&self) -> &Tensor {
+        &self.stopped
     }
 
-    /// Lets steps change things again after one that was not finite.
+    /// Lets steps change the parameters again, after one that was not finite.
     ///
     /// # Errors
-    /// The driver's.
+    /// A call of the CUDA driver fails.
     pub fn go_on(&self) -> Result<()> {
         clear(&self.stopped)
     }
 
-    /// One step with the gradients there are: norms, clipping, AdamW, Muon where it has a share, moving average, copies; the
-    /// step's numbers go into `ring`.  Nothing changes where the loss or the gradient is not finite, nor in the steps behind such a one until
-    /// [`Flat::go_on`].
+    /// Queues one step with the gradients that have been added up: norms, clipping, AdamW, Muon where it is used, moving
+    /// average, bfloat16 copies; the step's numbers go into `ring`.  Nothing changes where the loss or the gradient is not
+    /// finite, nor in later steps, until [`Flat::go_on`].
+    ///
+    /// # Shapes
+    /// `step`: u32 words that begin with the [`StepNumbers`], whose `slot` is a row of `ring` (n, [`SLOT`]).
     ///
     /// # Safety
-    /// `step` is the address of a [`StepNumbers`] on the device whose slot lies within `ring`, the address of slots of
-    /// [`SLOT`] float32 numbers; those in `noted` are of as many float32 numbers as it says.
+    /// The slot in the step's numbers is a row of `ring`.
     ///
     /// # Errors
-    /// The driver's.
-    pub unsafe fn update(&self, rule: &Rule, step: u64, noted: Noted, ring: u64) -> Result<()> {
+    /// Tensors of other types or sizes, too many terms, or a launch that fails.
+    pub unsafe fn update(&self, rule: &Rule, step: &Tensor, noted: &Noted, ring: &Tensor) -> Result<()> {
+        let (step, ring) = (StepNumbers::address(step)?, f32_address(ring, SLOT)?);
+        let (loss, terms) = (f32_address(noted.loss, 1)?, noted.term_numbers()?);
+        let stopped = address(&self.stopped)?;
         let numbers = UpdateNumbers {
             betas: rule.betas.map(|b| b as f32),
             eps: rule.eps,
@@ -279,8 +345,8 @@ impl Flat {
                 gradient,
                 momenta: address(&self.moments[0])?,
                 partial: (partial, BLOCKS),
-                loss: noted.loss,
-                stopped: self.stopped()?,
+                loss,
+                stopped,
                 step,
                 numbers,
                 weight_decay: rule.weight_decay as f32,
@@ -295,14 +361,14 @@ impl Flat {
                 self.engine, "adamw_all", (BLOCKS, 1), THREADS, 0;
                 address(&self.values)?, gradient, address(&self.moments[0])?, address(&self.moments[1])?,
                 address(&self.decay)?, address_or_null(self.half.as_ref())?, address_or_null(keys.map(|k| &k.0))?,
-                address_or_null(keys.and_then(|k| k.1.as_ref()))?, partial, BLOCKS as i32, step, noted.loss,
-                noted.contrast, noted.l1, ring, self.stopped()?, numbers,
+                address_or_null(keys.and_then(|k| k.1.as_ref()))?, partial, BLOCKS as i32, step, loss,
+                terms, ring, stopped, numbers,
             )
         }
     }
 }
 
-/// The groups' values at their places in a vector of `len`.
+/// A vector of length `len` with the groups' values in their ranges.
 fn gathered(groups: &[&Group], ranges: &[(usize, usize)], len: usize, device: &Device) -> Result<Tensor> {
     let mut all = vec![0f32; len];
     for (group, (start, len)) in groups.iter().zip(ranges) {

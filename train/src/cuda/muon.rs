@@ -25,15 +25,15 @@ const ALIGN: usize = 128;
 /// u32 words of a `MuonMatrix`.
 const WORDS: usize = 5;
 
-/// What a step takes besides what [`Muon`] has itself: addresses and numbers.
+/// Addresses and numbers that a step takes from the flat vectors.
 pub(super) struct Call {
     pub(super) values: u64,
     pub(super) gradient: u64,
     pub(super) momenta: u64,
-    /// Of `gradient_squares`, with the number of its blocks.
+    /// Address of the result of `gradient_squares`, and the number of its blocks.
     pub(super) partial: (u64, u32),
     pub(super) loss: u64,
-    /// A word that is 1 where nothing may change; 0: there is none.
+    /// Address of a word that is 1 where nothing may change.
     pub(super) stopped: u64,
     pub(super) step: u64,
     pub(super) numbers: UpdateNumbers,
@@ -152,7 +152,8 @@ impl Muon {
         let place = (stack.place * self.real.size()) as u64;
         let (x, out) = (from + place, to + place);
         let [gram, polynomial] = [address(&self.square[0])?, address(&self.square[1])?];
-        // SAFETY: the products were made for stacks at these places.
+        // SAFETY: both direction tensors hold all stacks, both square tensors hold the largest one, and all of them live as
+        // long as `self`, which outlives the queued step.
         unsafe {
             self.products.run(&stack.gram, [x, x, gram, gram])?;
             self.products.run(&stack.square, [gram, gram, gram, polynomial])?;

@@ -1,30 +1,31 @@
-//! Both views of a batch, from a data set of equally large u8 images that lies on the device.
+//! Makes both views of a batch on a GPU, from a data set of equally large u8 images in its memory.
 
+use bytemuck::{Pod, Zeroable};
 use candle_core::cuda::cudarc::driver::DeviceRepr;
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 use macrl_nn::cuda::{Engine, Real, address, address_or_null};
 
 use super::kernels::launch;
 
-/// What is done to one image in one view; mirrors `Draw` in `views.cuh`.
+/// The random parameters of one image's view; mirrors `Draw` in `views.cuh`.
 #[repr(C)]
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Pod, Zeroable)]
 pub struct Draw {
-    /// Which image of the data set.
+    /// Index of the image in the data set.
     pub image: u32,
     /// Crop: first row, first column, rows, columns.
     pub crop: [u32; 4],
     /// Sum of 1: mirrored, 2: grey, 4: solarised.
     pub flags: u32,
-    /// Count of jitter steps, then a hexadecimal digit each: 0 brightness, 1 contrast, 2 saturation, 3 hue.
+    /// Number of jitter steps, then a hexadecimal digit for each: 0 brightness, 1 contrast, 2 saturation, 3 hue.
     pub steps: u32,
-    /// Of the blur in pixels; 0: none.
+    /// Radius of the blur in pixels; 0: no blur.
     pub radius: u32,
     /// Factor of each step (hue: turns).
     pub factors: [f32; 4],
     /// Standard deviation of the blur in pixels.
     pub sigma: f32,
-    /// Room.
+    /// Padding.
     pub unused: [f32; 3],
 }
 
@@ -33,27 +34,27 @@ const _: () = assert!(size_of::<Draw>() == 64, "views.cuh says so");
 /// Words of a [`Draw`].
 pub const DRAW_WORDS: usize = size_of::<Draw>() / 4;
 
-/// One branch of a batch of B images, on the device.
+/// The memory of one branch of a batch of B images.
 #[derive(Debug, Clone)]
-pub struct ViewRoom {
-    /// (B, [`DRAW_WORDS`]) u32
+pub struct ViewBuffers {
+    /// (B, [`DRAW_WORDS`]) u32: a [`Draw`] for each image.
     pub draws: Tensor,
-    /// (B, K) u32
+    /// (B, K) u32: indices of the kept patches.
     pub kept: Tensor,
-    /// (B, K, P)
+    /// (B, K, P): the kept patches, written by [`Geometry::make`].
     pub patches: Tensor,
-    /// (B, N, P), where the key branch sees all patches.
+    /// (B, N, P): all patches, where the key branch encodes whole views.
     pub whole: Option<Tensor>,
-    /// (B, N, P) f32
+    /// (B, N, P) f32: the reconstruction target.
     pub target: Tensor,
 }
 
-/// What all views share.
+/// Sizes and normalisation, the same for all views.
 #[derive(Debug, Clone, Copy)]
 pub struct Geometry {
-    /// Of the data set's images.
+    /// Height of the data set's images.
     pub height: usize,
-    /// Of the data set's images.
+    /// Width of the data set's images.
     pub width: usize,
     /// S, edge of a view.
     pub size: usize,
@@ -102,33 +103,42 @@ impl Geometry {
         4 * (4 * self.size * self.size + 64)
     }
 
-    fn out(&self, room: &ViewRoom) -> Result<ViewOut> {
+    fn out(&self, buffers: &ViewBuffers) -> Result<ViewOut> {
+        let (b, k) = buffers.kept.dims2()?;
+        let (n, p) = ((self.size / self.patch).pow(2), 3 * self.patch * self.patch);
+        let whole = buffers.whole.as_ref().is_none_or(|whole| whole.dims() == [b, n, p]);
+        let fits = buffers.draws.dims() == [b, DRAW_WORDS] && buffers.patches.dims() == [b, k, p];
+        if !(fits && whole && buffers.target.dims() == [b, n, p]) {
+            bail!("views of {b} images do not fit their buffers: {n} patches of {p} values, {k} of them kept")
+        }
         Ok(ViewOut {
-            draws: address(&room.draws)?,
-            kept: address(&room.kept)?,
-            patches: address(&room.patches)?,
-            whole: address_or_null(room.whole.as_ref())?,
-            target: address(&room.target)?,
-            k: room.kept.dim(1)? as i32,
+            draws: address(&buffers.draws)?,
+            kept: address(&buffers.kept)?,
+            patches: address(&buffers.patches)?,
+            whole: address_or_null(buffers.whole.as_ref())?,
+            target: address(&buffers.target)?,
+            k: buffers.kept.dim(1)? as i32,
             target_view: i32::from(self.target_view),
         })
     }
 
-    /// Makes both views of each image that the rooms' draws name.
+    /// Makes both views of each image of the batch.
     ///
     /// # Shapes
     /// `pixels` (n, height, width, 3) u8.
     ///
     /// # Safety
-    /// The rooms' tensors have the shapes that [`ViewRoom`] says, for one B; their draws name images of `pixels` and crops
-    /// within them.
+    /// The draws name images of `pixels` and crops within them; kept patches are below N.
     ///
     /// # Errors
-    /// Views too large for a block's shared memory.
-    pub unsafe fn make(&self, pixels: &Tensor, strong: &ViewRoom, weak: &ViewRoom) -> Result<()> {
+    /// Buffers of other shapes, or views too large for a block's shared memory.
+    pub unsafe fn make(&self, pixels: &Tensor, strong: &ViewBuffers, weak: &ViewBuffers) -> Result<()> {
         let engine = Engine::at(pixels.device())?;
         if self.shared() > engine.shared_limit {
             bail!("views of {} pixels do not fit into the GPU's shared memory", self.size)
+        }
+        if pixels.dtype() != DType::U8 || pixels.dims()[1..] != [self.height, self.width, 3] {
+            bail!("expected u8 images of {} x {} pixels, found {:?}", self.height, self.width, pixels.shape())
         }
         let of = ViewsOf {
             pixels: address(pixels)?,

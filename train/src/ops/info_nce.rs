@@ -12,6 +12,17 @@ use macrl_kernels::vectorised;
 use macrl_nn::ops::graph::{with_gradient, with_values};
 use rayon::prelude::*;
 
+/// Settings of the contrastive loss.
+#[derive(Debug, Clone, Copy)]
+pub struct ContrastSettings {
+    /// tau, by which cosines are divided.
+    pub temperature: f64,
+    /// Whether the other keys of the batch are negatives.
+    pub batch_negatives: bool,
+    /// Factor on the loss.
+    pub weight: f64,
+}
+
 /// Keys that a batch of queries is compared with; rows of all are L2-normalised.
 #[derive(Debug, Clone, Copy)]
 pub struct Keys<'a> {

@@ -15,9 +15,15 @@ struct UpdateNumbers {
     u32 first_projector, first_decoder; // the flat vectors hold encoder, projector, decoder
     u32 total, keys;                    // parameters, and how many of the first of them the key branch has
 };
-// A step's numbers as the host fetches them: loss, gradient norms of encoder, projector, decoder, contrast loss,
-// positive and negative cosine, L1 of the strong and of the weak view, and whether the step was applied (1) or not (0).
-#define SLOT 16
+// A step's numbers as the host fetches them: loss, gradient norms of encoder, projector and decoder, whether the step was
+// applied (1) or not (0), and the numbers of each term of the loss, one term after the other.
+#define SLOT 32
+#define TERMS 8
+// Where the numbers of each term are, and how many.
+struct TermNumbers {
+    const float* at[TERMS];
+    u32 count[TERMS];
+};
 // In `decay`, besides 0 and 1: parameters that Muon has updated already.
 #define MUONS 2
 
@@ -53,7 +59,7 @@ extern "C" __global__ void __launch_bounds__(256) gradient_squares(const float* 
 extern "C" __global__ void __launch_bounds__(256)
     adamw_all(float* params, const float* grad, float* first, float* second, const unsigned char* decay, bf16* half,
               float* keys, bf16* keys_half, const double* partial, int parts, const StepNumbers* step,
-              const float* loss, const float* contrast, const float* l1, float* ring, u32* stopped, UpdateNumbers n) {
+              const float* loss, TermNumbers terms, float* ring, u32* stopped, UpdateNumbers n) {
     __shared__ double sums[3];
     if (threadIdx.x < 32) {
         double mine[3] = {0.0, 0.0, 0.0};
@@ -72,9 +78,10 @@ extern "C" __global__ void __launch_bounds__(256)
         float* to = ring + SLOT * step->slot;
         to[0] = *loss;
         for (int k = 0; k < 3; k++) to[1 + k] = (float)sqrt(sums[k]) * n.share;
-        for (int k = 0; k < 3; k++) to[4 + k] = contrast ? contrast[k] : 0.f;
-        for (int k = 0; k < 2; k++) to[7 + k] = l1 ? l1[k] : 0.f;
-        to[9] = apply ? 1.f : 0.f;
+        to[4] = apply ? 1.f : 0.f;
+        float* next = to + 5;
+        for (int t = 0; t < TERMS; t++)
+            for (u32 k = 0; k < terms.count[t]; k++) *next++ = terms.at[t][k];
         if (!apply) *stopped = 1;
     }
     if (!apply) return;

@@ -14,11 +14,12 @@ use macrl_nn::cuda::{Engine, Real, memory};
 use macrl_nn::ops::tokens::{Kept, Seen};
 use rayon::prelude::*;
 
-use crate::cuda::views::{DRAW_WORDS, Draw, Geometry, ViewRoom};
+use crate::cuda::views::{DRAW_WORDS, Draw, Geometry, ViewBuffers};
 use crate::data::Dataset;
 use crate::inputs::{Input, Inputs};
 use crate::loader::{Batches, Loader};
-use crate::ops::losses::{Images, Target};
+use crate::ops::contrast::KeyImages;
+use crate::ops::reconstruction::Target;
 use crate::views::draw::{Adjust, Draws};
 use crate::views::{Batch, Recipe, View, blur};
 
@@ -42,7 +43,7 @@ struct Branch {
     sources: Tensor,
     /// The copied views (f32 bits), where they are not made on the device.
     copied: Option<CopiedViews>,
-    room: ViewRoom,
+    buffers: ViewBuffers,
     /// (B, N) u32: all patches, where the key branch sees those.
     all: Option<Tensor>,
 }
@@ -127,14 +128,14 @@ impl HostBatches {
         };
         let kept = [&strong, &weak].map(ViewParts::of);
         let image = resident.as_ref().map(|(_, g)| (g.height, g.width));
-        let room = DeviceBatch::new(device, real, sizes, kept, resident)?;
+        let batch = DeviceBatch::new(device, real, sizes, kept, resident)?;
         let batches = Batches::new(data, config)?;
         let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
         let make = move |batches: &Batches, step: u64| match image {
             Some(image) => Ok(drawn(batches, step, image, sizes, [&strong, &weak])),
             None => Ok(packed(batches.make(step)?, sizes)),
         };
-        Ok((HostBatches { loader: Loader::start(batches, first, threads, make)? }, room))
+        Ok((HostBatches { loader: Loader::start(batches, first, threads, make)? }, batch))
     }
 
     /// The next step's batch.
@@ -189,16 +190,16 @@ impl DeviceBatch {
     /// A failure of the driver.
     pub fn prepare(&self) -> Result<()> {
         if let Some((pixels, geometry)) = &self.resident {
-            // SAFETY: rooms of this batch, whose draws are of images of the data set.
-            return Ok(unsafe { geometry.make(pixels, &self.strong.room, &self.weak.room)? });
+            // SAFETY: the draws are those of images of this data set.
+            return Ok(unsafe { geometry.make(pixels, &self.strong.buffers, &self.weak.buffers)? });
         }
         for branch in [&self.strong, &self.weak] {
             if let Some(CopiedViews { patches, whole, target }) = &branch.copied {
-                memory::land(patches, &branch.room.patches)?;
-                if let (Some(from), Some(to)) = (whole, &branch.room.whole) {
+                memory::land(patches, &branch.buffers.patches)?;
+                if let (Some(from), Some(to)) = (whole, &branch.buffers.whole) {
                     memory::land(from, to)?;
                 }
-                memory::land(target, &branch.room.target)?;
+                memory::land(target, &branch.buffers.target)?;
             }
         }
         Ok(())
@@ -213,7 +214,7 @@ impl DeviceBatch {
         (0..self.images.elem_count() / size)
             .map(|i| {
                 Ok(Inputs {
-                    images: Images::Device(self.images.narrow(0, i * size, size)?),
+                    images: KeyImages::Device(self.images.narrow(0, i * size, size)?),
                     strong: self.strong.input(i * size, size)?,
                     weak: self.weak.input(i * size, size)?,
                 })
@@ -247,7 +248,7 @@ impl Branch {
                 target: take(b * n * p)?,
             }),
         };
-        let room = ViewRoom {
+        let buffers = ViewBuffers {
             draws,
             kept: kept.clone(),
             patches: Tensor::zeros((b, k, p), real.dtype(), device)?,
@@ -256,14 +257,14 @@ impl Branch {
         };
         let all = (0..b).flat_map(|_| 0..n as u32).collect::<Vec<_>>();
         let all = whole.then(|| Tensor::from_vec(all, (b, n), device)).transpose()?;
-        Ok(Branch { kept, sources, copied, room, all })
+        Ok(Branch { kept, sources, copied, buffers, all })
     }
 
     fn input(&self, first: usize, count: usize) -> Result<Input> {
         let part = |tensor: &Tensor| tensor.narrow(0, first, count);
         let kept = Kept::Device { kept: part(&self.kept)?, sources: part(&self.sources)? };
-        let seen = Seen { patches: part(&self.room.patches)?, kept };
-        let whole = match (&self.room.whole, &self.all) {
+        let seen = Seen { patches: part(&self.buffers.patches)?, kept };
+        let whole = match (&self.buffers.whole, &self.all) {
             (Some(whole), Some(all)) => {
                 let kept = part(all)?;
                 // Whole views have no decoder, so the sources are not read.
@@ -272,7 +273,7 @@ impl Branch {
             }
             _ => None,
         };
-        Ok(Input { seen, whole, target: Target::Device(part(&self.room.target)?) })
+        Ok(Input { seen, whole, target: Target::Device(part(&self.buffers.target)?) })
     }
 }
 
@@ -333,7 +334,7 @@ fn drawn(batches: &Batches, step: u64, image: (usize, usize), sizes: Sizes, reci
             .zip(sources.par_chunks_exact_mut(TokenLayout::of_patches(sizes.patches).count()));
         rows.zip(&indices).enumerate().for_each_init(Vec::new, |order, (i, (((draw, kept), sources), index))| {
             let drawn = recipe.draw(image, epoch, *index, kept, order);
-            write_draw(&record(*index, &drawn, recipe.patchify().size), draw);
+            draw.copy_from_slice(bytemuck::cast_slice(&[record(*index, &drawn, recipe.patchify().size)]));
             TokenLayout::of_patches(k).sources(kept, i % sizes.part, sources);
         });
         rest = behind;
@@ -389,27 +390,4 @@ pub(super) fn record(image: u32, draws: &Draws, size: usize) -> Draw {
     let sigma = draws.blur.unwrap_or_default();
     let radius = if sigma > 0.0 { blur::reach(size, sigma, blur::radius(size)) as u32 } else { 0 };
     Draw { image, crop, flags, steps, radius, factors, sigma, unused: [0.0; 3] }
-}
-
-fn write_draw(draw: &Draw, words: &mut [u32]) {
-    let [a, b, c, d] = draw.crop;
-    let [e, f, g, h] = draw.factors.map(f32::to_bits);
-    words.copy_from_slice(&[
-        draw.image,
-        a,
-        b,
-        c,
-        d,
-        draw.flags,
-        draw.steps,
-        draw.radius,
-        e,
-        f,
-        g,
-        h,
-        draw.sigma.to_bits(),
-        0,
-        0,
-        0,
-    ]);
 }

@@ -9,8 +9,8 @@ use macrl_nn::cuda::{Real, memory};
 use macrl_nn::params::Group;
 
 use crate::bank::Bank;
+use crate::cuda::bank::DeviceBank;
 use crate::cuda::flat::{Flat, Rule};
-use crate::cuda::losses::DeviceBank;
 use crate::gradients::unreached;
 use crate::method::Method;
 use crate::optimizer::EPS;
@@ -19,11 +19,11 @@ use crate::projector::Projector;
 use crate::state::State;
 
 /// Parameters, moments and bank on the device.  The networks of the run's state refer to these parameters.
-pub struct DeviceState {
+pub(super) struct DeviceState {
     /// Parameters, gradients and moments in flat vectors.
-    pub flat: Flat,
+    pub(super) flat: Flat,
     /// Constants of the optimiser.
-    pub rule: Rule,
+    pub(super) rule: Rule,
     /// Number of keys in the bank.
     pub(super) filled: usize,
     capacity: usize,
@@ -45,7 +45,7 @@ impl DeviceState {
     ///
     /// # Errors
     /// The GPU's memory does not suffice.
-    pub fn new(device: &Device, real: Real, config: &Config, state: &mut State) -> Result<Self> {
+    pub(super) fn new(device: &Device, real: Real, config: &Config, state: &mut State) -> Result<Self> {
         let method = &mut state.method;
         let encoder = method.encoder.groups();
         let projector: Vec<&Group> = method.projector.iter().flat_map(Projector::groups).collect();
@@ -121,12 +121,12 @@ impl DeviceState {
     }
 
     /// Whether past keys are kept.
-    pub fn has_bank(&self) -> bool {
+    pub(super) fn has_bank(&self) -> bool {
         self.capacity > 0
     }
 
     /// Notes that `count` keys have entered the bank; returns the index of the next key.
-    pub fn pushed(&mut self, next: usize, count: usize) -> usize {
+    pub(super) fn pushed(&mut self, next: usize, count: usize) -> usize {
         if !self.has_bank() {
             return 0;
         }
@@ -138,7 +138,7 @@ impl DeviceState {
     ///
     /// # Errors
     /// A kernel has failed.
-    pub fn unreached(&self, method: &Method) -> Result<Vec<String>> {
+    pub(super) fn unreached(&self, method: &Method) -> Result<Vec<String>> {
         let gradient = memory::fetch(self.flat.gradient())?;
         let groups = method.trainable().into_iter().enumerate();
         let names = groups.flat_map(|(i, (_, group))| {
@@ -152,7 +152,7 @@ impl DeviceState {
     ///
     /// # Errors
     /// A kernel has failed.
-    pub fn bring_back(&self, state: &mut State) -> Result<()> {
+    pub(super) fn bring_back(&self, state: &mut State) -> Result<()> {
         for (which, tensor) in self.flat.moments.iter().enumerate() {
             let all = memory::fetch(tensor)?;
             for (i, moments) in state.optimizer.moments.iter_mut().enumerate() {

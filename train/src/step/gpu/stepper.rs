@@ -12,13 +12,12 @@ use macrl_nn::cuda::{Engine, Real, address, address_or_null, memory};
 
 use super::batches::{DeviceBatch, HEAD, HostBatch, HostBatches};
 use super::state::DeviceState;
-use crate::cuda::flat::{APPLIED, Noted, SLOT, StepNumbers};
+use crate::cuda::flat::{APPLIED, FIRST_TERM, NORMS, Noted, SLOT, StepNumbers};
 use crate::data::Dataset;
 use crate::gradients::Norms;
 use crate::inputs::Inputs;
 use crate::losses::{Losses, Term, TermNumbers};
-use crate::method::{CONTRAST, RECONSTRUCTION};
-use crate::ops::losses::Images;
+use crate::ops::contrast::KeyImages;
 use crate::part::Part;
 use crate::schedule::Schedule;
 use crate::state::State;
@@ -144,16 +143,7 @@ impl GpuStepper {
         }
         let words = staging.words.as_mut_slice()?;
         words.copy_from_slice(&batch.words);
-        words[..HEAD].copy_from_slice(&[
-            numbers.lr.to_bits(),
-            numbers.momentum.to_bits(),
-            numbers.corrections[0].to_bits(),
-            numbers.corrections[1].to_bits(),
-            numbers.bank_next,
-            numbers.slot,
-            numbers.muon_lr.to_bits(),
-            0,
-        ]);
+        words[..HEAD].copy_from_slice(bytemuck::cast_slice(&[numbers]));
         // SAFETY: the words are written again only once the event behind the copy has passed.
         unsafe { memory::send(&self.batch.words, words)? };
         staging.copied = Some(self.engine.stream.record_event(None)?);
@@ -193,7 +183,6 @@ impl GpuStepper {
 
     /// Queues every operation of one step.
     fn queue(&self, state: &mut State) -> Result<()> {
-        let step = address(&self.batch.words)?;
         self.device_state.flat.clear()?;
         self.batch.prepare()?;
         let mut all = Vec::new();
@@ -204,13 +193,12 @@ impl GpuStepper {
         }
         let total = self.mean(all.iter().map(|losses| &losses.total))?.context("an empty batch")?;
         let terms = self.means(&all)?;
-        let of_term = |of: &Term| address_or_null(terms.iter().find(|(term, _)| *term == of).map(|(_, n)| n));
-        let noted = Noted { loss: address(&total)?, contrast: of_term(&CONTRAST)?, l1: of_term(&RECONSTRUCTION)? };
         self.terms.get_or_init(|| terms.iter().map(|(term, _)| *term).collect());
-        let (flat, rule) = (&self.device_state.flat, &self.device_state.rule);
-        // SAFETY: the batch's words begin with the step's numbers, whose slot is below the ring's length.
-        unsafe { flat.update(rule, step, noted, address(&self.ring)?)? };
-        self.push_keys(state, &all, step)
+        let noted = Noted { loss: &total, terms: terms.iter().map(|(_, numbers)| numbers).collect() };
+        let DeviceState { flat, rule, .. } = &self.device_state;
+        // SAFETY: the slot in the step's numbers is below the ring's length.
+        unsafe { flat.update(rule, &self.batch.words, &noted, &self.ring)? };
+        self.push_keys(state, &all)
     }
 
     /// The numbers of each term, as means over the batch's parts.
@@ -224,14 +212,12 @@ impl GpuStepper {
     }
 
     /// Queues the entry of the step's keys into the bank.
-    fn push_keys(&self, state: &State, parts: &[Losses], step: u64) -> Result<()> {
+    fn push_keys(&self, state: &State, parts: &[Losses]) -> Result<()> {
         let mut offset = 0;
         for (losses, inputs) in parts.iter().zip(&self.inputs).filter(|_| self.device_state.has_bank()) {
             let bank = state.method.device_bank.as_ref().context("the bank is not on the device")?;
-            if let (Some(keys), Images::Device(images)) = (&losses.keys, &inputs.images) {
-                let (next, stopped) = (step + BANK_NEXT, self.device_state.flat.stopped()?);
-                // SAFETY: words on the device; the next place is below the bank's capacity.
-                unsafe { bank.push(keys, images, next, stopped, offset)? };
+            if let (Some(keys), KeyImages::Device(images)) = (&losses.keys, &inputs.images) {
+                bank.push(keys, images, &self.batch.words, self.device_state.flat.stopped(), offset)?;
                 offset += keys.dim(0)?;
             }
         }
@@ -265,16 +251,18 @@ impl GpuStepper {
     /// One step's numbers as the ring holds them.
     fn measured(&self, numbers: &[f32]) -> Measured {
         let loss = f64::from(numbers[0]);
-        let norm = |part: Part| f64::from(numbers[1 + DeviceState::position(part)]);
+        let norm = |part: Part| f64::from(numbers[NORMS + DeviceState::position(part)]);
         let parts = Part::ALL.map(norm);
         // The device takes the norm in single precision.
         let total = match numbers[APPLIED] == 0.0 && loss.is_finite() {
             true => f64::INFINITY,
             false => parts.iter().map(|v| v * v).sum::<f64>().sqrt(),
         };
+        let mut at = FIRST_TERM;
         let terms = self.terms.get().into_iter().flatten().map(|term| {
-            let first = if *term == &CONTRAST { 4 } else { 7 };
-            TermNumbers { term, values: numbers[first..first + term.count()].to_vec() }
+            let first = at;
+            at += term.count();
+            TermNumbers { term, values: numbers[first..at].to_vec() }
         });
         let terms = terms.collect();
         Measured { loss, terms, norms: Norms::new(total, parts), unreached: self.unreached.clone() }
@@ -342,6 +330,3 @@ impl Stepper for GpuStepper {
         self.batches.skipped()
     }
 }
-
-/// Bytes from the step's numbers to the place of the bank's next key.
-const BANK_NEXT: u64 = std::mem::offset_of!(StepNumbers, bank_next) as u64;

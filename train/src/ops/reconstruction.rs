@@ -1,20 +1,18 @@
-//! The two losses on whichever device the tokens are: L1 of the decoders' predictions and InfoNCE of the features.
+//! The reconstruction loss on whichever device the tokens are: L1 of the decoders' predictions.
 
 use std::sync::Arc;
 
-use candle_core::{Device, Result, Tensor, bail};
+use candle_core::{Result, Tensor, bail};
 use macrl_bundle::tokens::TokenLayout;
-use macrl_nn::ops::graph::with_values;
 #[cfg(feature = "cuda")]
 use macrl_nn::ops::tokens::sources;
 use macrl_nn::ops::tokens::{Kept, Tokens};
 
-use super::info_nce::{self, Contrast, Keys};
 use super::l1::masked_l1;
 #[cfg(feature = "cuda")]
 use crate::cuda;
 
-/// What the decoders predict: (B, N, P) f32.
+/// The pixels that the decoders are to predict: (B, N, P) f32.
 #[derive(Debug, Clone)]
 pub enum Target {
     /// On the CPU.
@@ -23,8 +21,8 @@ pub enum Target {
     Device(Tensor),
 }
 
-/// `factor` x the sum over views of the mean absolute error against their targets, a scalar; and those means
-/// (views).  `removed_only`: over removed patches, else over all.
+/// `factor` times the sum over views of the mean absolute error, a scalar; and the mean absolute error of each view (views).
+/// `removed_only`: the mean over removed patches, else over all.
 ///
 /// # Errors
 /// Shapes that do not fit.
@@ -68,7 +66,7 @@ pub fn l1(
         };
         let counts = kept.iter().map(count).collect::<Result<Vec<_>>>()?;
         let targets = targets.iter().map(|(target, _)| device(target)).collect::<Result<Vec<_>>>()?;
-        cuda::losses::masked_l1(&parts[0], &targets, removed_only.then_some(&sources), &counts, factor)
+        cuda::l1::masked_l1(&parts[0], &targets, removed_only.then_some(&sources), &counts, factor)
     }
 }
 
@@ -80,72 +78,4 @@ fn removed(kept: &[u32], batch: usize, patches: usize) -> Vec<bool> {
         kept.iter().for_each(|patch| row[*patch as usize] = false);
     }
     removed
-}
-
-/// The images that a batch's keys belong to.
-#[derive(Debug, Clone)]
-pub enum Images {
-    /// (B)
-    Host(Vec<u32>),
-    /// (B) u32
-    Device(Tensor),
-}
-
-/// Past keys.
-#[derive(Debug, Clone, Copy)]
-pub enum Past<'a> {
-    /// (M, C) and (M).
-    Host(&'a [f32], &'a [u32]),
-    /// On a GPU.
-    #[cfg(feature = "cuda")]
-    Device(&'a cuda::losses::DeviceBank),
-}
-
-/// How queries are compared with keys.
-#[derive(Debug, Clone, Copy)]
-pub struct Comparison {
-    /// tau.
-    pub temperature: f64,
-    /// Whether the other keys of the batch are negatives.
-    pub batch_negatives: bool,
-    /// Factor on the loss.
-    pub weight: f64,
-}
-
-/// `weight` x InfoNCE of L2-normalised queries against their keys, a scalar; and (3): the loss, the mean cosine of a query
-/// and its key, the mean cosine with its negatives.  Keys get no gradient.
-///
-/// # Shapes
-/// `queries` and `keys` (B, C).
-///
-/// # Errors
-/// Shapes that do not fit.
-pub fn contrast(
-    queries: &Tensor,
-    keys: &Tensor,
-    images: &Images,
-    past: Past,
-    how: Comparison,
-) -> Result<(Tensor, Tensor)> {
-    match (images, past) {
-        (Images::Host(images), Past::Host(bank, bank_images)) => {
-            let compared = |positives: &[f32]| {
-                let keys = Keys {
-                    positives,
-                    images,
-                    bank,
-                    bank_images,
-                    width: queries.dim(1)?,
-                    temperature: how.temperature as f32,
-                    batch_negatives: how.batch_negatives,
-                };
-                info_nce::contrast(queries, keys)
-            };
-            let (loss, Contrast { loss: value, positive, negative }) = with_values(keys, compared)?;
-            Ok(((loss * how.weight)?, Tensor::new(&[value, positive, negative], &Device::Cpu)?))
-        }
-        #[cfg(feature = "cuda")]
-        (Images::Device(images), Past::Device(bank)) => cuda::losses::contrast(queries, keys, images, bank, how),
-        _ => bail!("contrast: queries, images and bank are on different devices"),
-    }
 }

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use candle_core::cuda_backend::cudarc::driver::{CudaEvent, CudaGraph, PinnedHostSlice};
 use candle_core::{DType, Device, Tensor};
 use macrl_bundle::config::{Config, Precision};
-use macrl_nn::cuda::{Engine, Real, address, address_or_null, memory};
+use macrl_nn::cuda::{Engine, Real, memory};
 
 use super::batches::{DeviceBatch, HEAD, HostBatch, HostBatches};
 use super::state::DeviceState;

@@ -6,8 +6,6 @@
 
 use std::sync::Arc;
 
-use bytemuck::{Pod, Zeroable};
-use candle_core::cuda::cudarc::driver::DeviceRepr;
 use candle_core::{DType, Device, Result, Tensor};
 use macrl_nn::cuda::memory::{clear, halved, variable};
 use macrl_nn::cuda::{Engine, Real, address, address_or_null};
@@ -16,6 +14,8 @@ use macrl_nn::params::{Group, Matrix, OnDevice};
 
 use super::kernels::launch;
 use super::muon::{Call, Muon};
+pub use super::numbers::StepNumbers;
+use super::numbers::UpdateNumbers;
 
 /// 256 bytes in bfloat16: matrix products are fastest at this alignment.
 const ALIGN: usize = 128;
@@ -36,48 +36,6 @@ pub const APPLIED: usize = 4;
 pub const FIRST_TERM: usize = 5;
 /// Most terms that a step can note; `TERMS` in `update.cuh`.
 const TERMS: usize = 8;
-
-/// What changes from step to step; mirrors `StepNumbers` in `update.cuh`.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, Default, PartialEq, Pod, Zeroable)]
-pub struct StepNumbers {
-    /// Learning rate of AdamW.
-    pub lr: f32,
-    /// Momentum of the moving average.
-    pub momentum: f32,
-    /// 1 - beta^t for both betas.
-    pub corrections: [f32; 2],
-    /// Index of the bank's next key.
-    pub bank_next: u32,
-    /// Row of the ring for this step's numbers.
-    pub slot: u32,
-    /// Learning rate of Muon.
-    pub muon_lr: f32,
-    /// Padding.
-    pub unused: u32,
-}
-
-/// What is the same in all steps; mirrors `UpdateNumbers`.
-#[repr(C)]
-#[derive(Debug, Clone, Copy)]
-pub(super) struct UpdateNumbers {
-    betas: [f32; 2],
-    eps: f32,
-    weight_decay: f32,
-    clip: f32,
-    share: f32,
-    first_projector: u32,
-    first_decoder: u32,
-    total: u32,
-    keys: u32,
-}
-
-// SAFETY: plain numbers in C's order.
-unsafe impl DeviceRepr for StepNumbers {}
-// SAFETY: plain numbers in C's order.
-unsafe impl DeviceRepr for UpdateNumbers {}
-
-const _: () = assert!(size_of::<StepNumbers>() == 32 && size_of::<UpdateNumbers>() == 40, "update.cuh says so");
 
 /// Constants of the optimiser.
 #[derive(Debug, Clone, Copy)]

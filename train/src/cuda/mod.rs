@@ -8,4 +8,5 @@ pub mod info_nce;
 mod kernels;
 pub mod l1;
 mod muon;
+mod numbers;
 pub mod views;

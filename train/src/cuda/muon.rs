@@ -11,8 +11,8 @@ use macrl_nn::cuda::{Engine, Real, address};
 use macrl_nn::params::Matrix;
 
 use super::batched::{Batched, Kind, Lying, Product};
-use super::flat::UpdateNumbers;
 use super::kernels::launch;
+use super::numbers::UpdateNumbers;
 use crate::ops::muon::{QUINTIC, STEPS, shape_factor};
 
 /// Blocks that share a matrix's sum of squares; `MUON_PARTS` in `muon.cuh`.

@@ -2,14 +2,14 @@
 //!
 //! `index_bench N D [VECTORS QUERIES]`: N vectors of D numbers, in clouds as those of images are, or from a file of f32;
 //! prints filling, opening, memory, queries/s one at a time and together, exact and approximate, recall@10 and p99.
-//! `RAYON_NUM_THREADS=1` shows one thread; `INDEX=postgres://…` measures an empty data base there (bench/postgres.sh).
+//! `RAYON_NUM_THREADS=1` shows one thread; `INDEX=postgres://…` measures an empty database there (bench/postgres.sh).
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use macrl_serve::index::{
-    EmbeddedIndex, Encoder, Filter, Hit, Index, Item, Location, Metadata, OpenOptions, PostgresIndex, Query,
+    EmbeddedIndex, EncoderIdentity, Filter, Hit, Index, Item, Location, Metadata, OpenOptions, PostgresIndex, Query,
 };
 use macrl_serve::metrics::resident_bytes;
 use tokio::runtime::Runtime;
@@ -47,7 +47,12 @@ enum Opened<'a> {
 }
 
 impl<'a> Opened<'a> {
-    fn new(location: &Location, encoder: &Encoder, options: &OpenOptions, runtime: &'a Runtime) -> Result<Self> {
+    fn new(
+        location: &Location,
+        encoder: &EncoderIdentity,
+        options: &OpenOptions,
+        runtime: &'a Runtime,
+    ) -> Result<Self> {
         let folder = |dir: &PathBuf| Ok(Self::Embedded(EmbeddedIndex::open(dir, encoder, options)?));
         match location {
             Location::Memory => folder(&std::env::temp_dir()),
@@ -76,7 +81,7 @@ impl<'a> Opened<'a> {
 
 fn measure(location: &Location, vectors: Vec<Vec<f32>>, queries: &[Vec<f32>], runtime: &Runtime) -> Result<()> {
     let (n, dim) = (vectors.len(), vectors[0].len());
-    let encoder = Encoder { sha256: "bench".into(), dim };
+    let encoder = EncoderIdentity { sha256: "bench".into(), dim };
     let exact_up_to = std::env::var("EXACT_UP_TO").ok().and_then(|v| v.parse().ok()).unwrap_or(50_000);
     let options = OpenOptions { max_bytes: usize::MAX, exact_up_to, ..OpenOptions::default() };
     let open = |exact_up_to| Opened::new(location, &encoder, &OpenOptions { exact_up_to, ..options.clone() }, runtime);
@@ -142,13 +147,13 @@ fn item(number: usize, vector: &[f32]) -> Item {
         vector: vector.to_vec(),
         metadata: Metadata::from_iter([("n".to_string(), number.into())]),
         image: None,
-        pictured: false,
+        has_image: false,
         hash: None,
     }
 }
 
 /// Items a second where each of 64 callers replaces one at a time: they share commits.
-async fn writers(index: &dyn Index, encoder: &Encoder, vectors: &[Vec<f32>]) -> Result<f64> {
+async fn writers(index: &dyn Index, encoder: &EncoderIdentity, vectors: &[Vec<f32>]) -> Result<f64> {
     let since = Instant::now();
     let caller = async |t: usize| -> Result<usize> {
         let mut done = 0;

@@ -1,4 +1,4 @@
-//! The other end of the wire: what `demo` and `ingest` ask a running server.
+//! An HTTP client for a running server, for `demo` and `ingest`.
 
 use std::time::{Duration, Instant};
 
@@ -11,22 +11,22 @@ use ureq::http::{Response, StatusCode};
 use ureq::typestate::WithoutBody;
 use ureq::{Agent, Body, RequestBuilder};
 
+use crate::image_folder::ImageFile;
 use crate::index::Metadata;
-use crate::pictures::Picture;
 
 /// Images of one upload request.
 const BATCH: usize = 32;
 
-/// What became of an upload.
+/// The result of an upload.
 #[derive(Debug, Default)]
 pub struct Uploaded {
-    /// Items that took the place of another.
+    /// Number of items that replaced another one.
     pub replaced: usize,
-    /// Id and cause of those that were refused.
+    /// Id and cause of each item that was refused.
     pub failed: Vec<(String, String)>,
 }
 
-/// A connection to one server.
+/// A client of one server.
 pub struct Client {
     agent: Agent,
     url: String,
@@ -34,25 +34,24 @@ pub struct Client {
 }
 
 impl Client {
-    /// `url` is like `http://127.0.0.1:8080`; without a key the environment variable MACRL_API_KEY holds it.
+    /// `url` is like `http://127.0.0.1:8080`.  Without a key, the environment variable MACRL_API_KEY is used.
     pub fn new(url: &str, key: Option<String>) -> Self {
         let config = Agent::config_builder().timeout_global(Some(Duration::from_secs(120))).http_status_as_error(false);
         let key = key.or_else(|| std::env::var("MACRL_API_KEY").ok()).filter(|k| !k.is_empty());
         Self { agent: config.build().into(), url: url.trim_end_matches('/').into(), key }
     }
 
-    /// Waits until the server answers `/ready` with 200.  `appearing`: it may still be starting, so that a port where
-    /// nobody listens is waited for as well.
+    /// Waits until the server answers `/ready` with 200.  With `starting`, it also waits while nothing listens on the port.
     ///
     /// # Errors
-    /// What it last said, when `patience` is over.
-    pub fn wait_until_ready(&self, patience: Duration, appearing: bool) -> Result<()> {
+    /// The last answer or error, after `patience`.
+    pub fn wait_until_ready(&self, patience: Duration, starting: bool) -> Result<()> {
         let since = Instant::now();
         loop {
             let last = match self.call(self.agent.get(self.at("/ready")), "/ready") {
                 Ok((status, _)) if status.is_success() => return Ok(()),
                 Ok((status, text)) => refused("/ready", status, &text),
-                Err(e) if appearing => e,
+                Err(e) if starting => e,
                 Err(e) => return Err(e.context(format!("{} does not answer", self.url))),
             };
             if since.elapsed() > patience {
@@ -62,7 +61,7 @@ impl Client {
         }
     }
 
-    /// GET, as JSON.
+    /// GET; the answer as JSON.
     ///
     /// # Errors
     /// No answer, or one that is not 2xx with JSON.
@@ -70,7 +69,7 @@ impl Client {
         self.find(path)?.with_context(|| format!("{path} answered 404"))
     }
 
-    /// GET, as JSON; `None`: 404.
+    /// GET; the answer as JSON, or `None` for 404.
     ///
     /// # Errors
     /// As [`Client::get`].
@@ -81,7 +80,7 @@ impl Client {
         }
     }
 
-    /// DELETE; whether there was something.
+    /// DELETE; returns whether there was something to delete.
     ///
     /// # Errors
     /// As [`Client::get`].
@@ -92,7 +91,7 @@ impl Client {
         }
     }
 
-    /// POST of a body, answered as JSON.
+    /// POST; the answer as JSON.
     ///
     /// # Errors
     /// As [`Client::get`].
@@ -117,42 +116,42 @@ impl Client {
         read(self.with_key(request).call(), path)
     }
 
-    /// Uploads pictures with their metadata, with a progress bar on a terminal.
+    /// Uploads images with their metadata, and shows a progress bar on a terminal.
     ///
     /// # Errors
     /// A request that failed as a whole.
-    pub fn upload(&self, pictures: &[(Picture, Metadata)]) -> Result<Uploaded> {
-        let progress = Progress::new("uploading images", pictures.len());
+    pub fn upload(&self, images: &[(ImageFile, Metadata)]) -> Result<Uploaded> {
+        let progress = Progress::new("uploading images", images.len());
         let mut all = Uploaded::default();
-        for batch in pictures.chunks(BATCH) {
+        for batch in images.chunks(BATCH) {
             self.upload_batch(batch, &mut all)?;
             progress.add(batch.len());
         }
         Ok(all)
     }
 
-    fn upload_batch(&self, batch: &[(Picture, Metadata)], all: &mut Uploaded) -> Result<()> {
-        let items = batch.iter().map(|(picture, metadata)| item(picture, metadata)).collect::<Result<Vec<_>>>()?;
+    fn upload_batch(&self, batch: &[(ImageFile, Metadata)], all: &mut Uploaded) -> Result<()> {
+        let items = batch.iter().map(|(image, metadata)| item(image, metadata)).collect::<Result<Vec<_>>>()?;
         let body = serde_json::to_vec(&json!({ "items": items }))?;
         let answer = self.post("/items", "application/json", &body)?;
         let results = answer["results"].as_array().filter(|r| r.len() == batch.len());
         let results =
             results.with_context(|| format!("expected {} results from /items, found {answer}", batch.len()))?;
-        for ((picture, _), result) in batch.iter().zip(results) {
+        for ((image, _), result) in batch.iter().zip(results) {
             if result["error"].is_null() {
                 all.replaced += usize::from(result["status"] == "updated");
             } else {
                 let cause = result["error"]["message"].as_str().unwrap_or("unknown").to_string();
-                all.failed.push((picture.id.clone(), cause));
+                all.failed.push((image.id.clone(), cause));
             }
         }
         Ok(())
     }
 }
 
-fn item(picture: &Picture, metadata: &Metadata) -> Result<Value> {
-    let bytes = std::fs::read(&picture.path).with_context(|| format!("cannot read {}", picture.path.display()))?;
-    Ok(json!({ "id": picture.id, "image": STANDARD.encode(bytes), "metadata": metadata }))
+fn item(image: &ImageFile, metadata: &Metadata) -> Result<Value> {
+    let bytes = std::fs::read(&image.path).with_context(|| format!("cannot read {}", image.path.display()))?;
+    Ok(json!({ "id": image.id, "image": STANDARD.encode(bytes), "metadata": metadata }))
 }
 
 fn read(answer: Result<Response<Body>, ureq::Error>, path: &str) -> Result<(StatusCode, String)> {

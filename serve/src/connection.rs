@@ -1,7 +1,7 @@
-//! One connection: whose turn it is, and how long its client may take.
+//! The state of a connection: its phase, and how long its client may take.
 //!
-//! Between two requests a connection may be idle for a time of its own, which is longer than any proxy keeps its side: of
-//! two ends that close at the same moment, one loses a request.  A header that has begun must be whole much sooner.
+//! Between two requests, a connection may be idle for longer than any proxy keeps its side open.  If both sides closed it at
+//! the same moment, a request would be lost.  A header that has begun must be complete much sooner.
 
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
@@ -15,19 +15,19 @@ use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
-/// What a connection is waiting for, and since when.
+/// What a connection is doing, and since when.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Turn {
-    /// No byte of a next request has come; since the last byte of either side.
+enum Phase {
+    /// Waits for the next request, since the last byte in either direction.
     Idle(Instant),
-    /// A header has begun.
+    /// Receives a header.
     Header(Instant),
-    /// A handler reads the body, within a time limit of its own.
+    /// Receives a body; the handler that reads it has a time limit of its own.
     Body(Instant),
-    /// The answer has been given, and what was left of the body is read until `.1`.
-    Rest(Instant, Instant),
-    /// The server owes the answer.
-    Server,
+    /// The response was made, and what is left of the body is read and discarded until the second time.
+    Discard(Instant, Instant),
+    /// Makes the response.
+    Response,
 }
 
 /// How long a client may take.
@@ -39,138 +39,138 @@ pub struct Timeouts {
     pub header: Duration,
 }
 
-/// One connection's state.  Requests carry it as an extension.
+/// The state of a connection.  Requests carry it as an extension.
 #[derive(Debug)]
 pub struct Connection {
-    turn: Mutex<Turn>,
-    /// Closes it, to make room for another.
-    leave: Notify,
+    phase: Mutex<Phase>,
+    /// Notified to close the connection in favour of another one.
+    close: Notify,
 }
 
 impl Connection {
-    /// Opened just now.
-    #[allow(clippy::new_without_default, reason = "the time matters")]
+    /// A connection that was opened just now.
+    #[allow(clippy::new_without_default, reason = "the value depends on the time")]
     pub fn new() -> Self {
-        Self { turn: Mutex::new(Turn::Idle(Instant::now())), leave: Notify::new() }
+        Self { phase: Mutex::new(Phase::Idle(Instant::now())), close: Notify::new() }
     }
 
-    /// A request's header is whole, or its body is: the server has to answer.
-    pub fn serves(&self) {
-        *self.lock() = Turn::Server;
+    /// A request's header or body is complete: the server makes the response.
+    pub fn start_response(&self) {
+        *self.lock() = Phase::Response;
     }
 
     /// A handler begins to read the body.
-    pub fn awaits_body(&self) {
-        *self.lock() = Turn::Body(Instant::now());
+    pub fn start_body(&self) {
+        *self.lock() = Phase::Body(Instant::now());
     }
 
-    /// The answer has been given.
-    pub fn idles(&self) {
-        *self.lock() = Turn::Idle(Instant::now());
+    /// The response was made.
+    pub fn finish_response(&self) {
+        *self.lock() = Phase::Idle(Instant::now());
     }
 
-    /// The answer has been given, and the rest of the body is read for at most `patience`.
-    pub(crate) fn reads_rest(&self, patience: Duration) -> RestTurn {
+    /// The response was made, and the rest of the body is read and discarded for at most `timeout`.
+    pub(crate) fn start_discard(&self, timeout: Duration) -> DiscardPhase {
         let now = Instant::now();
-        let turn = Turn::Rest(now, now + patience);
-        *self.lock() = turn;
-        RestTurn(turn)
+        let phase = Phase::Discard(now, now + timeout);
+        *self.lock() = phase;
+        DiscardPhase(phase)
     }
 
-    /// The rest has been read, unless the next request has come meanwhile.
-    pub(crate) fn rest_was_read(&self, RestTurn(turn): RestTurn) {
+    /// The rest of the body was read.  Does nothing if the next request has begun meanwhile.
+    pub(crate) fn finish_discard(&self, DiscardPhase(phase): DiscardPhase) {
         let mut current = self.lock();
-        if *current == turn {
-            *current = Turn::Idle(Instant::now());
+        if *current == phase {
+            *current = Phase::Idle(Instant::now());
         }
     }
 
-    /// Closes the connection at its next turn.
+    /// Closes the connection as soon as it makes no response.
     pub fn close(&self) {
-        self.leave.notify_one();
+        self.close.notify_one();
     }
 
-    /// Since when the client owes bytes; `None` while the server owes the answer.
+    /// Since when the server waits for the client; `None` while it makes a response.
     pub fn waiting_since(&self) -> Option<Instant> {
         match *self.lock() {
-            Turn::Idle(since) | Turn::Header(since) | Turn::Body(since) | Turn::Rest(since, _) => Some(since),
-            Turn::Server => None,
+            Phase::Idle(since) | Phase::Header(since) | Phase::Body(since) | Phase::Discard(since, _) => Some(since),
+            Phase::Response => None,
         }
     }
 
     fn due(&self, timeouts: &Timeouts) -> Option<Instant> {
         match *self.lock() {
-            Turn::Idle(since) => Some(since + timeouts.idle),
-            Turn::Header(since) => Some(since + timeouts.header),
-            Turn::Rest(_, until) => Some(until),
-            Turn::Body(_) | Turn::Server => None,
+            Phase::Idle(since) => Some(since + timeouts.idle),
+            Phase::Header(since) => Some(since + timeouts.header),
+            Phase::Discard(_, until) => Some(until),
+            Phase::Body(_) | Phase::Response => None,
         }
     }
 
     fn received(&self) {
-        let mut turn = self.lock();
-        if let Turn::Idle(_) = *turn {
-            *turn = Turn::Header(Instant::now());
+        let mut phase = self.lock();
+        if let Phase::Idle(_) = *phase {
+            *phase = Phase::Header(Instant::now());
         }
     }
 
-    /// A long answer that is still being read by its client is no idle connection.
+    /// A connection whose client still reads a long response is not idle.
     fn sent(&self) {
-        let mut turn = self.lock();
-        if let Turn::Idle(_) = *turn {
-            *turn = Turn::Idle(Instant::now());
+        let mut phase = self.lock();
+        if let Phase::Idle(_) = *phase {
+            *phase = Phase::Idle(Instant::now());
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Turn> {
-        self.turn.lock().unwrap_or_else(|e| e.into_inner())
+    fn lock(&self) -> MutexGuard<'_, Phase> {
+        self.phase.lock().unwrap_or_else(|e| e.into_inner())
     }
 }
 
-/// Names one rest of a body, so that its end is not taken for another's.
-pub(crate) struct RestTurn(Turn);
+/// Identifies one discard phase, so that its end is not taken for the end of a later one.
+pub(crate) struct DiscardPhase(Phase);
 
 /// Why a connection ended.
 #[derive(Debug, PartialEq, Eq)]
 pub enum End {
-    /// The client or the protocol ended it.
-    Done,
+    /// The client or the protocol closed it.
+    Closed,
     /// The client took too long.
-    Overdue,
-    /// Another needed its place.
+    TimedOut,
+    /// It was closed in favour of another one.
     Evicted,
 }
 
-/// Polls `work` until it ends, the client takes too long, or another needs the place.
+/// Polls `work` until it ends, the client takes too long, or the connection is closed in favour of another one.
 pub async fn drive(work: impl Future, connection: &Connection, timeouts: &Timeouts) -> End {
     let evicted = async {
         loop {
-            connection.leave.notified().await;
-            // A request that has come meanwhile is answered.
+            connection.close.notified().await;
+            // A request that has arrived meanwhile is answered.
             if connection.waiting_since().is_some() {
                 return;
             }
         }
     };
     tokio::select! {
-        end = until_overdue(work, connection, timeouts) => end,
+        end = until_timeout(work, connection, timeouts) => end,
         () = evicted => End::Evicted,
     }
 }
 
-async fn until_overdue(work: impl Future, connection: &Connection, timeouts: &Timeouts) -> End {
+async fn until_timeout(work: impl Future, connection: &Connection, timeouts: &Timeouts) -> End {
     let mut work = pin!(work);
     let mut timer = pin!(sleep_until(Instant::now() + timeouts.idle));
     poll_fn(|cx| {
         if work.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(End::Done);
+            return Poll::Ready(End::Closed);
         }
         loop {
             let Some(due) = connection.due(timeouts) else { return Poll::Pending };
             if due <= Instant::now() {
-                return Poll::Ready(End::Overdue);
+                return Poll::Ready(End::TimedOut);
             }
-            // A later deadline waits until the earlier one has passed: most requests never move the timer.
+            // A timer that is too early is reset when it expires, so most requests do not touch it.
             if due < timer.deadline() || timer.is_elapsed() {
                 timer.as_mut().reset(due);
             }
@@ -182,13 +182,13 @@ async fn until_overdue(work: impl Future, connection: &Connection, timeouts: &Ti
     .await
 }
 
-/// A socket that tells its [`Connection`] about every byte.
-pub(crate) struct Observed {
+/// A socket that reports its traffic to its [`Connection`].
+pub(crate) struct ObservedStream {
     stream: TcpStream,
     connection: Arc<Connection>,
 }
 
-impl Observed {
+impl ObservedStream {
     pub(crate) fn new(stream: TcpStream, connection: Arc<Connection>) -> Self {
         Self { stream, connection }
     }
@@ -200,7 +200,7 @@ impl Observed {
     }
 }
 
-impl AsyncRead for Observed {
+impl AsyncRead for ObservedStream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         let outcome = Pin::new(&mut self.stream).poll_read(cx, buffer);
@@ -211,7 +211,7 @@ impl AsyncRead for Observed {
     }
 }
 
-impl AsyncWrite for Observed {
+impl AsyncWrite for ObservedStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let outcome = Pin::new(&mut self.stream).poll_write(cx, bytes);
         self.wrote(&outcome);
@@ -247,29 +247,29 @@ mod tests {
 
     const TIMEOUTS: Timeouts = Timeouts { idle: Duration::from_secs(75), header: Duration::from_secs(10) };
 
-    /// Seconds until the connection is closed, rounded: a test takes no half second.
+    /// Seconds until the connection is closed, rounded: the test takes less than half a second.
     fn seconds_left(connection: &Connection) -> Option<u64> {
         let due = connection.due(&TIMEOUTS)?;
         Some((due - Instant::now()).as_secs_f64().round() as u64)
     }
 
     #[test]
-    fn an_idle_connection_and_a_begun_header_have_times_of_their_own() {
+    fn each_phase_has_its_own_timeout() {
         let connection = Connection::new();
         assert_eq!(seconds_left(&connection), Some(75));
         connection.received();
         assert_eq!(seconds_left(&connection), Some(10));
-        // What the server or a handler has to do is limited elsewhere.
-        connection.serves();
+        // Handlers have time limits of their own.
+        connection.start_response();
         assert_eq!((seconds_left(&connection), connection.waiting_since()), (None, None));
-        connection.awaits_body();
+        connection.start_body();
         assert!(seconds_left(&connection).is_none() && connection.waiting_since().is_some());
-        connection.idles();
+        connection.finish_response();
         assert_eq!(seconds_left(&connection), Some(75));
     }
 
     #[test]
-    fn further_bytes_prolong_an_answer_and_no_header() {
+    fn traffic_extends_a_response_but_not_a_header() {
         let connection = Connection::new();
         let early = connection.due(&TIMEOUTS);
         std::thread::sleep(Duration::from_millis(2));
@@ -283,28 +283,28 @@ mod tests {
     }
 
     #[test]
-    fn a_rest_that_was_read_leaves_an_idle_connection_and_never_ends_the_next_request() {
+    fn the_end_of_a_discard_phase_does_not_affect_the_next_request() {
         let connection = Connection::new();
-        let first = connection.reads_rest(Duration::from_secs(30));
+        let first = connection.start_discard(Duration::from_secs(30));
         assert_eq!(seconds_left(&connection), Some(30));
-        connection.serves();
-        connection.rest_was_read(first);
+        connection.start_response();
+        connection.finish_discard(first);
         assert_eq!(connection.waiting_since(), None);
-        let second = connection.reads_rest(Duration::from_secs(30));
-        connection.rest_was_read(second);
+        let second = connection.start_discard(Duration::from_secs(30));
+        connection.finish_discard(second);
         assert_eq!(seconds_left(&connection), Some(75));
     }
 
     #[tokio::test]
-    async fn an_overdue_connection_ends_and_a_busy_one_does_not() {
+    async fn a_slow_client_is_disconnected_and_a_response_is_finished() {
         let timeouts = Timeouts { idle: Duration::from_millis(20), header: Duration::from_millis(10) };
         let connection = Connection::new();
-        assert_eq!(drive(std::future::pending::<()>(), &connection, &timeouts).await, End::Overdue);
-        connection.serves();
+        assert_eq!(drive(std::future::pending::<()>(), &connection, &timeouts).await, End::TimedOut);
+        connection.start_response();
         connection.close();
         let busy = async { tokio::time::sleep(Duration::from_millis(60)).await };
-        assert_eq!(drive(busy, &connection, &timeouts).await, End::Done);
-        connection.idles();
+        assert_eq!(drive(busy, &connection, &timeouts).await, End::Closed);
+        connection.finish_response();
         connection.close();
         let long = Timeouts { idle: Duration::from_secs(3600), header: Duration::from_secs(3600) };
         assert_eq!(drive(std::future::pending::<()>(), &connection, &long).await, End::Evicted);

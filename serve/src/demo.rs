@@ -1,5 +1,5 @@
-//! `macrl-serve demo`: uploads a gallery, asks about some queries, prints and draws what comes back, and checks that
-//! every answer has the shape that it should have.
+//! `macrl-serve demo`: uploads a gallery, sends some queries, checks the form of every answer, and prints and draws the
+//! results.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -10,29 +10,29 @@ use macrl_bundle::answer;
 use macrl_bundle::output::elapsed;
 use serde_json::Value;
 
-use crate::cli::UsageError;
+use crate::arguments::UsageError;
 use crate::client::Client;
-use crate::pictures::{Labels, Picture, pictures};
-use crate::sheet::{Frame, Row, draw};
+use crate::contact_sheet::{Frame, Row, draw};
+use crate::image_folder::{ImageFile, Labels, read_image_folder};
 
 /// Bytes of a PNG before its second chunk: the magic number and IHDR.
 const HEADER: usize = 33;
 /// A tEXt chunk, `Software: macrl-serve`, with its length and its checksum (zlib.crc32 of type and text).
 const SIGNATURE: &[u8; 32] = b"\0\0\0\x14tEXtSoftware\0macrl-serve\x06\x1d\x95\x91";
 
-/// Sends a running server real requests and shows what comes back.
+/// Send requests to a running server and show its answers.
 #[derive(Debug, Args)]
 pub struct DemoArgs {
     /// The server, for instance http://127.0.0.1:8080.
     #[arg(long)]
     url: String,
-    /// Images to ask about; sub-folders are labels.
+    /// Images to search with; sub-folders are labels.
     #[arg(long, value_name = "FOLDER")]
     queries: PathBuf,
-    /// Images to find; sub-folders are labels.
+    /// Images to upload and search among; sub-folders are labels.
     #[arg(long, value_name = "FOLDER")]
     gallery: PathBuf,
-    /// Picture of the queries and their neighbours, PNG.
+    /// Contact sheet of the queries and their neighbours, PNG.
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
     /// Neighbours of each query.
@@ -40,14 +40,14 @@ pub struct DemoArgs {
     k: usize,
 }
 
-/// A neighbour as the server gave it.
+/// A hit of `/search`.
 struct Neighbour {
     id: String,
     score: f64,
     label: Option<String>,
 }
 
-/// What came back for one query.
+/// The answers for one query.
 struct Answer {
     class: Option<(String, f64)>,
     neighbours: Vec<Neighbour>,
@@ -56,10 +56,10 @@ struct Answer {
 /// Runs the command.
 ///
 /// # Errors
-/// A server that does not answer, or an answer that is wrong in shape.
+/// A server that does not answer, or an answer of the wrong form.
 pub fn run(args: &DemoArgs) -> Result<()> {
-    check_place(&args.out)?;
-    let read = |folder: &Path| pictures(folder, folder, Labels::First).map(|found| found.list);
+    check_output(&args.out)?;
+    let read = |folder: &Path| read_image_folder(folder, folder, Labels::First).map(|found| found.images);
     let (gallery, queries) = (read(&args.gallery)?, read(&args.queries)?);
     let client = Client::new(&args.url, None);
     client.wait_until_ready(Duration::from_secs(120), true)?;
@@ -67,7 +67,7 @@ pub fn run(args: &DemoArgs) -> Result<()> {
     let dim = info["model"]["dim"].as_u64().context("/info names no dim")? as usize;
     let has_probe = info["model"]["labels"].is_array();
     let since = Instant::now();
-    let items: Vec<_> = gallery.iter().map(|picture| (picture.clone(), picture.metadata())).collect();
+    let items: Vec<_> = gallery.iter().map(|image| (image.clone(), image.metadata())).collect();
     let failed = client.upload(&items)?.failed;
     ensure!(
         failed.is_empty(),
@@ -91,14 +91,14 @@ pub fn run(args: &DemoArgs) -> Result<()> {
         answers.push(ask(&client, query, k, dim, has_probe).with_context(|| format!("query {}", query.id))?);
     }
     print_table(&queries, &answers);
-    draw_sheet(args, &queries, &answers)?;
+    draw_contact_sheet(args, &queries, &answers)?;
     answer!("neighbours drawn in {}", args.out.display());
     Ok(())
 }
 
-fn ask(client: &Client, query: &Picture, k: usize, dim: usize, has_probe: bool) -> Result<Answer> {
+fn ask(client: &Client, query: &ImageFile, k: usize, dim: usize, has_probe: bool) -> Result<Answer> {
     let bytes = std::fs::read(&query.path)?;
-    // The server looks at the content; the type only says that it is an image.
+    // The server looks at the content; of the type, only `image/` matters.
     let post = |path: &str| client.post(path, "image/png", &bytes);
     let (first, second) = (embedding(&post("/embed")?, dim)?, embedding(&post("/embed")?, dim)?);
     let apart = first.iter().zip(&second).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
@@ -143,7 +143,7 @@ fn neighbours(answer: &Value, k: usize) -> Result<Vec<Neighbour>> {
     Ok(found)
 }
 
-fn print_table(queries: &[Picture], answers: &[Answer]) {
+fn print_table(queries: &[ImageFile], answers: &[Answer]) {
     let text = |label: &Option<String>| label.clone().unwrap_or_else(|| "-".into());
     let mut rows = vec![["query".to_string(), "predicted".into(), "nearest neighbours (cosine)".into()]];
     let (mut right, mut agreeing, mut total) = (0, 0, 0);
@@ -164,7 +164,7 @@ fn print_table(queries: &[Picture], answers: &[Answer]) {
     answer!("classes right: {right} of {}; neighbours of the query's class: {agreeing} of {total}", queries.len());
 }
 
-fn draw_sheet(args: &DemoArgs, queries: &[Picture], answers: &[Answer]) -> Result<()> {
+fn draw_contact_sheet(args: &DemoArgs, queries: &[ImageFile], answers: &[Answer]) -> Result<()> {
     let mut rows = Vec::new();
     for (query, answer) in queries.iter().zip(answers) {
         let mut cells = vec![(open(&query.path)?, Frame::Query)];
@@ -181,8 +181,8 @@ fn draw_sheet(args: &DemoArgs, queries: &[Picture], answers: &[Answer]) -> Resul
     macrl_bundle::atomic::write_file(&args.out, &png).with_context(|| format!("cannot write {}", args.out.display()))
 }
 
-/// Only a picture that an earlier call drew is replaced.
-fn check_place(out: &Path) -> Result<()> {
+/// Only a contact sheet of an earlier call is replaced.
+fn check_output(out: &Path) -> Result<()> {
     let ours = match std::fs::read(out) {
         Ok(png) => png.get(HEADER..).is_some_and(|rest| rest.starts_with(SIGNATURE)),
         Err(e) => e.kind() == std::io::ErrorKind::NotFound,
@@ -204,20 +204,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_sheet_of_ours_is_replaced_and_it_is_a_picture_still() {
+    fn only_our_own_contact_sheet_is_replaced_and_it_stays_a_valid_png() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("a.png");
-        check_place(&file).unwrap();
+        check_output(&file).unwrap();
         let picture = image::RgbImage::from_pixel(3, 2, image::Rgb([1, 2, 3]));
         picture.save(&file).unwrap();
-        let said = check_place(&file).unwrap_err();
+        let said = check_output(&file).unwrap_err();
         assert!(said.is::<UsageError>() && said.to_string().contains("did not draw it"), "{said}");
         let mut png = std::fs::read(&file).unwrap();
         png.splice(HEADER..HEADER, *SIGNATURE);
         std::fs::write(&file, &png).unwrap();
-        check_place(&file).unwrap();
+        check_output(&file).unwrap();
         assert_eq!(image::open(&file).unwrap().to_rgb8(), picture);
         std::fs::write(&file, "x").unwrap();
-        assert!(check_place(&file).is_err());
+        assert!(check_output(&file).is_err());
     }
 }

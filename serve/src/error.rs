@@ -1,142 +1,184 @@
-//! Every way in which a request can fail, and the HTTP status that says so: the one place where they meet.
+//! Every way in which a request can fail, and the HTTP answer that reports it.
 
 use axum::Json;
-use axum::http::header::{ACCEPT_ENCODING, RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::body::Body;
+use axum::http::header::{ACCEPT_ENCODING, CONTENT_LENGTH, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use macrl_bundle::decode::DecodeError;
-use serde_json::{Map, Value, json};
 
+use crate::api::errors::{ErrorBody, ErrorDetail, OpenAiErrorBody, OpenAiErrorDetail};
+use crate::engine::EmbedError;
 use crate::index::IndexError;
+use crate::pool::WorkError;
+
+/// Declares [`ErrorKind`] with the status, the code and the description of each kind.
+macro_rules! error_kinds {
+    ($($kind:ident = $status:ident, $code:literal, $description:literal;)+) => {
+        /// The kinds of errors; an [`ApiError`] is one of them with its details.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum ErrorKind {
+            $(#[doc = $description] $kind,)+
+        }
+
+        impl ErrorKind {
+            /// The status of the answer.
+            pub fn status(self) -> StatusCode {
+                match self { $(Self::$kind => StatusCode::$status,)+ }
+            }
+
+            /// The code in the answer, for programs.
+            pub fn code(self) -> &'static str {
+                match self { $(Self::$kind => $code,)+ }
+            }
+
+            /// What the kind means, for the API description.
+            pub fn description(self) -> &'static str {
+                match self { $(Self::$kind => $description,)+ }
+            }
+        }
+    };
+}
+
+error_kinds! {
+    Malformed = BAD_REQUEST, "malformed", "the query, the form or the JSON is not what the route takes";
+    Unauthorized = UNAUTHORIZED, "unauthorized", "the server asks for a key, and none or a wrong one was given";
+    NotFound = NOT_FOUND, "not_found", "there is no such route or item, or the bundle has no probe";
+    Method = METHOD_NOT_ALLOWED, "method_not_allowed", "the route does not take this method";
+    SlowBody = REQUEST_TIMEOUT, "body_timeout", "the body arrived too slowly";
+    Dimension = CONFLICT, "dimension_mismatch", "the vector's length is not the model's";
+    Conflict = CONFLICT, "conflict", "the request contradicts what the server holds";
+    BodyTooLarge = PAYLOAD_TOO_LARGE, "body_too_large", "the body has too many bytes";
+    ImageTooLarge = PAYLOAD_TOO_LARGE, "image_too_large", "an image has too many pixels";
+    TooManyImages = PAYLOAD_TOO_LARGE, "too_many_images", "the request has too many images";
+    IndexFull = PAYLOAD_TOO_LARGE, "index_full", "the items of the index take all the memory that they may";
+    UnsupportedType = UNSUPPORTED_MEDIA_TYPE, "unsupported_type", "the body is neither an image, nor a form, nor JSON";
+    UnsupportedEncoding = UNSUPPORTED_MEDIA_TYPE, "unsupported_encoding", "the Content-Encoding is not supported";
+    Undecodable = UNPROCESSABLE_ENTITY, "image_undecodable", "an image cannot be decoded";
+    QueueFull = TOO_MANY_REQUESTS, "queue_full", "the queue has no room; try again after Retry-After";
+    Starting = SERVICE_UNAVAILABLE, "starting", "the model is being loaded";
+    Stopping = SERVICE_UNAVAILABLE, "stopping", "the server is stopping";
+    IndexUnavailable = SERVICE_UNAVAILABLE, "index_unavailable", "the index does not answer";
+    Timeout = SERVICE_UNAVAILABLE, "timeout", "there was no result in time";
+    Internal = INTERNAL_SERVER_ERROR, "internal", "the server failed";
+}
 
 /// Why a request failed.  4xx: the client's mistake; 5xx: the server's state.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum ApiError {
-    /// 400: not the JSON, query or form that the route takes.
+    /// [`ErrorKind::Malformed`]
     #[error("{0}")]
     Malformed(String),
-    /// 401: a key is asked for and was not given, or is wrong.
+    /// [`ErrorKind::Unauthorized`]
     #[error("this server asks for `Authorization: Bearer KEY`, found no valid key")]
     Unauthorized,
-    /// 404: no such route, item, or no probe in the bundle.
+    /// [`ErrorKind::NotFound`]
     #[error("{0}")]
     NotFound(String),
-    /// 405: the route exists with another method.
+    /// [`ErrorKind::Method`]
     #[error("this route does not take that method")]
     Method,
-    /// 408: the client sent its body too slowly.
+    /// [`ErrorKind::SlowBody`]; after so many seconds.
     #[error("the body did not arrive within {0} s")]
     SlowBody(u64),
-    /// 409: a vector of another length than the model's.
+    /// [`ErrorKind::Dimension`]
     #[error("expected a vector of {expected} numbers, found {found}")]
     Dimension {
-        /// D.
+        /// Length of the model's vectors, D.
         expected: usize,
-        /// Numbers sent.
+        /// Length of the given vector.
         found: usize,
     },
-    /// 409: the request contradicts what the server holds.
+    /// [`ErrorKind::Conflict`]
     #[error("{0}")]
     Conflict(String),
-    /// 413: bytes.
+    /// [`ErrorKind::BodyTooLarge`]; the limit in bytes.
     #[error("the body is larger than {0} bytes")]
     BodyTooLarge(usize),
-    /// 413: pixels.
+    /// [`ErrorKind::ImageTooLarge`]
     #[error("{0}")]
     ImageTooLarge(String),
-    /// 413: images in one request.
+    /// [`ErrorKind::TooManyImages`]
     #[error("at most {limit} images per request, found {found}")]
     TooManyImages {
-        /// Allowed.
+        /// Images that a request may have.
         limit: usize,
-        /// Sent.
+        /// Images that it had.
         found: usize,
     },
-    /// 413: items.
+    /// [`ErrorKind::IndexFull`]; the limit in bytes.
     #[error("the index is full: its items may take {0} bytes")]
     IndexFull(usize),
-    /// 415: a coding that is not read.
+    /// [`ErrorKind::UnsupportedEncoding`]
     #[error("expected Content-Encoding gzip, deflate, br, zstd or none, found {0}")]
     UnsupportedEncoding(String),
-    /// 415: neither an image, nor a form, nor JSON.
+    /// [`ErrorKind::UnsupportedType`]
     #[error("{0}")]
     UnsupportedType(String),
-    /// 422: bytes that are not an image, or a broken one.
+    /// [`ErrorKind::Undecodable`]
     #[error("{0}")]
     Undecodable(String),
-    /// 429: the queue has no room for these images.
+    /// [`ErrorKind::QueueFull`]
     #[error("the queue is full; try again in {retry_after} s")]
     QueueFull {
-        /// Seconds.
+        /// Seconds after which there is probably room.
         retry_after: u64,
     },
-    /// 503: the model is being loaded.
+    /// [`ErrorKind::Starting`]
     #[error("the model is still being loaded")]
     Starting,
-    /// 503: the server was told to end.
+    /// [`ErrorKind::Stopping`]
     #[error("the server is stopping")]
     Stopping,
-    /// 503: the index's storage does not answer.
+    /// [`ErrorKind::IndexUnavailable`]
     #[error("the index is not available: {0}")]
     IndexUnavailable(String),
-    /// 503: no answer in time.
+    /// [`ErrorKind::Timeout`]; after so many seconds.
     #[error("no answer within {0} s")]
     Timeout(u64),
-    /// 500: our mistake.
+    /// [`ErrorKind::Internal`]
     #[error("internal error: {0}")]
     Internal(String),
 }
 
 impl ApiError {
+    /// [`ApiError::Malformed`] with this message.
+    pub fn malformed(message: impl Into<String>) -> Self {
+        Self::Malformed(message.into())
+    }
+
+    /// The kind, which decides the status and the code of the answer.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Malformed(_) => ErrorKind::Malformed,
+            Self::Unauthorized => ErrorKind::Unauthorized,
+            Self::NotFound(_) => ErrorKind::NotFound,
+            Self::Method => ErrorKind::Method,
+            Self::SlowBody(_) => ErrorKind::SlowBody,
+            Self::Dimension { .. } => ErrorKind::Dimension,
+            Self::Conflict(_) => ErrorKind::Conflict,
+            Self::BodyTooLarge(_) => ErrorKind::BodyTooLarge,
+            Self::ImageTooLarge(_) => ErrorKind::ImageTooLarge,
+            Self::TooManyImages { .. } => ErrorKind::TooManyImages,
+            Self::IndexFull(_) => ErrorKind::IndexFull,
+            Self::UnsupportedType(_) => ErrorKind::UnsupportedType,
+            Self::UnsupportedEncoding(_) => ErrorKind::UnsupportedEncoding,
+            Self::Undecodable(_) => ErrorKind::Undecodable,
+            Self::QueueFull { .. } => ErrorKind::QueueFull,
+            Self::Starting => ErrorKind::Starting,
+            Self::Stopping => ErrorKind::Stopping,
+            Self::IndexUnavailable(_) => ErrorKind::IndexUnavailable,
+            Self::Timeout(_) => ErrorKind::Timeout,
+            Self::Internal(_) => ErrorKind::Internal,
+        }
+    }
+
     /// The status of the answer.
     pub fn status(&self) -> StatusCode {
-        match self {
-            Self::Malformed(_) => StatusCode::BAD_REQUEST,
-            Self::Unauthorized => StatusCode::UNAUTHORIZED,
-            Self::NotFound(_) => StatusCode::NOT_FOUND,
-            Self::Method => StatusCode::METHOD_NOT_ALLOWED,
-            Self::SlowBody(_) => StatusCode::REQUEST_TIMEOUT,
-            Self::Dimension { .. } | Self::Conflict(_) => StatusCode::CONFLICT,
-            Self::BodyTooLarge(_) | Self::ImageTooLarge(_) | Self::TooManyImages { .. } | Self::IndexFull(_) => {
-                StatusCode::PAYLOAD_TOO_LARGE
-            }
-            Self::UnsupportedType(_) | Self::UnsupportedEncoding(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            Self::Undecodable(_) => StatusCode::UNPROCESSABLE_ENTITY,
-            Self::QueueFull { .. } => StatusCode::TOO_MANY_REQUESTS,
-            Self::Starting | Self::Stopping | Self::IndexUnavailable(_) | Self::Timeout(_) => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
-            Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
-        }
+        self.kind().status()
     }
 
-    /// The word that programs compare.
-    pub fn code(&self) -> &'static str {
-        match self {
-            Self::Malformed(_) => "malformed",
-            Self::Unauthorized => "unauthorized",
-            Self::NotFound(_) => "not_found",
-            Self::Method => "method_not_allowed",
-            Self::SlowBody(_) => "body_timeout",
-            Self::Dimension { .. } => "dimension_mismatch",
-            Self::Conflict(_) => "conflict",
-            Self::BodyTooLarge(_) => "body_too_large",
-            Self::ImageTooLarge(_) => "image_too_large",
-            Self::TooManyImages { .. } => "too_many_images",
-            Self::IndexFull(_) => "index_full",
-            Self::UnsupportedType(_) => "unsupported_type",
-            Self::UnsupportedEncoding(_) => "unsupported_encoding",
-            Self::Undecodable(_) => "image_undecodable",
-            Self::QueueFull { .. } => "queue_full",
-            Self::Starting => "starting",
-            Self::Stopping => "stopping",
-            Self::IndexUnavailable(_) => "index_unavailable",
-            Self::Timeout(_) => "timeout",
-            Self::Internal(_) => "internal",
-        }
-    }
-
-    /// Seconds after which the same request may succeed, where it is likely to.
+    /// Seconds after which the same request will probably succeed, if it may.
     fn retry_after(&self) -> Option<u64> {
         match self {
             Self::QueueFull { retry_after } => Some(*retry_after),
@@ -145,7 +187,7 @@ impl ApiError {
         }
     }
 
-    /// OpenAI's word for the kind of error.
+    /// The kind of error in OpenAI's terms.
     fn openai_type(&self) -> &'static str {
         match self.status() {
             StatusCode::UNAUTHORIZED => "authentication_error",
@@ -155,7 +197,7 @@ impl ApiError {
         }
     }
 
-    /// This error, caused by the `index`-th image of the request.
+    /// This error, caused by the request's image number `index`, counted from 0.
     pub fn at(self, index: usize) -> Failure {
         Failure { error: self, index: Some(index), param: None }
     }
@@ -177,11 +219,32 @@ impl From<DecodeError> for ApiError {
     }
 }
 
+impl From<WorkError> for ApiError {
+    fn from(error: WorkError) -> Self {
+        match error {
+            WorkError::Panicked => Self::Undecodable(error.to_string()),
+            WorkError::Closed => Self::Stopping,
+            WorkError::NoThread => Self::Internal(error.to_string()),
+        }
+    }
+}
+
+impl From<EmbedError> for ApiError {
+    fn from(error: EmbedError) -> Self {
+        match error {
+            EmbedError::Decode(error) => error.into(),
+            EmbedError::Work(error) => error.into(),
+            EmbedError::Inference(cause) => Self::Internal(cause),
+            EmbedError::Stopped => Self::Stopping,
+        }
+    }
+}
+
 impl From<IndexError> for ApiError {
     fn from(error: IndexError) -> Self {
         match error {
             IndexError::Dimension { expected, found } => Self::Dimension { expected, found },
-            IndexError::Encoder { .. } => Self::Conflict(error.to_string()),
+            IndexError::EncoderMismatch { .. } => Self::Conflict(error.to_string()),
             IndexError::Full { limit } => Self::IndexFull(limit),
             IndexError::Open(cause) | IndexError::Unavailable(cause) => Self::IndexUnavailable(cause),
             IndexError::Storage(cause) => Self::Internal(cause),
@@ -189,14 +252,14 @@ impl From<IndexError> for ApiError {
     }
 }
 
-/// An [`ApiError`] and, where one image of several is at fault, which.
+/// An [`ApiError`] and which part of the request caused it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Failure {
     /// What happened.
     pub error: ApiError,
-    /// Position in the request, from 0.
+    /// The image that caused it, counted from 0, if it was one of several.
     pub index: Option<usize>,
-    /// The field at fault, where OpenAI's shape has a place for it.
+    /// The field that caused it; only OpenAI's form of errors reports it.
     pub param: Option<&'static str>,
 }
 
@@ -213,32 +276,45 @@ impl From<ApiError> for Failure {
 }
 
 impl Failure {
-    /// `{"code", "message", "index"?}`.
-    pub fn to_json(&self) -> Value {
-        let mut inner = Map::new();
-        inner.insert("code".into(), self.error.code().into());
-        inner.insert("message".into(), self.error.to_string().into());
-        if let Some(index) = self.index {
-            inner.insert("index".into(), index.into());
-        }
-        Value::Object(inner)
-    }
-
     /// This failure, caused by the field `param`.
     pub fn of(self, param: &'static str) -> Self {
         Self { param: Some(param), ..self }
     }
 
-    /// The answer in OpenAI's shape: `{"message", "type", "param", "code", "index"?}`.
-    pub fn into_openai_response(self) -> Response {
-        let mut inner = self.to_json();
-        inner["type"] = self.error.openai_type().into();
-        inner["param"] = self.param.into();
-        self.respond(inner)
+    /// The body of the answer.
+    pub(crate) fn body(&self) -> ErrorBody {
+        let (code, message) = (self.error.kind().code(), self.error.to_string());
+        ErrorBody { error: ErrorDetail { code, message, index: self.index } }
     }
 
-    fn respond(self, inner: Value) -> Response {
-        let mut response = (self.error.status(), Json(json!({ "error": inner }))).into_response();
+    /// The body of the answer in OpenAI's form.
+    fn openai_body(&self) -> OpenAiErrorBody {
+        let ErrorDetail { code, message, index } = self.body().error;
+        let (r#type, param) = (self.error.openai_type(), self.param);
+        OpenAiErrorBody { error: OpenAiErrorDetail { code, message, index, r#type, param } }
+    }
+
+    /// `response`, which reports this failure, with its body in OpenAI's form.
+    pub(crate) fn with_openai_body(&self, mut response: Response) -> Response {
+        *response.body_mut() = Json(self.openai_body()).into_response().into_body();
+        response.headers_mut().remove(CONTENT_LENGTH); // the other body's
+        response
+    }
+}
+
+/// The content codings that are supported.
+const CODINGS: &str = "gzip, deflate, br, zstd";
+
+/// The error's code, for the request counters and the log.
+#[derive(Debug, Clone, Copy)]
+pub struct ErrorCode(pub &'static str);
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response<Body> {
+        if let ApiError::Internal(cause) | ApiError::IndexUnavailable(cause) = &self.error {
+            tracing::error!(cause, "a request failed");
+        }
+        let mut response = (self.error.status(), Json(self.body())).into_response();
         let headers = response.headers_mut();
         if let Some(seconds) = self.error.retry_after() {
             headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
@@ -250,26 +326,10 @@ impl Failure {
             }
             _ => {}
         }
-        response.extensions_mut().insert(ErrorCode(self.error.code()));
-        response
-    }
-}
-
-/// Codings of bodies that are read.
-const CODINGS: &str = "gzip, deflate, br, zstd";
-
-/// The error's code, for the request counters and the log.
-#[derive(Debug, Clone, Copy)]
-pub struct ErrorCode(pub &'static str);
-
-impl IntoResponse for Failure {
-    fn into_response(self) -> Response {
-        if let ApiError::Internal(cause) | ApiError::IndexUnavailable(cause) = &self.error {
-            tracing::error!(cause, "a request failed");
-        }
-        let mut response = self.clone().respond(self.to_json());
-        // Below `/v1` it is written in another shape.
-        response.extensions_mut().insert(self);
+        let extensions = response.extensions_mut();
+        extensions.insert(ErrorCode(self.error.kind().code()));
+        // Routes below /v1 answer in OpenAI's form; the middleware needs the details for that.
+        extensions.insert(self);
         response
     }
 }

@@ -1,4 +1,4 @@
-//! `multipart/form-data`: the parts of a form, their names, and which of them are images.
+//! `multipart/form-data`: parses the parts of a form and tells which of them are images.
 
 use axum::body::{Body, Bytes};
 use axum::extract::{FromRequest, Multipart, Request};
@@ -6,14 +6,14 @@ use axum::http::HeaderMap;
 use axum::http::header::{CONTENT_DISPOSITION, CONTENT_TYPE};
 use serde::de::DeserializeOwned;
 
-use crate::disposition::Disposition;
+use crate::body::RequestBody;
+use crate::content_disposition::ContentDisposition;
 use crate::error::ApiError;
-use crate::input::{Received, malformed};
 
-/// Fields that are options even where they come as a file.
+/// Fields that are options even if they are sent as files.
 const OPTIONS: [&str; 7] = ["metadata", "normalize", "top_k", "encoding_format", "filter", "exact", "k"];
 
-/// Fields that are images even where nothing else says so.
+/// Fields that are images even if they have neither a type nor a file name.
 const IMAGES: [&str; 6] = ["image", "images", "image[]", "images[]", "file", "files"];
 
 /// One part of a form.
@@ -21,12 +21,12 @@ const IMAGES: [&str; 6] = ["image", "images", "image[]", "images[]", "file", "fi
 pub struct Part {
     /// The field's name.
     pub name: String,
-    /// The file's name, where it is a file.
+    /// The file's name, if it was sent as a file.
     pub file_name: Option<String>,
-    /// Whether it is to be read as an image.
-    pub image: bool,
-    /// Whether its type is JSON's.
-    pub json: bool,
+    /// Whether it is an image.
+    pub is_image: bool,
+    /// Whether its type is JSON.
+    pub is_json: bool,
     /// Its content.
     pub bytes: Bytes,
 }
@@ -34,23 +34,23 @@ pub struct Part {
 impl Part {
     fn new(headers: &HeaderMap) -> Self {
         let disposition =
-            headers.get(CONTENT_DISPOSITION).map(|v| Disposition::parse(v.as_bytes())).unwrap_or_default();
-        let Disposition { name, file_name } = disposition;
+            headers.get(CONTENT_DISPOSITION).map(|v| ContentDisposition::parse(v.as_bytes())).unwrap_or_default();
+        let ContentDisposition { name, file_name } = disposition;
         let name = name.unwrap_or_default();
         let kind = headers.get(CONTENT_TYPE).map(|v| String::from_utf8_lossy(v.as_bytes()).to_ascii_lowercase());
         let kind = kind.as_deref().and_then(|k| k.split(';').next()).unwrap_or_default().trim();
-        let json = kind == "application/json" || kind.starts_with("application/") && kind.ends_with("+json");
+        let is_json = kind == "application/json" || kind.starts_with("application/") && kind.ends_with("+json");
         let untyped = IMAGES.contains(&&*name) || file_name.is_some() && !OPTIONS.contains(&&*name);
-        let image = kind.starts_with("image/") || !json && untyped;
-        Self { name, file_name, image, json, bytes: Bytes::new() }
+        let is_image = kind.starts_with("image/") || !is_json && untyped;
+        Self { name, file_name, is_image, is_json, bytes: Bytes::new() }
     }
 
     /// The content as text.
     ///
     /// # Errors
-    /// [`ApiError::Malformed`] where it is not UTF-8.
+    /// [`ApiError::Malformed`] if it is not UTF-8.
     pub fn text(&self) -> Result<&str, ApiError> {
-        std::str::from_utf8(&self.bytes).map_err(|_| malformed(format!("field `{}` is not text", self.name)))
+        std::str::from_utf8(&self.bytes).map_err(|_| ApiError::malformed(format!("field `{}` is not text", self.name)))
     }
 
     /// The content as JSON.
@@ -58,18 +58,18 @@ impl Part {
     /// # Errors
     /// [`ApiError::Malformed`].
     pub fn json<T: DeserializeOwned>(&self) -> Result<T, ApiError> {
-        serde_json::from_slice(&self.bytes).map_err(|e| malformed(format!("field `{}`: {e}", self.name)))
+        serde_json::from_slice(&self.bytes).map_err(|e| ApiError::malformed(format!("field `{}`: {e}", self.name)))
     }
 }
 
-impl Received {
+impl RequestBody {
     /// The form's parts, in order.
     ///
     /// # Errors
     /// [`ApiError::Malformed`].
     pub async fn form(&self) -> Result<Vec<Part>, ApiError> {
         let request = Request::from_parts(self.parts.clone(), Body::from(self.bytes.clone()));
-        let fault = |e: &dyn std::fmt::Display| malformed(format!("the form cannot be read: {e}"));
+        let fault = |e: &dyn std::fmt::Display| ApiError::malformed(format!("the form cannot be read: {e}"));
         let mut form = Multipart::from_request(request, &()).await.map_err(|e| fault(&e.body_text()))?;
         let mut parts = Vec::new();
         while let Some(field) = form.next_field().await.map_err(|e| fault(&e.body_text()))? {
@@ -109,7 +109,7 @@ mod tests {
             ("form-data; name=file; filename=m.json", "Application/JSON; charset=utf-8", false),
             ("form-data; name=k", "", false),
         ] {
-            assert_eq!(part(disposition, kind).image, image, "{disposition} {kind}");
+            assert_eq!(part(disposition, kind).is_image, image, "{disposition} {kind}");
         }
     }
 }

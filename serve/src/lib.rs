@@ -1,37 +1,42 @@
-//! A bundle -> HTTP.
+//! Serves a bundle over HTTP.
 //!
-//! One request's way: [`door`] accepts it, [`routes`] finds its handler, [`input`] reads and bounds its body,
-//! [`features`] admits its images, has them decoded on the [`pool`] (the smallest by the worker that infers them) and hands
-//! them to the [`engine`], whose worker threads batch them for ONNX Runtime; [`index`] keeps items and finds neighbours;
-//! [`error`] is the one place where failures become statuses.  [`ingest`] and [`transfer`] fill and empty an index without a server.
+//! A request passes these modules: [`connection_limiter`] accepts its connection and [`routes`] finds its handler.  [`body`]
+//! receives its body within the limits.  [`features`] admits its images, decodes them on the [`pool`] (small ones on the worker
+//! that embeds them), and passes them to the [`engine`], whose workers run batches through ONNX Runtime.  [`index`] stores
+//! items and finds neighbours.  [`error`] turns failures into HTTP answers.
+//!
+//! [`ingest`] and [`transfer`] fill and read an index without a server.
 
-#![warn(clippy::print_stdout, clippy::print_stderr)] // everything that is said goes through macrl_bundle::output
+#![warn(clippy::print_stdout, clippy::print_stderr)] // all output goes through macrl_bundle::output
 
+mod api;
+pub mod arguments;
+pub mod body;
+mod budget;
 pub mod cli;
 pub mod client;
-mod coding;
 pub mod connection;
+pub mod connection_limiter;
+pub mod contact_sheet;
+mod content_disposition;
+mod content_encoding;
 pub mod demo;
-mod disposition;
-pub mod door;
 pub mod engine;
 pub mod error;
 pub mod features;
 pub mod form;
+pub mod image_folder;
 pub mod index;
 pub mod ingest;
-pub mod input;
 pub mod limits;
 pub mod metrics;
-mod openai_input;
-pub mod openapi;
 pub mod origin;
-pub mod pictures;
 pub mod pool;
 pub mod process;
-mod rest;
 pub mod routes;
 pub mod server;
-pub mod sheet;
 pub mod state;
+mod text_encoding;
+pub mod thumbnail;
 pub mod transfer;
+mod unread_body;

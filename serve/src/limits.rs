@@ -1,4 +1,4 @@
-//! What one request and all of them together may cost.
+//! The limits of one request and of all requests together.
 
 use std::time::Duration;
 
@@ -6,18 +6,18 @@ use macrl_bundle::decode::DecodeLimits;
 
 use crate::index::OpenOptions;
 
-/// Bounds that every route keeps; shown by `/info`.
+/// The limits of requests; `/info` and the API document show them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Limits {
     /// Bytes of one body.
     pub body_bytes: usize,
-    /// Bytes of all bodies that are being received.
+    /// Bytes of all bodies in memory.
     pub buffered_bytes: usize,
     /// Images of one request.
     pub images: usize,
     /// Inputs of one `/v1/embeddings` request; more than [`Limits::images`] are embedded in several steps.
     pub inputs: usize,
-    /// Images admitted at once: decoding, waiting or in a batch.
+    /// Images that are admitted at once: those being decoded, in the queue or in a batch.
     pub queue: usize,
     /// Pixels and memory of one image.
     pub decode: DecodeLimits,
@@ -29,24 +29,24 @@ pub struct Limits {
     pub index_bytes: usize,
     /// With more items than this, searches are approximate unless they ask to be exact.
     pub exact_up_to: usize,
-    /// For which an idle connection stays open.
+    /// Time for which an idle connection stays open.
     pub keep_alive: Duration,
-    /// For a whole request header to arrive, from its first byte.
+    /// Time for a request's header to arrive, from its first byte.
     pub header_timeout: Duration,
-    /// For a whole body to arrive.
+    /// Time for a body to arrive.
     pub body_timeout: Duration,
-    /// From the body's arrival to the answer.
+    /// Time from the body's arrival to the response.
     pub request_timeout: Duration,
-    /// Connections at once; a further one takes the place of the one that has been idle longest.
+    /// Connections at once; for a further one, the one that has been idle longest is closed.
     pub connections: usize,
-    /// Between SIGTERM and the last accepted connection: load balancers look at `/ready` now and then.
+    /// Time after SIGTERM during which connections are accepted: load balancers poll `/ready`.
     pub drain_delay: Duration,
-    /// For accepted requests to finish after that.
+    /// Time for accepted requests to finish after that.
     pub grace: Duration,
 }
 
-/// Inputs of one `/v1/embeddings` request at most, as at OpenAI.
-pub const MOST_INPUTS: usize = 2048;
+/// Most inputs of one `/v1/embeddings` request, as at OpenAI.
+pub const MAX_INPUTS: usize = 2048;
 
 impl Default for Limits {
     fn default() -> Self {
@@ -61,7 +61,7 @@ impl Default for Limits {
             metadata_bytes: 16 << 10,
             index_bytes: OpenOptions::default().max_bytes,
             exact_up_to: OpenOptions::default().exact_up_to,
-            // Above the 60 s of most proxies: whoever closes first loses no request.
+            // Longer than the 60 s of most proxies: see connection.rs.
             keep_alive: Duration::from_secs(75),
             header_timeout: Duration::from_secs(10),
             body_timeout: Duration::from_secs(30),

@@ -1,15 +1,16 @@
-//! `macrl-serve`: parse, run, and say what went wrong in one line.
+//! `macrl-serve`: parses the arguments, runs the command, and reports an error in one line.
 
-#![warn(clippy::print_stdout, clippy::print_stderr)] // everything that is said goes through macrl_bundle::output
+#![warn(clippy::print_stdout, clippy::print_stderr)] // all output goes through macrl_bundle::output
 
 use std::process::ExitCode;
 
 use clap::Parser;
 use macrl_bundle::output::one_line;
 use macrl_bundle::say;
-use macrl_serve::cli::{Cli, UsageError};
+use macrl_serve::arguments::UsageError;
+use macrl_serve::cli::Cli;
 
-/// Batches come and go at a steady pace; mimalloc gives their memory back where the system's allocator fragments.
+/// mimalloc returns the memory of batches to the system; with the system's allocator, it would fragment.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -17,7 +18,7 @@ fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) if !error.use_stderr() => {
-            let _ = error.print(); // to a pipe that nobody reads, perhaps
+            let _ = error.print(); // fails if stdout is a closed pipe
             return ExitCode::SUCCESS;
         }
         Err(error) => {

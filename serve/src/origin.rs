@@ -1,20 +1,20 @@
-//! Web origins as an operator writes them and as browsers send them.
+//! Web origins for CORS: parses what an operator writes into what browsers send.
 
 use std::str::FromStr;
 
 use axum::http::HeaderValue;
 
-/// Whose pages may call this server.
+/// A web origin whose pages may call the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
-    /// `*`: every page.
+    /// `*`: every origin.
     Any,
-    /// One origin, as browsers write it: small letters, no port where it is the scheme's own, nothing behind the host.
+    /// One origin in the form that browsers send: lower case, without the scheme's default port, and without a path.
     One(String),
 }
 
 impl Origin {
-    /// What the `Origin` header of such a page holds.
+    /// The value of the `Origin` header for it; `None` for every origin.
     pub fn header(&self) -> Option<HeaderValue> {
         match self {
             Self::Any => None,
@@ -35,11 +35,11 @@ impl FromStr for Origin {
         let (scheme, rest) = text.split_once("://").ok_or_else(wrong)?;
         let host = rest.strip_suffix('/').unwrap_or(rest);
         let scheme = scheme.to_ascii_lowercase();
-        let plain = |c: char| c.is_ascii_alphanumeric() || "+-.".contains(c);
-        if !scheme.starts_with(|c: char| c.is_ascii_alphabetic()) || !scheme.chars().all(plain) {
+        let valid = |c: char| c.is_ascii_alphanumeric() || "+-.".contains(c);
+        if !scheme.starts_with(|c: char| c.is_ascii_alphabetic()) || !scheme.chars().all(valid) {
             return Err(wrong());
         }
-        // Browsers send international names in their ASCII form.
+        // Browsers send international host names in ASCII form, so others are refused.
         if host.is_empty() || host.contains(|c: char| "/?#@*".contains(c) || !c.is_ascii_graphic()) {
             return Err(wrong());
         }
@@ -59,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn spellings_of_one_origin_are_one() {
+    fn spellings_of_one_origin_are_equal() {
         for text in ["https://a.example", "https://a.example/", "HTTPS://A.Example", "https://a.example:443/"] {
             assert_eq!(text.parse(), Ok(Origin::One("https://a.example".into())), "{text}");
         }
@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_browser_sends_is_refused() {
+    fn what_is_not_an_origin_is_refused() {
         for text in ["", "a.example", "https://", "https://a.example/page", "https://*.example", "https://ä.example"] {
             assert!(text.parse::<Origin>().is_err(), "{text}");
         }

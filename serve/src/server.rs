@@ -1,4 +1,4 @@
-//! The process around the router: socket, signals, start and end.
+//! The server process: start, signals, and shutdown.
 
 use std::io::Write;
 use std::net::SocketAddr;
@@ -12,12 +12,12 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinHandle;
 
-use crate::door::Door;
+use crate::connection_limiter::ConnectionLimiter;
 use crate::process::memory_limit;
 use crate::routes::app;
 use crate::state::{App, AppState, Settings};
 
-/// The signals that are listened to, from before anything else is done.
+/// The signals that the process handles, from its start on.
 struct Signals {
     term: Signal,
     int: Signal,
@@ -31,8 +31,8 @@ impl Signals {
         Ok(Self { term: on(term)?, int: on(int)?, hup: on(hup)? })
     }
 
-    /// SIGTERM or SIGINT; cancel-safe.
-    async fn end(&mut self) {
+    /// Waits for SIGTERM or SIGINT.  Cancel-safe.
+    async fn shutdown(&mut self) {
         tokio::select! {
             _ = self.term.recv() => {}
             _ = self.int.recv() => {}
@@ -40,21 +40,21 @@ impl Signals {
     }
 }
 
-/// Serves the bundle in `dir` until SIGTERM or SIGINT, then finishes what was accepted.
+/// Serves the bundle in `dir` until SIGTERM or SIGINT, then answers the requests that were accepted.
 ///
-/// The socket takes connections at once; they are answered when the index is open, and `/ready` tells when the model is
-/// loaded.  A signal that ends the process does so at any time, whatever is being waited for.
+/// The socket is bound first.  Requests are answered once the index is open, and `/ready` tells when the model is loaded.  A
+/// signal ends the process in every phase.
 ///
 /// # Errors
-/// A bundle, library or port that cannot be used.
+/// A bundle, library, index or port that cannot be used.
 pub async fn serve(dir: &Path, listen: &str, settings: Settings) -> Result<()> {
     let mut signals = Signals::new()?;
     let stopping = || announce("stopping: nothing was served yet");
     let mut opening = open(dir);
     let bundle = tokio::select! {
         opened = &mut opening => opened.context("the bundle's loader failed")??,
-        () = signals.end() => {
-            // A process that ends while ONNX Runtime is being loaded may crash in its destructors.
+        () = signals.shutdown() => {
+            // If the process ended while ONNX Runtime is being loaded, its destructors might crash.
             let _ = opening.await;
             stopping();
             return Ok(());
@@ -62,7 +62,7 @@ pub async fn serve(dir: &Path, listen: &str, settings: Settings) -> Result<()> {
     };
     let started = tokio::select! {
         started = start(bundle, listen, settings) => started?,
-        () = signals.end() => {
+        () = signals.shutdown() => {
             stopping();
             return Ok(());
         }
@@ -75,27 +75,28 @@ pub async fn serve(dir: &Path, listen: &str, settings: Settings) -> Result<()> {
     announce(&format!("listening on http://{address}"));
 
     let graceful = GracefulShutdown::new();
-    let mut door = Door::new(listener, app(state.clone()), &state.settings.limits, state.metrics.clone());
+    let mut limiter =
+        ConnectionLimiter::new(listener, app(state.clone()), &state.settings.limits, state.metrics.clone());
     let mut loaded = false;
     loop {
         tokio::select! {
-            () = door.next(&graceful) => {}
+            () = limiter.accept(&graceful) => {}
             outcome = &mut loading, if !loaded => {
                 loaded = true;
                 outcome.context("the loader failed")??;
                 announce(&format!("ready: {name} on {}", device(&state)));
             }
-            // Until the model is loaded a signal waits: the bundle may have been replaced while it was read.
+            // While the model is being loaded, SIGHUP waits: the bundle may have been replaced after it was read.
             _ = signals.hup.recv(), if loaded => drop(reload(&state)),
             _ = signals.term.recv() => break,
             _ = signals.int.recv() => break,
         }
     }
-    drain(&state, &mut door, &graceful, &mut signals).await;
-    drop(door);
+    drain(&state, &mut limiter, &graceful, &mut signals).await;
+    drop(limiter);
     let finished = finish(&state, graceful, &mut signals).await;
     if !loaded {
-        // As above: its sessions are being made.
+        // As above: ONNX Runtime is opening the sessions.
         let _ = loading.await;
     }
     finished
@@ -111,7 +112,7 @@ fn open(dir: &Path) -> JoinHandle<Result<Bundle>> {
     })
 }
 
-/// What there is before the model is loaded.
+/// The server before the model is loaded.
 struct Started {
     listener: TcpListener,
     bundle: Bundle,
@@ -126,7 +127,7 @@ async fn start(bundle: Bundle, listen: &str, settings: Settings) -> Result<Start
     Ok(Started { listener, bundle, state })
 }
 
-/// The limits of one request are generous; whether this machine can keep them for all is another question.
+/// Warns if all requests together could take more memory than there is.
 fn warn_of_memory(state: &AppState) {
     let worst = state.worst_case_bytes();
     if let Some(memory) = memory_limit().filter(|memory| *memory < worst) {
@@ -138,8 +139,8 @@ fn warn_of_memory(state: &AppState) {
     }
 }
 
-/// `/ready` says 503 and everything else goes on, until load balancers have noticed.
-async fn drain(state: &AppState, door: &mut Door, graceful: &GracefulShutdown, signals: &mut Signals) {
+/// Makes `/ready` answer 503 and keeps serving for the drain delay, so that load balancers notice.
+async fn drain(state: &AppState, limiter: &mut ConnectionLimiter, graceful: &GracefulShutdown, signals: &mut Signals) {
     state.stop();
     let delay = state.settings.limits.drain_delay;
     if delay.is_zero() {
@@ -148,18 +149,18 @@ async fn drain(state: &AppState, door: &mut Door, graceful: &GracefulShutdown, s
     announce(&format!("draining: accepting for another {} s", delay.as_secs_f64()));
     let accept = async {
         loop {
-            door.next(graceful).await;
+            limiter.accept(graceful).await;
         }
     };
     tokio::select! {
         () = accept => {}
         () = tokio::time::sleep(delay) => {}
-        // Asked twice: no more waiting.
-        () = signals.end() => {}
+        // A second signal ends the delay.
+        () = signals.shutdown() => {}
     }
 }
 
-/// Lines for people and scripts, on stdout; a closed or full stdout is no reason to end.
+/// Prints a line for people and scripts on stdout.  Errors are ignored: a closed stdout must not end the server.
 fn announce(line: &str) {
     let _ = writeln!(std::io::stdout(), "{line}");
     let _ = std::io::stdout().flush();
@@ -176,7 +177,7 @@ fn device(state: &AppState) -> String {
 fn reload(state: &AppState) -> JoinHandle<()> {
     let state = state.clone();
     tokio::spawn(async move {
-        // The outcome is in the log and the counters.
+        // The result is in the log and the metrics.
         let _ = state.reload().await;
     })
 }
@@ -189,7 +190,7 @@ async fn bind(listen: &str) -> Result<TcpListener> {
     TcpListener::bind(addresses.as_slice()).await.with_context(|| format!("cannot listen on {listen}"))
 }
 
-/// Answers what was accepted, for at most the grace period.
+/// Waits for the accepted requests, for at most the grace period.
 async fn finish(state: &AppState, graceful: GracefulShutdown, signals: &mut Signals) -> Result<()> {
     let grace = state.settings.limits.grace;
     let open = graceful.count();
@@ -199,13 +200,13 @@ async fn finish(state: &AppState, graceful: GracefulShutdown, signals: &mut Sign
         () = tokio::time::sleep(grace) => {
             tracing::warn!("some requests were not finished within {} s", grace.as_secs_f64());
         }
-        () = signals.end() => tracing::warn!("asked a second time to end: some requests were not finished"),
+        () = signals.shutdown() => tracing::warn!("asked a second time to end: some requests were not finished"),
     }
     let state = state.clone();
     let unload = tokio::task::spawn_blocking(move || state.unload());
-    let _ = tokio::time::timeout(UNLOADING, unload).await;
+    let _ = tokio::time::timeout(UNLOAD_TIMEOUT, unload).await;
     Ok(())
 }
 
-/// For workers to end; those that do not have nobody left to answer.
-const UNLOADING: Duration = Duration::from_secs(5);
+/// Time for the workers to end; nothing depends on those that do not.
+const UNLOAD_TIMEOUT: Duration = Duration::from_secs(5);

@@ -1,4 +1,4 @@
-//! What all requests share: the model in use, the index, the limits and the counters.
+//! The state that all requests share: the model in use, the index, the limits and the metrics.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,76 +8,78 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use macrl_bundle::bundle::Bundle;
 use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
 
+use crate::budget::{Budget, Reservation};
 use crate::engine::{Engine, EngineOptions};
 use crate::error::ApiError;
-use crate::index::{self, Encoder, Index, IndexError, Location, OpenOptions};
+use crate::index::{self, EncoderIdentity, Index, IndexError, Location, OpenOptions};
 use crate::limits::Limits;
 use crate::metrics::{Gauges, Metrics};
 use crate::origin::Origin;
-use crate::pool::{Budget, Pool, Share, SlowLane};
+use crate::pool::{LowPriorityPool, Pool};
 
-/// Servers and their data base are often started together: one that is not there yet is waited for.
+/// Time to wait for a database that does not answer yet: it is often started together with the server.
 const INDEX_PATIENCE: Duration = Duration::from_secs(30);
 
-/// A bundle and the sessions that run it.
+/// A bundle and the engine that runs it.
 pub struct Model {
-    /// The validated folder.
+    /// The validated bundle.
     pub bundle: Bundle,
-    /// Its workers.
+    /// The engine with its sessions.
     pub engine: Engine,
 }
 
 impl Model {
-    /// Name that answers carry.
+    /// The model's name in answers.
     pub fn name(&self) -> &str {
         let name = &self.bundle.config.macrl.name;
         if name.is_empty() { "macrl" } else { name }
     }
 
-    /// D.
+    /// Length of a vector, D.
     pub fn dim(&self) -> usize {
         self.bundle.config.hidden_size
     }
 
-    /// Whose vectors it makes.
-    pub fn encoder(&self) -> Encoder {
-        Encoder::of(&self.bundle)
+    /// The identity of its encoder.
+    pub fn encoder(&self) -> EncoderIdentity {
+        EncoderIdentity::of(&self.bundle)
     }
 }
 
-/// How the server is set up, besides the model.
+/// The server's configuration, apart from the bundle.
 #[derive(Debug, Clone, Default)]
 pub struct Settings {
-    /// Bounds.
+    /// Limits of requests.
     pub limits: Limits,
-    /// Inference.
+    /// Options of the engine.
     pub engine: EngineOptions,
-    /// Where items are kept.
+    /// Where items are stored.
     pub index: Location,
-    /// Where asked for, every request that reads or changes anything must name it.
+    /// The key that requests must have, if the server asks for one.
     pub api_key: Option<String>,
-    /// Web origins whose pages may call this server.
+    /// Web origins whose pages may call the server.
     pub cors_origins: Vec<Origin>,
 }
 
-/// Shared by every request.
+/// The state of the server.
 pub struct App {
-    /// As given.
+    /// The configuration.
     pub settings: Settings,
-    /// Counters.
+    /// Counters and histograms.
     pub metrics: Arc<Metrics>,
-    /// The items.
+    /// The index.
     pub index: Arc<dyn Index>,
-    /// Decoding.
+    /// Decodes images and parses bodies.
     pub pool: Pool,
-    /// Decoding of large images.
-    pub slow_lane: SlowLane,
-    /// Images admitted.
+    /// Decodes large images.
+    pub large_image_pool: LowPriorityPool,
+    /// Budget of images that are admitted at once.
     pub admitted: Arc<Budget>,
-    /// Bytes of bodies being received.
+    /// Budget of the bytes of all bodies in memory.
     pub buffered: Arc<Budget>,
-    /// When the process began to serve.
+    /// When the server was started.
     pub started: Instant,
     bundle_dir: PathBuf,
     model: RwLock<Option<Arc<Model>>>,
@@ -86,14 +88,14 @@ pub struct App {
     reloading: tokio::sync::Mutex<()>,
 }
 
-/// Cheap to clone.
+/// A shared handle of the state.
 pub type AppState = Arc<App>;
 
 impl App {
-    /// A server that holds no model yet: every route that needs one answers 503 until [`App::start`] is done.
+    /// The state without a model: routes that need one answer 503 until [`App::start`] is done.
     ///
     /// # Errors
-    /// An index that cannot be opened, or holds vectors of another encoder.
+    /// An index that cannot be opened, or that holds vectors of another encoder.
     pub fn new(bundle: &Bundle, settings: Settings) -> Result<AppState, IndexError> {
         let (decoders, slow_decoders) = decoders();
         let limits = &settings.limits;
@@ -101,9 +103,9 @@ impl App {
         let options = OpenOptions { max_bytes, exact_up_to, patience: INDEX_PATIENCE };
         Ok(Arc::new(Self {
             metrics: Arc::default(),
-            index: index::open(&settings.index, &Encoder::of(bundle), &options)?,
+            index: index::open(&settings.index, &EncoderIdentity::of(bundle), &options)?,
             pool: Pool::new(decoders),
-            slow_lane: SlowLane::new(slow_decoders),
+            large_image_pool: LowPriorityPool::new(slow_decoders),
             admitted: Budget::new(limits.queue),
             buffered: Budget::new(limits.buffered_bytes),
             started: Instant::now(),
@@ -116,10 +118,10 @@ impl App {
         }))
     }
 
-    /// Opens the sessions (seconds; blocking) and begins to answer.
+    /// Starts the engine, which blocks for seconds, and sets the model.
     ///
     /// # Errors
-    /// What keeps the bundle from being served.
+    /// Those of the engine.
     pub fn start(&self, bundle: Bundle) -> anyhow::Result<()> {
         self.set_model(Some(Arc::new(self.load(bundle)?)));
         Ok(())
@@ -133,7 +135,7 @@ impl App {
     /// The model in use.
     ///
     /// # Errors
-    /// [`ApiError::Starting`] before there is one, [`ApiError::Stopping`] after SIGTERM's grace.
+    /// [`ApiError::Starting`] before it is loaded, [`ApiError::Stopping`] after it was unloaded.
     pub fn model(&self) -> Result<Arc<Model>, ApiError> {
         let model = self.model.read().unwrap_or_else(|e| e.into_inner()).clone();
         model.ok_or(if self.is_stopping() { ApiError::Stopping } else { ApiError::Starting })
@@ -144,10 +146,10 @@ impl App {
         std::mem::replace(&mut *slot, model)
     }
 
-    /// Reads the bundle's folder again and swaps the new model in; requests under way finish with the old one.
+    /// Reads the bundle's folder again and replaces the model.  Requests that have begun finish with the old one.
     ///
     /// # Errors
-    /// Why the old model stays: the new bundle is broken, or the index holds vectors of other weights.
+    /// If the new bundle is broken, or the index holds vectors of another encoder, the old model stays in use.
     pub async fn reload(self: &Arc<Self>) -> anyhow::Result<()> {
         let _one_at_a_time = self.reloading.lock().await;
         let result = self.swap().await;
@@ -165,29 +167,29 @@ impl App {
         let app = self.clone();
         let load = move || app.load(Bundle::open(&app.bundle_dir)?);
         let model = tokio::task::spawn_blocking(load).await.context("the loader failed")??;
-        // The index decides: from here on it takes no vector of the old encoder, and none of the new one before.
+        // The index switches first: it takes only vectors of the old encoder before this, and only those of the new one after.
         self.index.adopt(&model.encoder()).await?;
         self.set_model(Some(Arc::new(model)));
         Ok(())
     }
 
-    /// Takes room for `images` images in the queue, at once.
+    /// Admits `images` images, or none.
     ///
     /// # Errors
     /// [`ApiError::TooManyImages`] or [`ApiError::QueueFull`].
-    pub fn admit(&self, images: usize) -> Result<Share, ApiError> {
+    pub fn admit(&self, images: usize) -> Result<Reservation, ApiError> {
         let limit = self.settings.limits.images;
         if images > limit {
             return Err(ApiError::TooManyImages { limit, found: images });
         }
-        self.admitted.take(images).ok_or_else(|| self.queue_full())
+        self.admitted.reserve(images).ok_or_else(|| self.queue_full())
     }
 
-    /// Waits for room where [`App::admit`] finds none: for a request that has been admitted before and goes on.
+    /// As [`App::admit`], but waits while the queue is full: for the later steps of a request that was admitted.
     ///
     /// # Errors
-    /// [`ApiError::Timeout`] where there is none within the request's time.
-    pub async fn admit_later(&self, images: usize) -> Result<Share, ApiError> {
+    /// [`ApiError::Timeout`] if the queue stays full for the time of a request.
+    pub async fn admit_later(&self, images: usize) -> Result<Reservation, ApiError> {
         let limit = self.settings.limits.request_timeout;
         let until = Instant::now() + limit;
         loop {
@@ -201,14 +203,14 @@ impl App {
         }
     }
 
-    /// Bytes that all requests together may take at their worst: what decoders may allocate, one image each, and bodies.
+    /// The most bytes that all requests together can take: one image for each decoder, and the bodies.
     pub fn worst_case_bytes(&self) -> u64 {
         let limits = &self.settings.limits;
         let (decoders, slow_decoders) = decoders();
         (decoders + slow_decoders) as u64 * limits.decode.max_alloc + limits.buffered_bytes as u64
     }
 
-    /// When the queue should have emptied, by the pace so far.
+    /// The error for a full queue; it estimates from the throughput so far when the queue will be empty.
     pub fn queue_full(&self) -> ApiError {
         let images = self.metrics.images.load(Ordering::Relaxed).max(1) as f64;
         let pace = images / self.started.elapsed().as_secs_f64().max(1.0);
@@ -216,12 +218,12 @@ impl App {
         ApiError::QueueFull { retry_after: (seconds as u64).clamp(1, 30) }
     }
 
-    /// No new work: `/ready` says so from now on.
+    /// Makes `/ready` answer 503 from now on.
     pub fn stop(&self) {
         self.stopping.store(true, Ordering::SeqCst);
     }
 
-    /// Lets the workers end.
+    /// Drops the model; its workers end.
     pub fn unload(&self) {
         drop(self.set_model(None));
     }
@@ -231,19 +233,17 @@ impl App {
         self.stopping.load(Ordering::SeqCst)
     }
 
-    /// Whether a request that names this key may pass.  Hashes are compared: their first different byte tells nothing
-    /// about the key's.
-    pub fn key_fits(&self, given: Option<&[u8]>) -> bool {
+    /// Whether a request with this key is accepted.  Hashes are compared in constant time, so that the time tells nothing
+    /// about the key.
+    pub fn accepts_key(&self, given: Option<&[u8]>) -> bool {
         match (&self.key_hash, given) {
             (None, _) => true,
-            (Some(expected), Some(given)) => {
-                hash(given).iter().zip(expected).fold(0, |different, (a, b)| different | (a ^ b)) == 0
-            }
+            (Some(expected), Some(given)) => hash(given).ct_eq(expected).into(),
             (Some(_), None) => false,
         }
     }
 
-    /// What `/metrics` shows beside the counters.
+    /// The current values that `/metrics` shows beside the counters.
     pub async fn gauges(&self) -> Gauges {
         let model = self.model().ok();
         let items = self.index.status().await.ok().map(|status| status.items);
@@ -263,7 +263,7 @@ impl App {
     }
 }
 
-/// Images that are decoded at once: ordinary ones, and large ones beside them.
+/// Numbers of threads that decode ordinary images and large images.
 fn decoders() -> (usize, usize) {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     (cores, (cores / 2).max(1))

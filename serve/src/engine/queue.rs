@@ -1,94 +1,101 @@
-//! What waits for inference: images, and who waits for their features.
+//! The queue of images that wait for inference.
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use macrl_bundle::decode::DecodeError;
 use tokio::sync::oneshot;
 
-use crate::error::ApiError;
-use crate::pool::guarded;
+use super::error::EmbedError;
+use crate::pool::catch_panic;
 
-/// What the preprocessing of an image gives: (S, S, 3) u8, or why there are none.
-pub type Prepare = Box<dyn FnOnce() -> Result<Vec<u8>, ApiError> + Send>;
+/// Decodes and preprocesses an image to (S, S, 3) u8.
+pub type Prepare = Box<dyn FnOnce() -> Result<Vec<u8>, DecodeError> + Send>;
 
-/// An image on its way into a batch.
+/// The pixels of an image, or how to get them.
 pub enum Pixels {
     /// (S, S, 3) u8, as [`Preprocess::fit`](macrl_bundle::preprocess::Preprocess::fit) gives.
     Ready(Vec<u8>),
-    /// To be prepared by the worker that infers: for small images, whose way to another thread and back costs more than
-    /// their decoding.
+    /// To be prepared by the worker that embeds the image.  For small images, handing them to another thread and back would
+    /// cost more than decoding them.
     Deferred(Prepare),
 }
 
 impl Pixels {
-    pub(super) fn prepare(self) -> Result<Vec<u8>, ApiError> {
+    pub(super) fn prepare(self) -> Result<Vec<u8>, EmbedError> {
         match self {
             Self::Ready(pixels) => Ok(pixels),
-            Self::Deferred(prepare) => guarded(prepare),
+            Self::Deferred(prepare) => catch_panic(|| Ok(prepare()?)),
         }
     }
 }
 
 /// A raw pooled feature (D), or why there is none.
-pub(super) type Outcome = Result<Vec<f32>, ApiError>;
+pub(super) type EmbedResult = Result<Vec<f32>, EmbedError>;
 
-/// One image's way through a batch.
+/// An image in the queue.
 pub(super) struct Job {
     pub(super) pixels: Pixels,
-    pub(super) reply: oneshot::Sender<Outcome>,
+    pub(super) reply: oneshot::Sender<EmbedResult>,
+    /// When it was queued.
     pub(super) since: Instant,
 }
 
+/// What the queue's mutex protects.
 #[derive(Default)]
-pub(super) struct Queue {
+pub(super) struct QueueState {
     pub(super) jobs: VecDeque<Job>,
     pub(super) closed: bool,
-    /// Workers that wait for work.
+    /// Number of workers that wait for jobs.
     pub(super) idle: usize,
 }
 
-/// The queue and the news of its changes.
+/// The queue between requests and workers.
 #[derive(Default)]
-pub(super) struct Shared {
-    queue: Mutex<Queue>,
-    news: Condvar,
+pub(super) struct JobQueue {
+    state: Mutex<QueueState>,
+    changed: Condvar,
 }
 
-impl Shared {
-    pub(super) fn lock(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(|e| e.into_inner())
+impl JobQueue {
+    pub(super) fn lock(&self) -> MutexGuard<'_, QueueState> {
+        self.state.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// Takes an image in, unless the queue is closed.
-    pub(super) fn push(&self, job: Job) -> Result<(), ApiError> {
-        let mut queue = self.lock();
-        if queue.closed {
-            return Err(ApiError::Stopping);
+    /// Adds an image, unless the queue is closed.
+    pub(super) fn push(&self, job: Job) -> Result<(), EmbedError> {
+        let mut state = self.lock();
+        if state.closed {
+            return Err(EmbedError::Stopped);
         }
-        queue.jobs.push_back(job);
-        self.call_one(&queue);
+        state.jobs.push_back(job);
+        self.wake_one(&state);
         Ok(())
     }
 
-    /// Takes nothing more in, and lets the workers see it.
+    /// Closes the queue: nothing more is added, and workers end when it is empty.
     pub(super) fn close(&self) {
         self.lock().closed = true;
-        self.news.notify_all();
+        self.changed.notify_all();
     }
 
-    /// Wakes a worker, if one sleeps: to call nobody would still be a system call.
-    pub(super) fn call_one(&self, queue: &Queue) {
-        if queue.idle > 0 {
-            self.news.notify_one();
+    /// Wakes a worker if one waits.  Without the check, every notification would be a system call.
+    pub(super) fn wake_one(&self, state: &QueueState) {
+        if state.idle > 0 {
+            self.changed.notify_one();
         }
     }
 
-    /// Gives the queue up until there is news, for at most `patience`.
-    pub(super) fn wait<'a>(&self, mut queue: MutexGuard<'a, Queue>, patience: Duration) -> MutexGuard<'a, Queue> {
-        queue.idle += 1;
-        let mut queue = self.news.wait_timeout(queue, patience).unwrap_or_else(|e| e.into_inner()).0;
-        queue.idle -= 1;
-        queue
+    /// Releases the lock until the queue changes, for at most `timeout`.
+    pub(super) fn wait<'a>(
+        &self,
+        mut state: MutexGuard<'a, QueueState>,
+        timeout: Duration,
+    ) -> MutexGuard<'a, QueueState> {
+        state.idle += 1;
+        let mut state = self.changed.wait_timeout(state, timeout).unwrap_or_else(|e| e.into_inner()).0;
+        state.idle -= 1;
+        state
     }
 }

@@ -1,5 +1,5 @@
-//! One ONNX Runtime session and the memory it reads a batch from: the process's on a CPU, page-locked and bound to the
-//! graph's input on a GPU, where the copy to the device then needs no detour.
+//! One ONNX Runtime session and the memory of its input.  On a CPU it is ordinary memory.  On a GPU it is page-locked and bound
+//! to the graph's input, so that it is copied to the device directly.
 
 use std::collections::BTreeMap;
 
@@ -9,31 +9,31 @@ use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, Memory
 use ort::session::{HasSelectedOutputs, IoBinding, OutputSelector, RunOptions, Session, SessionOutputs};
 use ort::value::{Tensor, TensorRef};
 
-/// A bundle's graph, ready to run.
+/// A session of a bundle's graph.
 pub(crate) struct Runner {
     session: Session,
     run_options: RunOptions<HasSelectedOutputs>,
     memory: Memory,
-    /// S.
+    /// Edge of an image, S.
     edge: usize,
-    /// D.
+    /// Length of a feature, D.
     dim: usize,
-    /// Where it runs: `cpu` or `cuda`.
+    /// The device it runs on: `cpu` or `cuda`.
     pub(crate) device: &'static str,
-    /// What was asked for and is not in use, and why.
+    /// What was asked for and is not used, and why.
     pub(crate) fallback: Option<String>,
 }
 
-/// Where a batch's pixels wait, (B, 3, S, S).
+/// The memory of a batch's pixels, (B, 3, S, S).
 enum Memory {
-    /// Kept between batches.
+    /// Ordinary memory, kept between batches.
     Plain(Vec<f32>),
-    /// One for each batch size.
+    /// Bound memory for each batch size.
     Bound(BTreeMap<usize, Bound>),
 }
 
-/// The pixels of one batch size and where the graph's input and output are bound to.  ONNX Runtime keeps the output's
-/// shape with the binding, so each size has its own.
+/// The input of one batch size and the binding of the graph's input and output.  A binding keeps the output's shape, so each
+/// size has its own.
 struct Bound {
     input: Tensor<f32>,
     binding: IoBinding,
@@ -43,7 +43,7 @@ impl Runner {
     /// Opens the graph that suits the device and checks its names.
     ///
     /// # Errors
-    /// What keeps ONNX Runtime from opening it; in the inner result, how the graph does not fit the bundle.
+    /// The outer error is ONNX Runtime's; the inner one says how the graph does not fit the bundle.
     pub(crate) fn open(bundle: &Bundle, options: &SessionOptions) -> Result<Result<Self, String>, RuntimeError> {
         let Loaded { session, device, fallback } = load(bundle, options)?;
         let run_options = match RunOptions::new() {
@@ -67,7 +67,7 @@ impl Runner {
         Ok(())
     }
 
-    /// Runs every batch size once; a GPU's memory is bound first, unless that gives other features.
+    /// Runs every batch size once.  On a GPU, memory is bound first, unless bound memory gives other features.
     ///
     /// # Errors
     /// A graph that fails, or whose features are not (B, D).
@@ -78,7 +78,7 @@ impl Runner {
             self.memory = Memory::Plain(Vec::new());
             self.fallback = Some(format!("no page-locked memory: {why}"));
         }
-        // Largest first: the memory arena grows once, and later batches fit into it.
+        // Largest first, so that ONNX Runtime's memory arena grows once.
         for size in sizes.iter().rev().copied() {
             self.input(size)?.fill(0.0);
             let found = self.run(size)?.len();
@@ -89,7 +89,7 @@ impl Runner {
         Ok(())
     }
 
-    /// Binds memory of `device` for every size, and compares one pass through it with a plain one.
+    /// Binds memory of `device` for every size, and compares the features of one pass with those from ordinary memory.
     fn bind(&mut self, device: AllocationDevice, sizes: &[usize]) -> Result<(), String> {
         let Some(largest) = sizes.iter().copied().max() else { return Ok(()) };
         let ramp =
@@ -116,10 +116,10 @@ impl Runner {
         sizes.iter().map(|&size| Ok((size, bound(size)?))).collect()
     }
 
-    /// A batch's pixels, (B, 3, S, S), to be written before [`Runner::run`].
+    /// The memory for a batch's pixels, (B, 3, S, S), to be written before [`Runner::run`].
     ///
     /// # Errors
-    /// On a GPU: a size that was not warmed, or memory that cannot be written from here.
+    /// On a GPU: a size that was not bound, or memory that the processor cannot write.
     pub(crate) fn input(&mut self, size: usize) -> Result<&mut [f32], String> {
         match &mut self.memory {
             Memory::Plain(values) => {
@@ -127,8 +127,8 @@ impl Runner {
                 Ok(values)
             }
             Memory::Bound(sizes) => {
-                let bound = sizes.get_mut(&size).ok_or_else(|| not_warmed(size))?;
-                // The infallible form panics where the memory is not the processor's to write.
+                let bound = sizes.get_mut(&size).ok_or_else(|| not_bound(size))?;
+                // The infallible method panics if the processor cannot write this memory.
                 bound.input.try_extract_tensor_mut::<f32>().map(|(_, values)| values).map_err(|e| e.to_string())
             }
         }
@@ -137,7 +137,7 @@ impl Runner {
     /// The pooled features (B, D) of the pixels in [`Runner::input`].
     ///
     /// # Errors
-    /// ONNX Runtime's.
+    /// Those of ONNX Runtime.
     pub(crate) fn run(&mut self, size: usize) -> Result<Vec<f32>, String> {
         match &mut self.memory {
             Memory::Plain(values) => {
@@ -147,8 +147,8 @@ impl Runner {
                 features(&outputs.map_err(|e| e.to_string())?)
             }
             Memory::Bound(sizes) => {
-                let Bound { input, binding } = sizes.get_mut(&size).ok_or_else(|| not_warmed(size))?;
-                // Binding is what copies the pixels to the device.
+                let Bound { input, binding } = sizes.get_mut(&size).ok_or_else(|| not_bound(size))?;
+                // Binding the input copies it to the device.
                 binding
                     .bind_input(INPUT, input)
                     .and_then(|()| binding.synchronize_inputs())
@@ -161,7 +161,7 @@ impl Runner {
     }
 }
 
-/// The half-precision graph where CUDA is asked for and there is one; `auto` decides by what loads.
+/// Loads the half-precision graph if the bundle has one and it loads on CUDA, otherwise the full-precision one.
 fn load(bundle: &Bundle, options: &SessionOptions) -> Result<Loaded, RuntimeError> {
     let mut full_because = None;
     if options.device != Device::Cpu
@@ -184,7 +184,7 @@ fn features(outputs: &SessionOutputs) -> Result<Vec<f32>, String> {
     pooled.try_extract_tensor::<f32>().map(|(_, values)| values.to_vec()).map_err(|e| e.to_string())
 }
 
-fn not_warmed(size: usize) -> String {
+fn not_bound(size: usize) -> String {
     format!("no memory is bound for a batch of {size}")
 }
 
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn shared_weights_change_nothing() {
+    fn shared_weights_give_the_same_features() {
         let bundle = pretrained();
         let weights = SharedWeights::read(&bundle.onnx).unwrap();
         let options =
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn bound_memory_gives_the_features_of_the_pixels_last_written() {
+    fn bound_memory_gives_the_features_of_its_current_pixels() {
         let bundle = pretrained();
         let options = SessionOptions { device: Device::Cpu, threads: 1, ..SessionOptions::default() };
         let open = || Runner::open(&bundle, &options).unwrap().unwrap();
@@ -243,9 +243,9 @@ mod tests {
             let (a, b) = (run(&mut plain), run(&mut bound));
             assert_eq!(a.len(), size * bundle.config.hidden_size);
             assert!(a.iter().zip(&b).all(|(a, b)| (a - b).abs() < 1e-5));
-            assert!(!seen.contains(&a), "other pixels, other features");
+            assert!(!seen.contains(&a), "other pixels have other features");
             seen.push(a);
         }
-        assert!(bound.input(2).is_err(), "2 was not warmed");
+        assert!(bound.input(2).is_err(), "memory for 2 images was not bound");
     }
 }

@@ -1,4 +1,4 @@
-//! A thread that turns waiting images into batches, and batches into features.
+//! A worker thread: takes batches from the queue and computes their features.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -10,31 +10,31 @@ use macrl_runtime::SessionOptions;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
-use super::queue::{Job, Outcome, Queue, Shared};
+use super::error::{EmbedError, EngineError};
+use super::options::EngineOptions;
+use super::queue::{EmbedResult, Job, JobQueue, QueueState};
 use super::runner::Runner;
-use super::{EngineError, EngineOptions};
-use crate::error::ApiError;
 use crate::metrics::Metrics;
 
-/// The largest batch that pays: on a CPU a thread's batch of 8 leaves its cache, and 32 cost 3 to 17 % an image more; a
-/// GPU wants more of them.
-fn usual_batch(device: &str) -> usize {
+/// The default batch size.  On a CPU, a batch of 8 fits into a core's cache; with 32, an image costs 3 to 17 % more.  A GPU
+/// needs larger batches.
+fn default_batch(device: &str) -> usize {
     if device == "cpu" { 8 } else { 64 }
 }
 
-/// One session and its batches.
+/// A session and how its batches are formed.
 pub(super) struct Worker {
     pub(super) runner: Runner,
     preprocess: Preprocess,
     pub(super) max_batch: usize,
     batch_wait: Duration,
     metrics: Arc<Metrics>,
-    /// Where the replies' receivers live, if on async threads.
+    /// The runtime whose tasks await the results; `None` for callers that block.
     tasks: Option<Handle>,
 }
 
 impl Worker {
-    /// Opens a session, checks the graph against the bundle, and warms every batch size.
+    /// Opens a session, checks the graph against the bundle, and runs every batch size once.
     ///
     /// # Errors
     /// Every [`EngineError`] but `Thread`.
@@ -46,7 +46,7 @@ impl Worker {
     ) -> Result<Self, EngineError> {
         let fault = |cause: String| EngineError::Graph { path: bundle.onnx.display().to_string(), cause };
         let mut runner = Runner::open(bundle, session)?.map_err(fault)?;
-        let max_batch = options.max_batch.unwrap_or_else(|| usual_batch(runner.device)).max(1);
+        let max_batch = options.max_batch.unwrap_or_else(|| default_batch(runner.device)).max(1);
         runner.warm(&buckets(max_batch)).map_err(fault)?;
         Ok(Self {
             runner,
@@ -58,46 +58,46 @@ impl Worker {
         })
     }
 
-    /// Works until the queue is closed and empty.
-    pub(super) fn run(mut self, shared: &Shared) {
-        while let Some(jobs) = self.next_batch(shared) {
+    /// Runs until the queue is closed and empty.
+    pub(super) fn run(mut self, queue: &JobQueue) {
+        while let Some(jobs) = self.next_batch(queue) {
             self.answer(jobs);
         }
     }
 
-    /// Blocks until there is work; `None` when the queue is closed and empty.
-    fn next_batch(&self, shared: &Shared) -> Option<Vec<Job>> {
-        let mut queue = shared.lock();
+    /// Waits for a batch; `None` once the queue is closed and empty.
+    fn next_batch(&self, queue: &JobQueue) -> Option<Vec<Job>> {
+        let mut state = queue.lock();
         loop {
-            self.drop_abandoned(&mut queue);
-            if let Some(first) = queue.jobs.front() {
+            self.drop_abandoned(&mut state);
+            if let Some(first) = state.jobs.front() {
                 let rest = self.batch_wait.saturating_sub(first.since.elapsed());
-                if queue.jobs.len() >= self.max_batch || rest.is_zero() || queue.closed {
+                if state.jobs.len() >= self.max_batch || rest.is_zero() || state.closed {
                     break;
                 }
-                queue = shared.wait(queue, rest);
-            } else if queue.closed {
+                state = queue.wait(state, rest);
+            } else if state.closed {
                 return None;
             } else {
-                queue = shared.wait(queue, Duration::MAX);
+                state = queue.wait(state, Duration::MAX);
             }
         }
-        // Who would wait for a full batch does not want it shared.
-        let idle = if self.batch_wait.is_zero() { queue.idle } else { 0 };
-        let take = batch_of(queue.jobs.len(), self.max_batch, idle, self.runner.device);
-        let jobs: Vec<Job> = queue.jobs.drain(..take).collect();
-        if !queue.jobs.is_empty() {
-            // The rest is another worker's.
-            shared.call_one(&queue);
+        // With a `batch_wait`, full batches are wanted: the queue is not shared out among the workers.
+        let idle = if self.batch_wait.is_zero() { state.idle } else { 0 };
+        let take = batch_of(state.jobs.len(), self.max_batch, idle, self.runner.device);
+        let jobs: Vec<Job> = state.jobs.drain(..take).collect();
+        if !state.jobs.is_empty() {
+            // Another worker takes the rest.
+            queue.wake_one(&state);
         }
         Some(jobs)
     }
 
-    /// Images whose client has gone cost no inference.
-    fn drop_abandoned(&self, queue: &mut Queue) {
-        let before = queue.jobs.len();
-        queue.jobs.retain(|job| !job.reply.is_closed());
-        self.metrics.abandoned.fetch_add((before - queue.jobs.len()) as u64, Relaxed);
+    /// Removes images whose client has disconnected.
+    fn drop_abandoned(&self, state: &mut QueueState) {
+        let before = state.jobs.len();
+        state.jobs.retain(|job| !job.reply.is_closed());
+        self.metrics.abandoned.fetch_add((before - state.jobs.len()) as u64, Relaxed);
     }
 
     fn answer(&mut self, jobs: Vec<Job>) {
@@ -112,26 +112,31 @@ impl Worker {
         if features.is_ok() {
             self.metrics.images.fetch_add(images.len() as u64, Relaxed);
         }
-        self.hand_out(replies, features, size);
+        self.send_features(replies, features, size);
     }
 
-    /// Gives each image its part of the features (`size`, D).
-    fn hand_out(&self, replies: Vec<oneshot::Sender<Outcome>>, features: Result<Vec<f32>, String>, size: usize) {
+    /// Sends each image its row of the features (`size`, D).
+    fn send_features(
+        &self,
+        replies: Vec<oneshot::Sender<EmbedResult>>,
+        features: Result<Vec<f32>, String>,
+        size: usize,
+    ) {
         let send = move || {
             for (i, reply) in replies.into_iter().enumerate() {
                 let part = |all: &Vec<f32>| all[i * all.len() / size..(i + 1) * all.len() / size].to_vec();
-                let _ = reply.send(features.as_ref().map(part).map_err(|cause| ApiError::Internal(cause.clone())));
+                let _ = reply.send(features.as_ref().map(part).map_err(|cause| EmbedError::Inference(cause.clone())));
             }
         };
-        // From here every reply would wake an async thread, and each time interrupt the inference on its core.
+        // Sent from this thread, each reply would wake an async thread, which would interrupt the inference on its core.
         match &self.tasks {
             Some(tasks) => drop(tasks.spawn(async move { send() })),
             None => send(),
         }
     }
 
-    /// The images that could be read, and who waits for them; who sent others is told at once.
-    fn prepared(&self, jobs: Vec<Job>) -> (Vec<oneshot::Sender<Outcome>>, Vec<Vec<u8>>) {
+    /// The pixels of the images that can be decoded, with the channels for their features.  Errors are sent at once.
+    fn prepared(&self, jobs: Vec<Job>) -> (Vec<oneshot::Sender<EmbedResult>>, Vec<Vec<u8>>) {
         let prepare = |job: Job| {
             self.metrics.queue_seconds.time(job.since.elapsed());
             match job.pixels.prepare() {
@@ -145,7 +150,7 @@ impl Worker {
         jobs.into_iter().filter_map(prepare).unzip()
     }
 
-    /// Pooled features (`size`, D) of the images, and of whatever else is in the batch.
+    /// Pooled features (`size`, D) of the images and of the padding.
     fn infer(&mut self, images: &[Vec<u8>], size: usize) -> Result<Vec<f32>, String> {
         let slots = self.runner.input(size)?.chunks_exact_mut(self.preprocess.values());
         images.iter().zip(slots).for_each(|(pixels, slot)| self.preprocess.normalize(pixels, slot));
@@ -156,15 +161,15 @@ impl Worker {
     }
 }
 
-/// Batch sizes that are warmed: powers of two up to the largest, and the largest.
+/// The batch sizes that are run once at start: powers of two up to the largest, and the largest.
 fn buckets(max_batch: usize) -> Vec<usize> {
     let mut sizes: Vec<usize> = (0..).map(|i| 1 << i).take_while(|s| *s < max_batch).collect();
     sizes.push(max_batch);
     sizes
 }
 
-/// How many of the `waiting` images are one batch: on a CPU this worker's share of them where others are `idle`, down to the
-/// next power of two, for padding would cost as much as an image; on a GPU all that fit.
+/// How many of the `waiting` images form a batch.  On a CPU it is this worker's share beside the `idle` ones, rounded down to
+/// a power of two, because padding costs as much as an image.  On a GPU it is all that fit.
 fn batch_of(waiting: usize, max_batch: usize, idle: usize, device: &str) -> usize {
     if device != "cpu" {
         return waiting.min(max_batch);
@@ -173,7 +178,7 @@ fn batch_of(waiting: usize, max_batch: usize, idle: usize, device: &str) -> usiz
     share.checked_ilog2().map_or(0, |exponent| 1 << exponent)
 }
 
-/// The smallest bucket with room for `images`.
+/// The smallest bucket that holds `images`.
 fn padded(images: usize, max_batch: usize) -> usize {
     buckets(max_batch).into_iter().find(|b| *b >= images).unwrap_or(max_batch)
 }
@@ -183,7 +188,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn batches_come_in_warmed_sizes() {
+    fn batches_have_sizes_that_were_run_at_start() {
         assert_eq!(buckets(1), [1]);
         assert_eq!(buckets(24), [1, 2, 4, 8, 16, 24]);
         assert_eq!([1, 2, 3, 7, 8, 31].map(|n| batch_of(n, 24, 0, "cpu")), [1, 2, 2, 4, 8, 16]);

@@ -1,42 +1,42 @@
-//! What a search or a listing keeps: conditions on top-level metadata fields, all of which must hold.
+//! Filters of searches and listings: conditions on top-level metadata fields, all of which must hold.
 //!
-//! As JSON: `{"label": "cat"}` equality, `{"label": {"in": ["cat", "dog"]}}` one of several, `{"year": {"gte": 2000,
-//! "lt": 2010}}` a range of numbers; `{"shape": {"eq": {...}}}` says equality where the value is itself an object.
-//! Numbers are equal by value (1 is 1.0); a field that is missing meets no condition, not even equality with null.
+//! As JSON, `{"label": "cat"}` is equality, `{"label": {"in": ["cat", "dog"]}}` is equality with one of several values, and
+//! `{"year": {"gte": 2000, "lt": 2010}}` is a range of numbers.  `{"shape": {"eq": {...}}}` is equality with a value that is
+//! itself an object.  Numbers are equal by value (1 is 1.0).  A missing field meets no condition, not even equality with null.
 
 use std::ops::Bound;
 
 use serde_json::{Number, Value};
 
-use super::Metadata;
+use super::item::Metadata;
 
 /// A range of numbers.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Range {
-    /// From here.
+    /// Lower end.
     pub low: Bound<Number>,
-    /// To here.
+    /// Upper end.
     pub high: Bound<Number>,
 }
 
-/// What one field must be.
+/// A condition on the value of one field.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Condition {
-    /// Any of these values; equality is one of one.
+    /// Equal to one of these values; plain equality is a list of one.
     In(Vec<Value>),
-    /// A number between these.
+    /// A number in this range.
     Range(Range),
 }
 
-/// Conditions on fields; none: everything passes.
+/// Conditions on fields; without any, every item passes.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Filter {
-    /// Field and condition.
+    /// Each field's name and its condition.
     pub conditions: Vec<(String, Condition)>,
 }
 
 impl Filter {
-    /// From JSON; see the module's documentation.
+    /// Parses a filter; the module's documentation describes its form.
     ///
     /// # Errors
     /// One sentence.
@@ -48,18 +48,18 @@ impl Filter {
         Ok(Self { conditions: conditions.collect::<Result<_, String>>()? })
     }
 
-    /// Whether everything passes.
+    /// Whether it has no condition, so that every item passes.
     pub fn is_empty(&self) -> bool {
         self.conditions.is_empty()
     }
 }
 
-/// The integer that a number is, where it is one: 1 and 1.0 are one value, and a large float's shortest decimal spelling
-/// is another one than its own.
-pub(super) fn whole(number: &Number) -> Number {
+/// The number as an integer, if it is integral: 1.0 becomes 1.  The exact value of a large float is used, which differs from
+/// its shortest decimal spelling.
+pub(super) fn as_integer(number: &Number) -> Number {
     let integral = |float: &f64| number.is_f64() && float.fract() == 0.0;
     match number.as_f64().filter(integral) {
-        // As far as there are integers to compare it with.
+        // Beyond 64 bits there is no integer to compare it with.
         Some(float) if (0.0..18_446_744_073_709_551_616.0).contains(&float) => Number::from(float as u64),
         Some(float) if (-9_223_372_036_854_775_808.0..0.0).contains(&float) => Number::from(float as i64),
         _ => number.clone(),
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn a_float_that_is_whole_is_the_integer() {
+    fn an_integral_float_equals_the_integer() {
         for (spelled, means) in [
             ("1.0", "1"),
             ("-0.0", "0"),
@@ -121,15 +121,15 @@ mod tests {
             ("-1.2345678901234567e18", "-1234567890123456768"),
         ] {
             let number: Number = serde_json::from_str(spelled).unwrap();
-            assert_eq!(whole(&number).to_string(), means);
+            assert_eq!(as_integer(&number).to_string(), means);
         }
-        // Past the largest integer it stays what it was.
+        // Beyond the largest integer it stays a float.
         let large = Number::from_f64(1e300).unwrap();
-        assert_eq!(whole(&large), large);
+        assert_eq!(as_integer(&large), large);
     }
 
     #[test]
-    fn every_operator_is_read() {
+    fn every_operator_is_parsed() {
         let filter = parse(json!({
             "a": 1, "b": {"in": ["x", null]}, "c": {"gt": 1, "lte": 2.5}, "d": {"eq": {"in": [1]}}, "e": [1]
         }));

@@ -1,26 +1,27 @@
-//! `--prune`: items whose files are gone leave the index.
+//! `--prune`: removes items whose files are gone from the index.
 
 use std::collections::HashSet;
 use std::path::Path;
 
 use anyhow::Result;
 
-use super::source::{Source, Stored};
+use super::item_store::ItemStore;
+use super::source::Source;
 
-/// Items looked at together.
+/// Items of one page.
 const BLOCK: usize = 1000;
 
-/// Removes the items of `source` below `folder` that are not among `ids`; how many.
+/// Removes the items of `source` below `folder` that are not among `ids`; returns their number.
 ///
 /// # Errors
-/// An index that does not answer; what was removed until then is removed.
-pub(super) fn prune(stored: &dyn Stored, source: &Source, folder: &Path, ids: &HashSet<&str>) -> Result<usize> {
+/// The index does not answer; items that were removed before stay removed.
+pub(super) fn prune(store: &dyn ItemStore, source: &Source, folder: &Path, ids: &HashSet<&str>) -> Result<usize> {
     let beginning = source.id_of_folder(folder);
     let (mut cursor, mut removed) = (None, 0);
     loop {
-        let page = stored.page(Some(&source.name), cursor, BLOCK)?;
+        let page = store.page(Some(&source.name), cursor, BLOCK)?;
         for (id, _) in page.items {
-            if id.starts_with(&beginning) && !ids.contains(id.as_str()) && stored.remove(&id)? {
+            if id.starts_with(&beginning) && !ids.contains(id.as_str()) && store.remove(&id)? {
                 removed += 1;
             }
         }

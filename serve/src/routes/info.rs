@@ -6,19 +6,22 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
-use crate::error::{ApiError, Failure};
-use crate::openapi::{self, ErrorBody, Status};
+use super::responses::{INDEX, KEY, MODEL, error_responses};
+use crate::api;
+use crate::api::server::{Reloaded, Status};
+use crate::error::{ApiError, ErrorKind, Failure};
 use crate::state::{App, AppState, Model};
 
-/// The model, where it really runs, and the limits.
+error_responses!(InfoErrors, ErrorBody, [KEY, MODEL, INDEX]);
+
+/// The model, the device that it runs on, and the limits.
 #[utoipa::path(
     get,
     path = "/info",
     tag = "server",
     responses(
         (status = 200, description = "model, device in use, limits", body = Value),
-        (status = 401, description = "a key is asked for", body = ErrorBody),
-        (status = 503, description = "starting, stopping or timed out", body = ErrorBody),
+        InfoErrors,
     )
 )]
 pub(crate) async fn info(State(app): State<AppState>) -> Result<Json<Value>, Failure> {
@@ -27,8 +30,8 @@ pub(crate) async fn info(State(app): State<AppState>) -> Result<Json<Value>, Fai
     let index = app.index.status().await?;
     Ok(Json(json!({
         "version": env!("CARGO_PKG_VERSION"),
-        // What may change in them without a new number: docs/formats.md.
-        "formats": { "api": openapi::FORMAT, "bundle": model.bundle.config.macrl.format, "index": app.index.format() },
+        // docs/formats.md says what may change in them without a new number.
+        "formats": { "api": api::FORMAT, "bundle": model.bundle.config.macrl.format, "index": app.index.format() },
         "model": describe_model(&model),
         "device": model.engine.devices().first().copied().unwrap_or("none"),
         "sessions": model.engine.devices(),
@@ -93,9 +96,11 @@ fn describe_limits(app: &App) -> Value {
         (status = 200, description = "the process answers", body = Status),
     )
 )]
-pub(crate) async fn health() -> Json<Value> {
-    Json(json!({ "status": "ok" }))
+pub(crate) async fn health() -> Json<Status> {
+    Json(Status { status: "ok" })
 }
+
+error_responses!(ReadyErrors, ErrorBody, [MODEL]);
 
 /// Readiness: there is a model and the server is not stopping.
 #[utoipa::path(
@@ -104,16 +109,18 @@ pub(crate) async fn health() -> Json<Value> {
     tag = "server",
     responses(
         (status = 200, description = "there is a model", body = Status),
-        (status = 503, description = "starting, stopping or timed out", body = ErrorBody),
+        ReadyErrors,
     )
 )]
-pub(crate) async fn ready(State(app): State<AppState>) -> Result<Json<Value>, Failure> {
+pub(crate) async fn ready(State(app): State<AppState>) -> Result<Json<Status>, Failure> {
     if app.is_stopping() {
         return Err(ApiError::Stopping.into());
     }
     app.model()?;
-    Ok(Json(json!({ "status": "ready" })))
+    Ok(Json(Status { status: "ready" }))
 }
+
+error_responses!(MetricsErrors, ErrorBody, [KEY]);
 
 /// Prometheus' text format.
 #[utoipa::path(
@@ -122,7 +129,7 @@ pub(crate) async fn ready(State(app): State<AppState>) -> Result<Json<Value>, Fa
     tag = "server",
     responses(
         (status = 200, description = "Prometheus' text format", body = String, content_type = "text/plain"),
-        (status = 401, description = "a key is asked for", body = ErrorBody),
+        MetricsErrors,
     )
 )]
 pub(crate) async fn metrics(State(app): State<AppState>) -> Response {
@@ -130,22 +137,22 @@ pub(crate) async fn metrics(State(app): State<AppState>) -> Response {
     ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], page).into_response()
 }
 
-/// Reads the bundle's folder again; only where a key is set, since it costs seconds of every core.
+error_responses!(ReloadErrors, ErrorBody, [KEY, &[ErrorKind::NotFound, ErrorKind::Conflict]]);
+
+/// Reads the bundle's folder again.  Only servers with a key offer it, because it takes seconds of every core.
 #[utoipa::path(
     post,
     path = "/admin/reload",
     tag = "server",
     responses(
-        (status = 200, description = "the new bundle serves", body = Status),
-        (status = 401, description = "a key is asked for", body = ErrorBody),
-        (status = 404, description = "unknown", body = ErrorBody),
-        (status = 409, description = "wrong dimension, or a conflict", body = ErrorBody),
+        (status = 200, description = "the new bundle serves", body = Reloaded),
+        ReloadErrors,
     )
 )]
-pub(crate) async fn reload(State(app): State<AppState>) -> Result<Json<Value>, Failure> {
+pub(crate) async fn reload(State(app): State<AppState>) -> Result<Json<Reloaded>, Failure> {
     if app.settings.api_key.is_none() {
         return Err(ApiError::NotFound("reloading over HTTP needs a server with --api-key".into()).into());
     }
     app.reload().await.map_err(|e| ApiError::Conflict(format!("the old bundle keeps serving: {e:#}")))?;
-    Ok(Json(json!({ "status": "reloaded", "model": app.model()?.name() })))
+    Ok(Json(Reloaded { status: "reloaded", model: app.model()?.name().to_string() }))
 }

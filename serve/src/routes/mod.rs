@@ -1,25 +1,24 @@
-//! The routes: `app(state) -> Router`, testable without a socket.
+//! The routes: [`app`] makes a router of a state, which tests can use without a socket.
 
-pub(crate) mod embed;
-pub(crate) mod explore;
-pub(crate) mod info;
-pub(crate) mod items;
-mod layers;
-pub(crate) mod openai;
-pub(crate) mod search;
+mod embed;
+mod explore;
+mod info;
+mod items;
+mod middleware;
+mod openai;
+mod openapi;
+mod parse;
+mod responses;
+mod search;
+mod store_items;
 
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, Query as AxumQuery};
+use axum::extract::DefaultBodyLimit;
 use axum::http::Uri;
-use axum::http::request::Parts;
 use axum::response::Html;
 use axum::routing::{get, post};
-use serde::de::DeserializeOwned;
 
 use crate::error::{ApiError, Failure};
-use crate::index::{Filter, Metadata};
-use crate::input::malformed;
-use crate::openapi;
 use crate::state::AppState;
 
 /// The whole server as a service.
@@ -39,7 +38,7 @@ pub fn app(state: AppState) -> Router {
         .route("/info", get(info::info))
         .route("/metrics", get(info::metrics))
         .route("/admin/reload", post(info::reload))
-        .route_layer(axum::middleware::from_fn_with_state(state.clone(), layers::authorize));
+        .route_layer(axum::middleware::from_fn_with_state(state.clone(), middleware::authorize));
     let open = Router::new()
         .route("/", get(async || Html(include_str!("../pages/index.html"))))
         .route("/docs", get(async || Html(include_str!("../pages/docs.html"))))
@@ -50,43 +49,18 @@ pub fn app(state: AppState) -> Router {
         .merge(open)
         .fallback(async |uri: Uri| Failure::from(no_route(uri.path())))
         .method_not_allowed_fallback(async || Failure::from(ApiError::Method))
-        // Bodies are bounded where they are read (`input.rs`), with an answer in our own words.
+        // `RequestBody` limits bodies, with an error of our own form.
         .layer(DefaultBodyLimit::disable());
-    layers::wrap(routes, &state).with_state(state)
+    middleware::wrap(routes, &state).with_state(state)
 }
 
-/// 404; an id with slashes in it looks like a route that there is not.
+/// 404.  The message hints at the usual cause, an id with slashes.
 fn no_route(path: &str) -> ApiError {
     let clipped = |text: &str| text.chars().take(200).collect::<String>();
     let Some(id) = path.strip_prefix("/items/").filter(|id| id.contains('/')) else {
         return ApiError::NotFound(format!("there is no route {}", clipped(path)));
     };
-    let (id, picture) = id.strip_suffix("/image").map_or((id, ""), |id| (id, "/image"));
-    let right = clipped(&format!("/items/{}{picture}", id.replace('/', "%2F")));
+    let (id, image) = id.strip_suffix("/image").map_or((id, ""), |id| (id, "/image"));
+    let right = clipped(&format!("/items/{}{image}", id.replace('/', "%2F")));
     ApiError::NotFound(format!("there is no route {}; slashes in an id are written %2F: {right}", clipped(path)))
-}
-
-/// The query string as `T`.
-fn query<T: DeserializeOwned>(parts: &Parts) -> Result<T, ApiError> {
-    query_of(&parts.uri)
-}
-
-fn query_of<T: DeserializeOwned>(uri: &Uri) -> Result<T, ApiError> {
-    AxumQuery::try_from_uri(uri).map(|AxumQuery(value)| value).map_err(|e| {
-        malformed(format!(
-            "the query cannot be read: {}",
-            e.body_text().trim_start_matches("Failed to deserialize query string: ")
-        ))
-    })
-}
-
-/// A filter as it comes in JSON.
-fn filter(json: Option<Metadata>) -> Result<Filter, ApiError> {
-    Filter::parse(json.unwrap_or_default()).map_err(malformed)
-}
-
-/// A filter as it comes in a query string.
-fn filter_text(text: Option<&str>) -> Result<Filter, ApiError> {
-    let parse = |text| serde_json::from_str(text).map_err(|e| malformed(format!("filter must be a JSON object: {e}")));
-    filter(text.map(parse).transpose()?)
 }

@@ -1,81 +1,53 @@
 //! `POST /search`: the items nearest to an image, a vector or another item.
 
 use axum::Json;
+use axum::body::Bytes;
 use axum::extract::State;
-use serde::Deserialize;
-use serde_json::{Value, json};
 
-use super::{filter, query};
-use crate::error::{ApiError, Failure};
+use super::parse;
+use super::responses::{BODY, IMAGES, INDEX, KEY, MODEL, error_responses};
+use crate::api::search::{HitBody, Hits, SearchBody, SearchParams};
+use crate::body::{Kind, RequestBody};
+use crate::error::{ApiError, ErrorKind, Failure};
 use crate::features;
-use crate::index::{Filter, Hit, Metadata, Query, normalized};
-use crate::input::{Kind, Received, decode_base64, malformed};
-use crate::openapi::{ErrorBody, Hits, SearchBody};
+use crate::index::{Filter, Query, normalized};
 use crate::state::{AppState, Model};
 
-#[derive(Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct Params {
-    k: Option<usize>,
-    exact: Option<bool>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct SearchJson {
-    vector: Option<Vec<f32>>,
-    id: Option<String>,
-    image: Option<String>,
-    filter: Option<Metadata>,
-    exact: Option<bool>,
-    k: Option<usize>,
-}
-
 /// What is searched with.
-enum Probe {
+enum Target {
     Vector(Vec<f32>),
     Item(String),
-    Image(axum::body::Bytes),
+    Image(Bytes),
 }
 
+/// A parsed request.
 struct Request {
-    probe: Probe,
+    target: Target,
     filter: Filter,
     exact: bool,
     k: usize,
 }
 
-/// The nearest items by cosine; a search by `id` leaves that item out.
+const OWN: &[ErrorKind] = &[ErrorKind::NotFound, ErrorKind::Dimension, ErrorKind::Conflict];
+
+error_responses!(SearchErrors, ErrorBody, [KEY, BODY, IMAGES, MODEL, INDEX, OWN]);
+
+/// The nearest items by cosine.  A search by `id` leaves that item out.
 #[utoipa::path(
     post,
     path = "/search",
     tag = "search",
-    params(
-        ("k" = Option<usize>, Query, minimum = 1, maximum = 1000, description = "hits (default 10)"),
-        ("exact" = Option<bool>, Query, description = "no approximation"),
-    ),
+    params(SearchParams),
     request_body(content((SearchBody = "application/json"), (Vec<u8> = "image/*"), (Vec<u8> = "multipart/form-data"))),
-    responses(
-        (status = 200, description = "the nearest items, best first", body = Hits),
-        (status = 400, description = "malformed", body = ErrorBody),
-        (status = 401, description = "a key is asked for", body = ErrorBody),
-        (status = 408, description = "the body came too slowly", body = ErrorBody),
-        (status = 413, description = "too large", body = ErrorBody),
-        (status = 415, description = "unsupported type", body = ErrorBody),
-        (status = 422, description = "undecodable image", body = ErrorBody),
-        (status = 429, description = "queue full", body = ErrorBody),
-        (status = 503, description = "starting, stopping or timed out", body = ErrorBody),
-        (status = 404, description = "unknown", body = ErrorBody),
-        (status = 409, description = "wrong dimension, or a conflict", body = ErrorBody),
-    )
+    responses((status = 200, description = "the nearest items, best first", body = Hits), SearchErrors)
 )]
-pub(crate) async fn search(State(app): State<AppState>, received: Received) -> Result<Json<Value>, Failure> {
+pub(crate) async fn search(State(app): State<AppState>, body: RequestBody) -> Result<Json<Hits>, Failure> {
     let model = app.model()?;
-    let request = read(received, &app).await?;
-    let (vector, except) = match request.probe {
-        Probe::Vector(vector) => (check_vector(vector, &model)?, None),
-        Probe::Item(id) => (item_vector(&app, &id).await?, Some(id)),
-        Probe::Image(bytes) => {
+    let request = parse_request(body, &app).await?;
+    let (vector, except) = match request.target {
+        Target::Vector(vector) => (check_vector(vector, &model)?, None),
+        Target::Item(id) => (item_vector(&app, &id).await?, Some(id)),
+        Target::Image(bytes) => {
             let mut found = features::all(&app, &model, vec![bytes]).await?;
             let raw = found.pop().map(|f| f.raw).unwrap_or_default();
             (normalized(raw).map_err(ApiError::Internal)?, None)
@@ -84,12 +56,7 @@ pub(crate) async fn search(State(app): State<AppState>, received: Received) -> R
     let Request { filter, exact, k, .. } = request;
     let query = Query { vector, k, filter, exact, except };
     let found = app.index.search(vec![query]).await?;
-    let hits: Vec<Value> = found.into_iter().flatten().map(hit).collect();
-    Ok(Json(json!({ "hits": hits })))
-}
-
-pub(super) fn hit(hit: Hit) -> Value {
-    json!({ "id": hit.id, "score": hit.score, "metadata": hit.metadata, "image": hit.image })
+    Ok(Json(Hits { hits: found.into_iter().flatten().map(HitBody::from).collect() }))
 }
 
 async fn item_vector(app: &AppState, id: &str) -> Result<Vec<f32>, ApiError> {
@@ -97,7 +64,7 @@ async fn item_vector(app: &AppState, id: &str) -> Result<Vec<f32>, ApiError> {
     item.map(|i| i.vector).ok_or_else(|| ApiError::NotFound(format!("there is no item `{id}`")))
 }
 
-/// The client's vector, with the model's length and scaled to 1.
+/// Checks that the client's vector has the model's length, and scales it to length 1.
 pub(super) fn check_vector(vector: Vec<f32>, model: &Model) -> Result<Vec<f32>, ApiError> {
     if vector.len() != model.dim() {
         return Err(ApiError::Dimension { expected: model.dim(), found: vector.len() });
@@ -105,45 +72,44 @@ pub(super) fn check_vector(vector: Vec<f32>, model: &Model) -> Result<Vec<f32>, 
     normalized(vector).map_err(ApiError::Malformed)
 }
 
-async fn read(received: Received, app: &AppState) -> Result<Request, Failure> {
-    let params: Params = query(&received.parts)?;
-    let body = match received.kind {
-        Kind::Image => (Probe::Image(received.bytes.clone()), SearchJson::default()),
-        Kind::Form => form(&received).await?,
-        Kind::Json => json_body(received.json(app).await?)?,
+async fn parse_request(body: RequestBody, app: &AppState) -> Result<Request, Failure> {
+    let params: SearchParams = parse::query(&body.parts.uri)?;
+    let (target, rest) = match body.kind {
+        Kind::Image => (Target::Image(body.bytes.clone()), SearchBody::default()),
+        Kind::Form => from_form(&body).await?,
+        Kind::Json => from_json(body.json(app).await?)?,
     };
-    let (probe, rest) = body;
     let (k, limit) = (params.k.or(rest.k).unwrap_or(10), app.settings.limits.hits);
     if !(1..=limit).contains(&k) {
-        return Err(malformed(format!("k must be in 1..={limit}, found {k}")).into());
+        return Err(ApiError::malformed(format!("k must be in 1..={limit}, found {k}")).into());
     }
     let exact = rest.exact.or(params.exact).unwrap_or(false);
-    Ok(Request { probe, filter: filter(rest.filter)?, exact, k })
+    Ok(Request { target, filter: parse::filter(rest.filter)?, exact, k })
 }
 
-fn json_body(mut body: SearchJson) -> Result<(Probe, SearchJson), ApiError> {
-    let probe = match (body.vector.take(), body.id.take(), body.image.take()) {
-        (Some(vector), None, None) => Probe::Vector(vector),
-        (None, Some(id), None) => Probe::Item(id),
-        (None, None, Some(image)) => Probe::Image(decode_base64(&image)?),
-        _ => return Err(malformed("expected exactly one of `vector`, `id` and `image`")),
+fn from_json(mut body: SearchBody) -> Result<(Target, SearchBody), ApiError> {
+    let target = match (body.vector.take(), body.id.take(), body.image.take()) {
+        (Some(vector), None, None) => Target::Vector(vector),
+        (None, Some(id), None) => Target::Item(id),
+        (None, None, Some(image)) => Target::Image(parse::image(&image)?),
+        _ => return Err(ApiError::malformed("expected exactly one of `vector`, `id` and `image`")),
     };
-    Ok((probe, body))
+    Ok((target, body))
 }
 
-async fn form(received: &Received) -> Result<(Probe, SearchJson), ApiError> {
-    let (mut images, mut rest) = (Vec::new(), SearchJson::default());
-    for part in received.form().await? {
+async fn from_form(body: &RequestBody) -> Result<(Target, SearchBody), ApiError> {
+    let (mut images, mut rest) = (Vec::new(), SearchBody::default());
+    for part in body.form().await? {
         match part.name.as_str() {
-            _ if part.image => images.push(part.bytes),
+            _ if part.is_image => images.push(part.bytes),
             "filter" => rest.filter = Some(part.json()?),
             "exact" => rest.exact = Some(part.json()?),
             "k" => rest.k = Some(part.json()?),
-            other => return Err(malformed(format!("the form has an unknown field `{other}`"))),
+            other => return Err(ApiError::malformed(format!("the form has an unknown field `{other}`"))),
         }
     }
     match (images.pop(), images.is_empty()) {
-        (Some(image), true) => Ok((Probe::Image(image), rest)),
-        _ => Err(malformed("expected exactly one image in the form")),
+        (Some(image), true) => Ok((Target::Image(image), rest)),
+        _ => Err(ApiError::malformed("expected exactly one image in the form")),
     }
 }

@@ -1,4 +1,4 @@
-//! `macrl-serve backup`: a copy of an index, made beside the server that writes it.
+//! `macrl-serve backup`: copies an index, also while a server is using it.
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -8,16 +8,16 @@ use clap::Args;
 use macrl_bundle::answer;
 use macrl_bundle::output::elapsed;
 
-use crate::cli::UsageError;
+use crate::arguments::UsageError;
 use crate::index::{EmbeddedIndex, Location};
 
-/// Copies an index in a folder as it is at one moment; beside a server that is running, too.
+/// Copy an index in a folder as it is at one moment, also while a server is using it.
 #[derive(Debug, Args)]
 pub struct BackupArgs {
-    /// The index, a folder.
+    /// The folder of the index.
     #[arg(long, value_name = "DIR")]
     index: Location,
-    /// An empty folder or a new one: an index that can be served as it is.
+    /// An empty or new folder for the copy, which is an index that can be served.
     to: PathBuf,
 }
 

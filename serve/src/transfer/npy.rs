@@ -1,4 +1,4 @@
-//! NumPy's format for one array, version 1: magic, a header that is a Python dictionary, the numbers.
+//! NumPy's `.npy` format, version 1: a signature, a header that is a Python dictionary, and the numbers.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter, Lines, Read, Seek, SeekFrom, Write};
@@ -9,18 +9,18 @@ use macrl_bundle::atomic::Temporary;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{BLOCK, Row, Sink, Source};
+use super::row::{BLOCK, Row, RowReader, RowWriter};
 use crate::index::Metadata;
 
 const MAGIC: &[u8; 6] = b"\x93NUMPY";
-/// Magic, version, length and the dictionary; room for any number of rows.
+/// Bytes of the signature, the version, the length and the dictionary; enough for any number of rows.
 const HEADER: usize = 128;
 
-/// Writes both files beside their places and renames them.
+/// Writes both files under temporary names and renames them.
 pub(super) struct Writer {
     vectors: BufWriter<File>,
     lines: BufWriter<File>,
-    /// Both files, and where they will be.
+    /// Both temporary files and their final paths.
     moves: [(Temporary, PathBuf); 2],
     rows: usize,
     dim: usize,
@@ -37,34 +37,34 @@ fn header(rows: usize, dim: usize) -> Vec<u8> {
     header
 }
 
-/// The array, and its ids and metadata.
-fn places(file: &Path) -> [PathBuf; 2] {
+/// The paths of the array and of its ids and metadata.
+fn paths(file: &Path) -> [PathBuf; 2] {
     [file.to_path_buf(), file.with_extension("jsonl")]
 }
 
-/// Whether an export wrote this file and the one beside it: an array alone could be anybody's.
+/// Whether an export wrote this file and the one beside it.  An array alone may have any origin.
 pub(super) fn is_own(file: &Path) -> bool {
-    let [array, lines] = places(file);
+    let [array, lines] = paths(file);
     let mut start = [0; HEADER];
     let array = File::open(array).and_then(|mut array| array.read_exact(&mut start)).is_ok();
     let dictionary = start.starts_with(&[&MAGIC[..], &[1, 0, (HEADER - 10) as u8, 0], b"{'descr': '<f4'"].concat());
     let first = File::open(lines).ok().map(|lines| BufReader::new(lines).lines().next());
     let ours = match first {
         Some(Some(line)) => line.is_ok_and(|line| serde_json::from_str::<Line>(&line).is_ok()),
-        Some(None) => true, // of an empty index
+        Some(None) => true, // the index was empty
         None => false,
     };
     array && dictionary && ours
 }
 
-/// What of both is there.
-pub(super) fn there(file: &Path) -> Option<PathBuf> {
-    places(file).into_iter().find(|place| place.symlink_metadata().is_ok())
+/// The first of both files that exists.
+pub(super) fn existing(file: &Path) -> Option<PathBuf> {
+    paths(file).into_iter().find(|place| place.symlink_metadata().is_ok())
 }
 
 impl Writer {
     pub(super) fn create(file: &Path, dim: usize) -> Result<Self> {
-        let moves = places(file).map(|place| (Temporary::beside(&place), place));
+        let moves = paths(file).map(|place| (Temporary::beside(&place), place));
         let create = |(temporary, place): &(Temporary, PathBuf)| {
             temporary.create().map(BufWriter::new).with_context(|| format!("cannot write {}", place.display()))
         };
@@ -74,7 +74,7 @@ impl Writer {
     }
 }
 
-impl Sink for Writer {
+impl RowWriter for Writer {
     fn write(&mut self, rows: Vec<Row>) -> Result<()> {
         for row in rows {
             let bytes: Vec<u8> = row.vector.iter().flat_map(|v| v.to_le_bytes()).collect();
@@ -151,7 +151,7 @@ impl Reader {
     }
 }
 
-impl Source for Reader {
+impl RowReader for Reader {
     fn next(&mut self) -> Result<Vec<Row>> {
         let count = BLOCK.min(self.rows - self.done);
         (0..count).map(|_| self.row()).collect()
@@ -189,7 +189,7 @@ fn read_header(file: &mut impl Read) -> Result<String> {
     Ok(String::from_utf8_lossy(&dictionary).trim().to_string())
 }
 
-/// Rows, columns, and bytes of a number.
+/// Number of rows, number of columns, and bytes of a number.
 fn parse_header(dictionary: &str) -> Option<(usize, usize, usize)> {
     let after = |key: &str| dictionary.split_once(key).map(|(_, rest)| rest.trim_start());
     let width = match after("'descr':")?.split('\'').nth(1)? {
@@ -218,7 +218,7 @@ mod tests {
     const NUMPY: &[u8] = b"\x93NUMPY\x01\x00v\x00{'descr': '<f8', 'fortran_order': False, 'shape': (2, 3), }                                                          \n";
 
     #[test]
-    fn what_numpy_writes_is_read() {
+    fn files_of_numpy_are_read() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("a.npy");
         let mut bytes = NUMPY.to_vec();
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn our_header_is_numpys() {
+    fn the_header_equals_that_of_numpy() {
         let ours = String::from_utf8_lossy(&header(2, 3)).replace("<f4", "<f8");
         assert_eq!(ours, String::from_utf8_lossy(NUMPY));
         assert_eq!(parse_header("{'descr': '<i8', 'fortran_order': False, 'shape': (2, 3), }"), None);

@@ -1,4 +1,4 @@
-//! Parquet through the column readers and writers of the `parquet` crate, without Arrow.
+//! Parquet, by the column readers and writers of the `parquet` crate, without Arrow.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -15,8 +15,8 @@ use parquet::file::reader::{FileReader, RowGroupReader, SerializedFileReader};
 use parquet::file::writer::{SerializedFileWriter, SerializedRowGroupWriter};
 use parquet::schema::parser::parse_message_type;
 
-use super::{BLOCK, Row, Sink, Source};
-use crate::index::{ContentHash, Encoder, Metadata};
+use super::row::{BLOCK, Row, RowReader, RowWriter};
+use crate::index::{ContentHash, EncoderIdentity, Metadata};
 
 const SCHEMA: &str = "message items {
     required binary id (UTF8);
@@ -25,7 +25,7 @@ const SCHEMA: &str = "message items {
     optional binary image;
     optional binary sha256;
 }";
-/// Key of the file's metadata: SHA-256 of the encoder's weights.
+/// Key in the file's metadata of the SHA-256 of the encoder's weights.
 const ENCODER: &str = "macrl.encoder";
 
 pub(super) struct Writer {
@@ -42,12 +42,12 @@ pub(super) fn is_own(place: &Path) -> bool {
 }
 
 impl Writer {
-    pub(super) fn create(place: &Path, encoder: &Encoder) -> Result<Self> {
+    pub(super) fn create(place: &Path, encoder: &EncoderIdentity) -> Result<Self> {
         let temporary = Temporary::beside(place);
         let file = temporary.create().with_context(|| format!("cannot write {}", place.display()))?;
         let properties = WriterProperties::builder()
             .set_compression(Compression::SNAPPY)
-            // Numbers that are all different: a dictionary would only grow and be given up.
+            // The numbers are all different: the writer would build a dictionary and then give it up.
             .set_dictionary_enabled(false)
             .set_key_value_metadata(Some(vec![KeyValue::new(ENCODER.into(), encoder.sha256.clone())]))
             .build();
@@ -57,7 +57,7 @@ impl Writer {
     }
 }
 
-impl Sink for Writer {
+impl RowWriter for Writer {
     fn write(&mut self, rows: Vec<Row>) -> Result<()> {
         if rows.is_empty() {
             return Ok(());
@@ -66,7 +66,7 @@ impl Sink for Writer {
         let ids = text(rows.iter().map(|r| r.id.clone()).collect());
         let metadata = text(rows.iter().map(|r| serde_json::Value::from(r.metadata.clone()).to_string()).collect());
         let vectors: Vec<f32> = rows.iter().flat_map(|r| r.vector.iter().copied()).collect();
-        // Definition 1: there is an element.  Repetition 0: it is the first of its row.
+        // Definition level 1: the element exists.  Repetition level 0: it is the first of its row.
         let definition = vec![1i16; vectors.len()];
         let repetition: Vec<i16> = rows.iter().flat_map(|r| (0..r.vector.len()).map(|i| i16::from(i > 0))).collect();
         let mut group = self.file.next_row_group()?;
@@ -86,7 +86,7 @@ impl Sink for Writer {
     }
 }
 
-/// A column of bytes, some of which are not there.
+/// Writes a column of optional bytes.
 fn optional(group: &mut SerializedRowGroupWriter<'_, File>, values: Vec<Option<&[u8]>>) -> Result<()> {
     let definition: Vec<i16> = values.iter().map(|value| i16::from(value.is_some())).collect();
     let there: Vec<ByteArray> = values.into_iter().flatten().map(|value| ByteArray::from(value.to_vec())).collect();
@@ -107,14 +107,14 @@ fn column<T: DataType>(
 
 pub(super) struct Reader {
     file: SerializedFileReader<File>,
-    /// Positions of the leaf columns.
+    /// Numbers of the leaf columns.
     id: usize,
     vector: usize,
     metadata: Option<usize>,
     image: Option<usize>,
     hash: Option<usize>,
     group: usize,
-    /// Rows of the group read last that are still to be given out.
+    /// Rows of the current row group that were not returned yet.
     rows: std::vec::IntoIter<Row>,
 }
 
@@ -138,7 +138,7 @@ impl Reader {
         };
         kind(id, &[Physical::BYTE_ARRAY])?;
         kind(vector, &[Physical::FLOAT, Physical::DOUBLE])?;
-        // Elsewhere such columns may be anything.
+        // In files of other programs, these columns may hold anything.
         let ours = encoder(&file).is_some();
         let (image, hash) = (find("image").filter(|_| ours), find("sha256").filter(|_| ours));
         for column in [metadata, image, hash].into_iter().flatten() {
@@ -159,9 +159,9 @@ impl Reader {
         let n = group.metadata().num_rows() as usize;
         let ids = texts(group.as_ref(), self.id, n)?;
         let vectors = match group.get_column_reader(self.vector)? {
-            ColumnReader::FloatColumnReader(reader) => lists(reader, self.levels(self.vector), n, |v| v)?,
+            ColumnReader::FloatColumnReader(reader) => lists(reader, self.max_definition(self.vector), n, |v| v)?,
             ColumnReader::DoubleColumnReader(reader) => {
-                lists::<DoubleType>(reader, self.levels(self.vector), n, |v| v as f32)?
+                lists::<DoubleType>(reader, self.max_definition(self.vector), n, |v| v as f32)?
             }
             _ => bail!("column `vector` holds no floats"),
         };
@@ -191,13 +191,13 @@ impl Reader {
         Ok(rows)
     }
 
-    /// The definition level of a value that is there.
-    fn levels(&self, column: usize) -> i16 {
+    /// The definition level of a value that is not null.
+    fn max_definition(&self, column: usize) -> i16 {
         self.file.metadata().file_metadata().schema_descr().column(column).max_def_level()
     }
 }
 
-impl Source for Reader {
+impl RowReader for Reader {
     fn next(&mut self) -> Result<Vec<Row>> {
         while self.rows.len() == 0 && self.group < self.file.num_row_groups() {
             self.rows = self.read_group()?.into_iter();
@@ -216,14 +216,14 @@ fn encoder(file: &SerializedFileReader<File>) -> Option<String> {
     pairs.iter().find(|pair| pair.key == ENCODER)?.value.clone()
 }
 
-/// A text for each of `n` rows; `None` where it is null.
+/// The texts of `n` rows; null is `None`.
 fn texts(group: &dyn RowGroupReader, column: usize, n: usize) -> Result<Vec<Option<String>>> {
     let text = |bytes: ByteArray| String::from_utf8(bytes.data().to_vec());
     let texts = blobs(group, column, n)?.into_iter().map(|bytes| bytes.map(text).transpose());
     texts.collect::<Result<_, _>>().context("a text is not UTF-8")
 }
 
-/// Bytes for each of `n` rows; `None` where they are null.
+/// The bytes of `n` rows; null is `None`.
 fn blobs(group: &dyn RowGroupReader, column: usize, n: usize) -> Result<Vec<Option<ByteArray>>> {
     let ColumnReader::ByteArrayColumnReader(mut reader) = group.get_column_reader(column)? else {
         bail!("column {column} holds no text");
@@ -237,7 +237,7 @@ fn blobs(group: &dyn RowGroupReader, column: usize, n: usize) -> Result<Vec<Opti
     Ok(there.map(|there| if there { values.next() } else { None }).collect())
 }
 
-/// A list of numbers for each of `n` rows; what is null is left out, and the row is too short.
+/// The lists of numbers of `n` rows.  Null elements are left out, which makes the list too short.
 fn lists<T: DataType>(
     mut reader: ColumnReaderImpl<T>,
     full: i16,
@@ -269,10 +269,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_written_is_read_again() {
+    fn a_written_file_is_read_back() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("items.parquet");
-        let encoder = Encoder { sha256: "abc".into(), dim: 3 };
+        let encoder = EncoderIdentity { sha256: "abc".into(), dim: 3 };
         let rows: Vec<Row> = (0..2 * BLOCK + 5)
             .map(|i| {
                 let serde_json::Value::Object(metadata) = json!({ "n": i }) else { panic!() };

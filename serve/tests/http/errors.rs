@@ -177,13 +177,13 @@ async fn undecodable_images_are_422_and_named() {
 #[tokio::test]
 async fn a_full_queue_is_429_with_retry_after_and_recovers() {
     let server = limited(|limits| (limits.queue, limits.images) = (4, 4));
-    let room = server.state.admit(2).unwrap();
+    let reserved = server.state.admit(2).unwrap();
     let three = json!({ "images": vec![base64(&png(0)); 3] });
     let answer = server.post_json("/embed", three.clone()).await;
     assert_eq!((answer.status.as_u16(), answer.code().as_str()), (429, "queue_full"));
     assert!(answer.headers["retry-after"].to_str().unwrap().parse::<u64>().unwrap() >= 1);
     assert_eq!(server.post_image("/embed", png(0)).await.status, 200);
-    drop(room);
+    drop(reserved);
     assert_eq!(server.post_json("/embed", three).await.status, 200);
     assert_eq!(server.state.gauges().await.in_flight, 0);
 }
@@ -191,7 +191,7 @@ async fn a_full_queue_is_429_with_retry_after_and_recovers() {
 #[tokio::test]
 async fn bodies_in_memory_are_bounded_together() {
     let server = limited(|limits| limits.buffered_bytes = 1000);
-    let held = server.state.buffered.take(900).unwrap();
+    let held = server.state.buffered.reserve(900).unwrap();
     assert_eq!(server.post_image("/embed", vec![0; 200]).await.status, 429);
     drop(held);
     assert_eq!(server.post_image("/embed", png(0)).await.status, 200);

@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use macrl_serve::index::{Encoder, Index, IndexError, Item, Listing, Query};
+use macrl_serve::index::{EncoderIdentity, Index, IndexError, Item, ListQuery, Query};
 use serde_json::json;
 
-pub(crate) use crate::copies::*;
-use crate::place::*;
+use crate::backends::*;
+pub(crate) use crate::duplicates::*;
 
-pub(crate) async fn items_are_stored_replaced_and_deleted(place: &dyn Place) {
-    let index = place.open(&encoder(2)).await.unwrap();
+pub(crate) async fn items_are_stored_replaced_and_deleted(backend: &dyn Backend) {
+    let index = backend.open(&encoder(2)).await.unwrap();
     let first = item("a/ä b", &[1.0, 0.0], json!({ "x": [1, { "y": null }], "t": "é" }));
     let outcomes = index.put(&encoder(2), vec![first.clone(), item("b", &[0.0, 1.0], json!({}))]).await.unwrap();
     assert_eq!(outcomes, [Ok(true), Ok(true)]);
@@ -25,8 +25,8 @@ pub(crate) async fn items_are_stored_replaced_and_deleted(place: &dyn Place) {
     assert_eq!(index.put(&encoder(2), Vec::new()).await.unwrap(), []);
 }
 
-pub(crate) async fn each_item_of_a_batch_has_its_result(place: &dyn Place) {
-    let index = place.open(&encoder(2)).await.unwrap();
+pub(crate) async fn each_item_of_a_batch_has_its_result(backend: &dyn Backend) {
+    let index = backend.open(&encoder(2)).await.unwrap();
     let items = vec![
         item("a", &[1.0, 0.0], json!({ "v": 1 })),
         item("b", &[1.0, 0.0, 0.0], json!({})),
@@ -41,8 +41,8 @@ pub(crate) async fn each_item_of_a_batch_has_its_result(place: &dyn Place) {
     assert_eq!(wrong, IndexError::Dimension { expected: 2, found: 1 });
 }
 
-pub(crate) async fn the_nearest_come_first_and_ties_by_id(place: &dyn Place) {
-    let index = place.open(&encoder(2)).await.unwrap();
+pub(crate) async fn the_nearest_come_first_and_ties_by_id(backend: &dyn Backend) {
+    let index = backend.open(&encoder(2)).await.unwrap();
     let at = |degrees: f32| [degrees.to_radians().cos(), degrees.to_radians().sin()];
     let angles = [("far", 180.0), ("b", 10.0), ("C", 10.0), ("a", 10.0), ("near", 5.0), ("across", 90.0)];
     fill(index.as_ref(), angles.map(|(id, degrees)| item(id, &at(degrees), json!({}))).to_vec()).await;
@@ -60,8 +60,8 @@ pub(crate) async fn the_nearest_come_first_and_ties_by_id(place: &dyn Place) {
     assert_eq!(several.iter().map(|hits| ids(hits).join(" ")).collect::<Vec<_>>(), ["far", "C a", "across"]);
 }
 
-pub(crate) async fn filters_narrow_searches_and_listings(place: &dyn Place) {
-    let index = place.open(&encoder(2)).await.unwrap();
+pub(crate) async fn filters_narrow_searches_and_listings(backend: &dyn Backend) {
+    let index = backend.open(&encoder(2)).await.unwrap();
     let items = [
         ("a", json!({ "label": "cat", "year": 2001, "tags": ["x", "y"] })),
         ("b", json!({ "label": "dog", "year": 2002.0, "box": { "w": 1, "h": 2 } })),
@@ -95,7 +95,7 @@ pub(crate) async fn filters_narrow_searches_and_listings(place: &dyn Place) {
             let narrow = Query { filter: filter(conditions.clone()), exact, ..query(&[1.0, 0.0], 10) };
             assert_eq!(ids(&search(index.as_ref(), narrow).await).join(" "), expected, "{conditions}");
         }
-        let listing = Listing { limit: 10, filter: filter(conditions.clone()), ..Listing::default() };
+        let listing = ListQuery { limit: 10, filter: filter(conditions.clone()), ..ListQuery::default() };
         let page = index.list(listing).await.unwrap();
         let found: Vec<&str> = page.items.iter().map(|i| i.id.as_str()).collect();
         assert_eq!(found.join(" "), expected, "{conditions}");
@@ -109,15 +109,16 @@ pub(crate) async fn filters_narrow_searches_and_listings(place: &dyn Place) {
     assert_eq!(ids(&search(index.as_ref(), narrow("dog")).await), ["a", "b"]);
 }
 
-pub(crate) async fn pages_follow_each_other_without_gaps(place: &dyn Place) {
-    let index = place.open(&encoder(2)).await.unwrap();
+pub(crate) async fn pages_follow_each_other_without_gaps(backend: &dyn Backend) {
+    let index = backend.open(&encoder(2)).await.unwrap();
     let one = |i: usize| item(&format!("i{i:02}"), &[1.0, i as f32], json!({ "even": i.is_multiple_of(2) }));
     fill(index.as_ref(), (0..25).map(one).collect()).await;
     for (conditions, total) in [(json!({}), 25), (json!({ "even": true }), 13)] {
         let (mut cursor, mut seen) = (None, Vec::new());
         loop {
             let filter = filter(conditions.clone());
-            let page = index.list(Listing { cursor, limit: 6, filter, vectors: true, uncounted: false }).await.unwrap();
+            let page =
+                index.list(ListQuery { cursor, limit: 6, filter, vectors: true, skip_total: false }).await.unwrap();
             assert!(page.items.len() <= 6 && page.items.iter().all(|i| i.vector.len() == 2));
             assert_eq!(page.total, total);
             seen.extend(page.items.into_iter().map(|i| i.id));
@@ -133,70 +134,70 @@ pub(crate) async fn pages_follow_each_other_without_gaps(place: &dyn Place) {
         assert_eq!(seen.len(), total);
         assert!(seen.windows(2).all(|pair| pair[0] < pair[1]));
     }
-    let page = index.list(Listing { limit: 1, ..Listing::default() }).await.unwrap();
+    let page = index.list(ListQuery { limit: 1, ..ListQuery::default() }).await.unwrap();
     assert!(page.items[0].vector.is_empty() && page.next.as_deref() == Some("i00"));
 }
 
-pub(crate) async fn another_encoders_vectors_are_refused(place: &dyn Place) {
-    let index = place.open(&encoder(2)).await.unwrap();
-    let other = Encoder { sha256: "two".into(), dim: 2 };
+pub(crate) async fn another_encoders_vectors_are_refused(backend: &dyn Backend) {
+    let index = backend.open(&encoder(2)).await.unwrap();
+    let other = EncoderIdentity { sha256: "two".into(), dim: 2 };
     fill(index.as_ref(), vec![item("a", &[1.0, 0.0], json!({}))]).await;
-    let refused = IndexError::Encoder { holds: encoder(2), items: 1, given: other.clone() };
+    let refused = IndexError::EncoderMismatch { holds: encoder(2), items: 1, given: other.clone() };
     let put = index.put(&other, vec![item("b", &[1.0, 0.0], json!({}))]).await;
     assert_eq!(put, Err(refused.clone()));
     assert_eq!(index.adopt(&other).await, Err(refused.clone()));
     assert_eq!(index.adopt(&encoder(2)).await, Ok(()));
     assert_eq!(index.status().await.unwrap().items, 1);
     drop(index);
-    if place.lasts() {
-        assert_eq!(place.open(&other).await.err(), Some(refused));
-        assert!(place.open(&encoder(2)).await.is_ok());
+    if backend.is_persistent() {
+        assert_eq!(backend.open(&other).await.err(), Some(refused));
+        assert!(backend.open(&encoder(2)).await.is_ok());
     }
 }
 
-pub(crate) async fn an_empty_index_takes_another_encoder(place: &dyn Place) {
-    let index = place.open(&encoder(2)).await.unwrap();
-    let other = Encoder { sha256: "two".into(), dim: 3 };
+pub(crate) async fn an_empty_index_takes_another_encoder(backend: &dyn Backend) {
+    let index = backend.open(&encoder(2)).await.unwrap();
+    let other = EncoderIdentity { sha256: "two".into(), dim: 3 };
     fill(index.as_ref(), vec![item("a", &[1.0, 0.0], json!({}))]).await;
     index.delete("a").await.unwrap();
     index.adopt(&other).await.unwrap();
     let old = index.put(&encoder(2), vec![item("a", &[1.0, 0.0], json!({}))]).await;
-    assert!(matches!(old, Err(IndexError::Encoder { .. })), "{old:?}");
+    assert!(matches!(old, Err(IndexError::EncoderMismatch { .. })), "{old:?}");
     assert_eq!(index.put(&other, vec![item("a", &[1.0, 0.0, 0.0], json!({}))]).await.unwrap(), [Ok(true)]);
     assert_eq!(ids(&search(index.as_ref(), query(&[0.0, 0.0, 1.0], 1)).await), ["a"]);
     drop(index);
-    if place.lasts() {
-        let index = place.open(&other).await.unwrap();
+    if backend.is_persistent() {
+        let index = backend.open(&other).await.unwrap();
         assert_eq!(index.get("a").await.unwrap().unwrap().vector, [1.0, 0.0, 0.0]);
     }
 }
 
-pub(crate) async fn pictures_and_hashes_are_kept(place: &dyn Place) {
+pub(crate) async fn pictures_and_hashes_are_kept(backend: &dyn Backend) {
     let png: Arc<[u8]> = Arc::from(&b"\x89PNG and so on"[..]);
     let with = |id: &str| Item {
         image: Some(png.clone()),
-        pictured: true,
+        has_image: true,
         hash: Some([7; 32]),
         ..item(id, &[1.0, 0.0], json!({}))
     };
-    let index = place.open(&encoder(2)).await.unwrap();
+    let index = backend.open(&encoder(2)).await.unwrap();
     fill(index.as_ref(), vec![with("a"), item("b", &[0.0, 1.0], json!({})), with("c")]).await;
     assert_eq!(index.get("a").await.unwrap(), Some(with("a")));
     let wanted = ["a", "b", "none"].map(String::from);
     assert_eq!(index.hashes(&wanted).await.unwrap(), [Some([7; 32]), None, None]);
     let hits = search(index.as_ref(), query(&[1.0, 0.0], 3)).await;
-    assert_eq!(hits.iter().map(|h| h.image).collect::<Vec<_>>(), [true, true, false]);
-    let page = index.list(Listing { limit: 3, ..Listing::default() }).await.unwrap();
-    assert!(page.items.iter().all(|i| i.image.is_none()) && page.items[0].pictured && !page.items[1].pictured);
+    assert_eq!(hits.iter().map(|h| h.has_image).collect::<Vec<_>>(), [true, true, false]);
+    let page = index.list(ListQuery { limit: 3, ..ListQuery::default() }).await.unwrap();
+    assert!(page.items.iter().all(|i| i.image.is_none()) && page.items[0].has_image && !page.items[1].has_image);
     // An item that is replaced without a picture has none.
     fill(index.as_ref(), vec![item("a", &[1.0, 0.0], json!({}))]).await;
     let plain = index.get("a").await.unwrap().unwrap();
-    assert_eq!((plain.image, plain.pictured, plain.hash), (None, false, None));
+    assert_eq!((plain.image, plain.has_image, plain.hash), (None, false, None));
     assert_eq!(index.get("c").await.unwrap().unwrap().image, Some(png));
 }
 
-pub(crate) async fn samples_are_spread(place: &dyn Place) {
-    let index = place.open(&encoder(8)).await.unwrap();
+pub(crate) async fn samples_are_spread(backend: &dyn Backend) {
+    let index = backend.open(&encoder(8)).await.unwrap();
     assert!(index.sample(10).await.unwrap().is_empty());
     fill(index.as_ref(), crowd(500, 8, 6)).await;
     let sample = index.sample(50).await.unwrap();
@@ -233,8 +234,8 @@ pub(crate) async fn recall(index: &dyn Index, queries: &[Vec<f32>], conditions: 
     found as f64 / wanted as f64
 }
 
-pub(crate) async fn approximate_searches_find_what_exact_ones_do(place: &dyn Place) {
-    let index = place.open(&encoder(32)).await.unwrap();
+pub(crate) async fn approximate_searches_find_what_exact_ones_do(backend: &dyn Backend) {
+    let index = backend.open(&encoder(32)).await.unwrap();
     let mut crowd = crowd(3050, 32, 7);
     let queries: Vec<Vec<f32>> = crowd.drain(3000..).map(|item| item.vector).collect();
     let some = crowd[17].vector.clone();
@@ -257,8 +258,8 @@ pub(crate) async fn approximate_searches_find_what_exact_ones_do(place: &dyn Pla
     assert_eq!(ids(&search(index.as_ref(), without).await)[..4], ids(&hits)[1..]);
 }
 
-pub(crate) async fn changes_after_the_graph_was_built_are_seen(place: &dyn Place) {
-    let index = place.open(&encoder(16)).await.unwrap();
+pub(crate) async fn changes_after_the_graph_was_built_are_seen(backend: &dyn Backend) {
+    let index = backend.open(&encoder(16)).await.unwrap();
     let mut crowd = crowd(2630, 16, 9);
     // Half of the items move or go, one at a time at first.
     let moved: Vec<Vec<f32>> = crowd.drain(2000..).map(|item| item.vector).collect();
@@ -285,8 +286,8 @@ pub(crate) async fn changes_after_the_graph_was_built_are_seen(place: &dyn Place
     assert_eq!(index.status().await.unwrap().items, 1600);
 }
 
-pub(crate) async fn concurrent_changes_are_all_there(place: &dyn Place) {
-    let index = place.open(&encoder(4)).await.unwrap();
+pub(crate) async fn concurrent_changes_are_all_there(backend: &dyn Backend) {
+    let index = backend.open(&encoder(4)).await.unwrap();
     let tasks = (0..8u64).map(|task| {
         let index = index.clone();
         tokio::spawn(async move {
@@ -321,22 +322,22 @@ pub(crate) async fn concurrent_changes_are_all_there(place: &dyn Place) {
     }
 }
 
-pub(crate) async fn everything_is_there_again(place: &dyn Place) {
-    if !place.lasts() {
+pub(crate) async fn everything_is_there_again(backend: &dyn Backend) {
+    if !backend.is_persistent() {
         return;
     }
-    let index = place.open(&encoder(16)).await.unwrap();
+    let index = backend.open(&encoder(16)).await.unwrap();
     let mut items = crowd(1010, 16, 12);
     let queries: Vec<Vec<f32>> = items.drain(1000..).map(|item| item.vector).collect();
     fill(index.as_ref(), items.clone()).await;
     fill(index.as_ref(), vec![item("5", &items[6].vector, json!({ "again": true }))]).await;
     index.delete("7").await.unwrap();
-    let page = |vectors| Listing { limit: 5000, vectors, ..Listing::default() };
+    let page = |vectors| ListQuery { limit: 5000, vectors, ..ListQuery::default() };
     let before = index.list(page(true)).await.unwrap();
     let ask = |vector: &Vec<f32>| Query { exact: true, ..query(vector, 20) };
     let hits = index.search(queries.iter().map(ask).collect()).await.unwrap();
     drop(index);
-    let index = place.open(&encoder(16)).await.unwrap();
+    let index = backend.open(&encoder(16)).await.unwrap();
     assert_eq!(index.list(page(true)).await.unwrap(), before);
     let again = index.search(queries.iter().map(ask).collect()).await.unwrap();
     for (hits, again) in hits.iter().zip(&again) {

@@ -3,33 +3,33 @@
 use std::fs;
 use std::path::Path;
 
-use macrl_serve::index::{EmbeddedIndex, Encoder, Index, IndexError, Item, OpenOptions, Query};
+use macrl_serve::index::{EmbeddedIndex, EncoderIdentity, Index, IndexError, Item, OpenOptions, Query};
 use serde_json::json;
 
-use crate::place::*;
+use crate::backends::*;
 
 #[tokio::test]
 async fn a_second_process_is_told_who_has_the_folder() {
-    let place = Folder::new();
-    let index = place.open(&encoder(2)).await.unwrap();
+    let backend = Folder::new();
+    let index = backend.open(&encoder(2)).await.unwrap();
     fill(index.as_ref(), vec![item("a", &[1.0, 0.0], json!({}))]).await;
-    let Some(IndexError::Open(message)) = place.open(&encoder(2)).await.err() else { panic!("opened twice") };
+    let Some(IndexError::Open(message)) = backend.open(&encoder(2)).await.err() else { panic!("opened twice") };
     let expected = format!("is being written by another process (pid {})", std::process::id());
     assert!(message.contains(&expected) && !message.contains('\n'), "{message}");
     // Reading beside it is allowed; changing is not.
-    let (reader, holds) = EmbeddedIndex::open_to_read(place.dir.path()).unwrap();
+    let (reader, holds) = EmbeddedIndex::open_read_only(backend.dir.path()).unwrap();
     assert_eq!(holds, encoder(2));
     assert!(reader.get("a").await.unwrap().is_some());
     assert!(matches!(reader.delete("a").await, Err(IndexError::Unavailable(_))));
     drop(index);
-    assert!(place.open(&encoder(2)).await.is_ok());
+    assert!(backend.open(&encoder(2)).await.is_ok());
 }
 
 #[tokio::test]
 async fn an_index_that_is_not_there_is_not_made_by_reading() {
     let dir = tempfile::tempdir().unwrap();
     let nowhere = dir.path().join("nothing");
-    let Err(IndexError::Open(message)) = EmbeddedIndex::open_to_read(&nowhere) else { panic!("opened") };
+    let Err(IndexError::Open(message)) = EmbeddedIndex::open_read_only(&nowhere) else { panic!("opened") };
     assert!(message.starts_with(&format!("there is no index at {}", nowhere.display())), "{message}");
     assert!(!nowhere.exists());
     fs::write(&nowhere, "a file").unwrap();
@@ -81,9 +81,9 @@ async fn answers(dir: &Path, queries: &[Vec<f32>], expected: &[Vec<String>]) {
 
 #[tokio::test]
 async fn a_torn_or_flipped_cache_is_built_anew() {
-    let place = Folder::new();
-    let dir = place.dir.path();
-    let index = place.open(&encoder(16)).await.unwrap();
+    let backend = Folder::new();
+    let dir = backend.dir.path();
+    let index = backend.open(&encoder(16)).await.unwrap();
     fill(index.as_ref(), crowd(EXACT_UP_TO + 200, 16, 21)).await;
     settled(index.as_ref()).await;
     let queries = clouds(5, 16, 22);
@@ -110,7 +110,7 @@ async fn a_torn_or_flipped_cache_is_built_anew() {
     }
 }
 
-/// The data base alone, as somebody copies it who knows that the rest is a cache.
+/// The database alone, as somebody copies it who knows that the rest is a cache.
 fn put_back(dir: &Path, copy: &[u8]) {
     for journal in ["items.sqlite-wal", "items.sqlite-shm"] {
         let _ = fs::remove_file(dir.join(journal));
@@ -139,14 +139,14 @@ async fn a_graph_of_another_past_hides_nothing() {
         [(700, 300, 300), (700, 300, 250), (500, 300, 200), (500, 300, 350), (590, 400, 10), (700, 0, 300)]
     {
         let what = format!("{kept} kept, {lost} lost, {new} new");
-        let place = Folder::new();
-        let dir = place.dir.path();
-        let index = place.open(&encoder(16)).await.unwrap();
+        let backend = Folder::new();
+        let dir = backend.dir.path();
+        let index = backend.open(&encoder(16)).await.unwrap();
         let old = named("old", kept, 31);
         fill(index.as_ref(), old.clone()).await;
         drop(index);
         let copy = fs::read(dir.join("items.sqlite")).unwrap();
-        let index = place.open(&encoder(16)).await.unwrap();
+        let index = backend.open(&encoder(16)).await.unwrap();
         // What is deleted after the copy is there again afterwards.
         for i in 0..20 {
             index.delete(&format!("old{i}")).await.unwrap();
@@ -159,12 +159,12 @@ async fn a_graph_of_another_past_hides_nothing() {
         assert!(dir.join("graph.usearch").exists());
         put_back(dir, &copy);
         // At once, or by a process that is not the one that serves.
-        let index = place.open(&encoder(16)).await.unwrap();
+        let index = backend.open(&encoder(16)).await.unwrap();
         let fresh = named("new", new, 33);
         fill(index.as_ref(), fresh.clone()).await;
         are_found(index.as_ref(), &fresh, &what).await;
         drop(index);
-        let index = place.open(&encoder(16)).await.unwrap();
+        let index = backend.open(&encoder(16)).await.unwrap();
         are_found(index.as_ref(), &fresh, &what).await;
         if kept + new > EXACT_UP_TO {
             settled(index.as_ref()).await;
@@ -179,8 +179,8 @@ async fn a_graph_of_another_past_hides_nothing() {
 
 #[tokio::test]
 async fn a_folder_that_holds_other_things_is_refused() {
-    let place = tempfile::tempdir().unwrap();
-    let photos = place.path().join("photos");
+    let parent = tempfile::tempdir().unwrap();
+    let photos = parent.path().join("photos");
     fs::create_dir(&photos).unwrap();
     let open = || EmbeddedIndex::open(&photos, &encoder(2), &options());
     fs::write(photos.join("IMG_1.jpg"), "a photograph").unwrap();
@@ -189,7 +189,7 @@ async fn a_folder_that_holds_other_things_is_refused() {
     let expected = format!("{} is no index and holds other things (2019 and 1 more)", photos.display());
     assert!(message.starts_with(&expected) && !message.contains('\n'), "{message}");
     assert_eq!(fs::read_dir(&photos).unwrap().count(), 2);
-    // A data base of somebody else's under our name is not touched.
+    // A database of somebody else's under our name is not touched.
     fs::remove_dir(photos.join("2019")).unwrap();
     fs::remove_file(photos.join("IMG_1.jpg")).unwrap();
     let file = photos.join("items.sqlite");
@@ -197,7 +197,7 @@ async fn a_folder_that_holds_other_things_is_refused() {
     foreign.execute_batch("CREATE TABLE items (name TEXT); INSERT INTO items VALUES ('theirs')").unwrap();
     drop(foreign);
     let before = fs::read(&file).unwrap();
-    for refused in [open().err(), EmbeddedIndex::open_to_read(&photos).err()] {
+    for refused in [open().err(), EmbeddedIndex::open_read_only(&photos).err()] {
         let Some(IndexError::Open(message)) = refused else { panic!("opened") };
         assert!(message.contains("items.sqlite is no index of this program: it has the table `items`"), "{message}");
     }
@@ -227,7 +227,7 @@ async fn an_index_of_a_later_format_is_left_alone() {
     assert!(message.ends_with(expected), "{message}");
 }
 
-/// Bytes of the data base and its journal.
+/// Bytes of the database and its journal.
 fn size(dir: &Path) -> u64 {
     let length = |name: &str| fs::metadata(dir.join(name)).map_or(0, |file| file.len());
     length("items.sqlite") + length("items.sqlite-wal")
@@ -244,19 +244,19 @@ async fn shrinks_below(dir: &Path, bytes: u64) {
 #[tokio::test]
 async fn deleted_space_comes_back() {
     for old in [false, true] {
-        let place = Folder::new();
-        let dir = place.dir.path();
+        let backend = Folder::new();
+        let dir = backend.dir.path();
         if old {
             // As versions made it that never gave anything back.
-            drop(place.open(&encoder(64)).await.unwrap());
+            drop(backend.open(&encoder(64)).await.unwrap());
             let connection = rusqlite::Connection::open(dir.join("items.sqlite")).unwrap();
             connection.execute_batch("PRAGMA journal_mode = delete; PRAGMA auto_vacuum = none; VACUUM").unwrap();
         }
-        let index = place.open(&encoder(64)).await.unwrap();
+        let index = backend.open(&encoder(64)).await.unwrap();
         let picture: std::sync::Arc<[u8]> = vec![7; 3000].into();
         let with = |i: usize| Item {
             image: Some(picture.clone()),
-            pictured: true,
+            has_image: true,
             ..item(&i.to_string(), &Noise(i as u64).vector(64), json!({ "n": i }))
         };
         fill(index.as_ref(), (0..2000).map(with).collect()).await;
@@ -272,30 +272,30 @@ async fn deleted_space_comes_back() {
         remove(index.as_ref(), (0..1000).map(|i| i.to_string())).await;
         drop(index);
         assert!(size(dir) < full / 5, "old {old}: {} of {full}", size(dir));
-        let index = place.open(&encoder(64)).await.unwrap();
+        let index = backend.open(&encoder(64)).await.unwrap();
         assert_eq!(index.status().await.unwrap().items, 100);
     }
 }
 
 #[tokio::test]
 async fn a_copy_is_made_beside_the_writer_and_is_an_index() {
-    let place = Folder::new();
-    let index = place.open(&encoder(16)).await.unwrap();
+    let backend = Folder::new();
+    let index = backend.open(&encoder(16)).await.unwrap();
     let items = named("i", 300, 51);
     fill(index.as_ref(), items.clone()).await;
     let copies = tempfile::tempdir().unwrap();
     let copy = copies.path().join("new/copy");
-    assert_eq!(EmbeddedIndex::back_up(place.dir.path(), &copy).unwrap(), 300);
+    assert_eq!(EmbeddedIndex::back_up(backend.dir.path(), &copy).unwrap(), 300);
     fill(index.as_ref(), named("later", 10, 52)).await;
     let copied = EmbeddedIndex::open(&copy, &encoder(16), &options()).unwrap();
     assert_eq!(copied.status().await.unwrap().items, 300);
     are_found(&copied, &items, "copy").await;
     drop(copied);
     // Nothing is written over.
-    let Err(IndexError::Open(message)) = EmbeddedIndex::back_up(place.dir.path(), &copy) else { panic!("copied") };
+    let Err(IndexError::Open(message)) = EmbeddedIndex::back_up(backend.dir.path(), &copy) else { panic!("copied") };
     assert!(message.contains("there is an index already"), "{message}");
     fs::write(copies.path().join("photo.jpg"), "mine").unwrap();
-    let refused = EmbeddedIndex::back_up(place.dir.path(), copies.path()).err();
+    let refused = EmbeddedIndex::back_up(backend.dir.path(), copies.path()).err();
     assert!(refused.unwrap().to_string().contains("holds other things"));
     let nothing = EmbeddedIndex::back_up(&copies.path().join("none"), &copies.path().join("other")).err();
     assert!(nothing.unwrap().to_string().starts_with("there is no index at"));
@@ -311,7 +311,7 @@ fn a_damaged_item_is_named() {
     // The header's text, by which SQLite knows its files.
     bytes[0] ^= 1;
     fs::write(&file, bytes).unwrap();
-    let other = Encoder { sha256: "one".into(), dim: 2 };
+    let other = EncoderIdentity { sha256: "one".into(), dim: 2 };
     let Err(IndexError::Open(message)) = EmbeddedIndex::open(dir.path(), &other, &options()) else { panic!("opened") };
     assert!(message.contains("items.sqlite is damaged"), "{message}");
 }

@@ -3,26 +3,26 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use macrl_serve::index::{EmbeddedIndex, Index, Listing, Query};
+use macrl_serve::index::{EmbeddedIndex, Index, ListQuery, Query};
 use serde_json::json;
 
-use crate::place::*;
+use crate::backends::*;
 
 /// Made by version 0.1.0: three pictures and three vectors, one of them replaced, under the encoder of
 /// models/pretrained/cifar10, with `--exact-up-to 3`.
 fn today() -> (tempfile::TempDir, PathBuf) {
     let made = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/index_format_1");
-    let place = tempfile::tempdir().unwrap();
-    let dir = place.path().join("index");
+    let parent = tempfile::tempdir().unwrap();
+    let dir = parent.path().join("index");
     fs::create_dir(&dir).unwrap();
     for file in ["items.sqlite", "graph.usearch"] {
         fs::copy(made.join(file), dir.join(file)).unwrap();
     }
-    (place, dir)
+    (parent, dir)
 }
 
 async fn is_whole(index: &EmbeddedIndex) {
-    let page = index.list(Listing { limit: 10, vectors: true, ..Listing::default() }).await.unwrap();
+    let page = index.list(ListQuery { limit: 10, vectors: true, ..ListQuery::default() }).await.unwrap();
     let ids: Vec<&str> = page.items.iter().map(|item| item.id.as_str()).collect();
     assert_eq!(ids, ["picture 0", "picture 1", "picture 2", "vector-0", "vector-1", "vector-2"]);
     let picture = index.get("picture 0").await.unwrap().unwrap();
@@ -42,8 +42,8 @@ async fn is_whole(index: &EmbeddedIndex) {
 
 #[tokio::test]
 async fn an_index_of_format_1_is_read_and_written() {
-    let (_place, dir) = today();
-    let (reader, encoder) = EmbeddedIndex::open_to_read(&dir).unwrap();
+    let (_parent, dir) = today();
+    let (reader, encoder) = EmbeddedIndex::open_read_only(&dir).unwrap();
     is_whole(&reader).await;
     drop(reader);
     assert_eq!(encoder.dim, 192);
@@ -65,5 +65,5 @@ async fn an_index_of_format_1_is_read_and_written() {
 fn a_bundle_of_format_1_is_read() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/pretrained/cifar10");
     let bundle = macrl_bundle::bundle::Bundle::open(&dir).unwrap();
-    assert_eq!(macrl_serve::index::Encoder::of(&bundle).dim, 192);
+    assert_eq!(macrl_serve::index::EncoderIdentity::of(&bundle).dim, 192);
 }

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use macrl_serve::index::{EmbeddedIndex, Index, Item, OpenOptions, Query};
 use serde_json::json;
 
-use crate::place::*;
+use crate::backends::*;
 
 const DIM: usize = 192;
 const WORKERS: usize = 8;
@@ -59,7 +59,7 @@ fn version(id: &str, n: usize) -> Item {
     let seed = id.bytes().fold(n as u64, |seed, byte| seed * 31 + u64::from(byte));
     let picture: Arc<[u8]> = format!("{id} {n} {}", "x".repeat(300)).into_bytes().into();
     let plain = item(id, &Noise(seed).vector(DIM), json!({ "n": n }));
-    Item { image: Some(picture), pictured: true, hash: Some([n as u8; 32]), ..plain }
+    Item { image: Some(picture), has_image: true, hash: Some([n as u8; 32]), ..plain }
 }
 
 /// A worker's items after its first `n` changes.
@@ -163,8 +163,8 @@ async fn found(index: &EmbeddedIndex, worker: usize) -> BTreeMap<String, Item> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_kill_loses_nothing() {
     let (rounds, items) = (setting("MACRL_KILL_ROUNDS", 5), setting("MACRL_KILL_ITEMS", 1000));
-    let place = tempfile::tempdir().unwrap();
-    let dir = place.path();
+    let parent = tempfile::tempdir().unwrap();
+    let dir = parent.path();
     let mut noise = Noise(1);
     {
         let index = open(dir, usize::MAX);

@@ -1,34 +1,34 @@
-//! What every index must do: one suite, run over each of them, and what only one of them can be asked for.
+//! Tests of the index backends: a suite that runs for each of them, and tests of features that only one has.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test fails by panicking
 
+mod backends;
 mod cases;
-mod copies;
+mod duplicates;
 mod folder;
 mod formats;
 mod kill;
 mod matrix;
 mod outage;
-mod place;
 mod postgres;
 mod power;
 mod readonly;
 mod server;
 mod transfer;
 
-use place::{Folder, Memory, Place, Postgres};
+use backends::{Backend, Folder, Memory, Postgres};
 
-/// Makes a test of each case over a kind of place.
+/// Makes a test of each case for one backend.
 macro_rules! suite {
-    ($name:ident, $place:expr, [$($case:ident),* $(,)?]) => {
+    ($name:ident, $backend:expr, [$($case:ident),* $(,)?]) => {
         mod $name {
             use super::*;
             $(
                 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
                 async fn $case() {
-                    let place = $place;
-                    if place.is_there() {
-                        cases::$case(&place).await;
+                    let backend = $backend;
+                    if backend.is_available() {
+                        cases::$case(&backend).await;
                     }
                 }
             )*
@@ -36,12 +36,12 @@ macro_rules! suite {
     };
 }
 
-/// All cases over a kind of place.
+/// Makes a test of every case for one backend.
 macro_rules! whole_suite {
-    ($name:ident, $place:expr) => {
+    ($name:ident, $backend:expr) => {
         suite!(
             $name,
-            $place,
+            $backend,
             [
                 items_are_stored_replaced_and_deleted,
                 each_item_of_a_batch_has_its_result,

@@ -1,5 +1,5 @@
 //! Kills, copies and restorations in any order, below and above the limit of exact search: whatever becomes of the files,
-//! an index holds what its data base held, and searches find exactly that.
+//! an index holds what its database held, and searches find exactly that.
 //!
 //! Every round changes the index in a process of its own, which is killed or ends by itself; a copy may be made
 //! meanwhile or afterwards; an older copy may be put back, with the graph's file of another past beside it.  Then the
@@ -19,7 +19,7 @@ use std::time::Duration;
 use macrl_serve::index::{EmbeddedIndex, Index, Item, Query};
 use serde_json::json;
 
-use crate::place::*;
+use crate::backends::*;
 
 const DIM: usize = 24;
 const WORKERS: usize = 3;
@@ -214,7 +214,7 @@ fn copy_folder(from: &Path, to: &Path) {
     }
 }
 
-/// Puts a copy back: all of it, or the data base alone.
+/// Puts a copy back: all of it, or the database alone.
 fn restore(copy: &Path, dir: &Path, whole: bool) {
     if whole {
         fs::remove_dir_all(dir).unwrap();
@@ -253,8 +253,8 @@ async fn load(index: &EmbeddedIndex, past: &mut Past, round: usize, noise: &mut 
 async fn whatever_becomes_of_the_files() {
     let rounds = std::env::var("MACRL_MATRIX_ROUNDS").ok().and_then(|v| v.parse().ok()).unwrap_or(6);
     let seed = std::env::var("MACRL_MATRIX_SEED").ok().and_then(|v| v.parse().ok()).unwrap_or(3);
-    let place = tempfile::tempdir().unwrap();
-    let dir = place.path().join("index");
+    let parent = tempfile::tempdir().unwrap();
+    let dir = parent.path().join("index");
     let mut noise = Noise(seed);
     let mut past = Past::default();
     let mut copies: Vec<Copied> = Vec::new();
@@ -272,7 +272,7 @@ async fn whatever_becomes_of_the_files() {
         let kill = noise.integer(3) > 0;
         let mut running = Running::start(&dir, round, if kill { usize::MAX } else { 40 });
         running.begun();
-        let fresh = place.path().join(format!("copy-{round}"));
+        let fresh = parent.path().join(format!("copy-{round}"));
         let meanwhile = (noise.integer(3) == 0).then(|| {
             let before = running.acknowledged();
             EmbeddedIndex::back_up(&dir, &fresh).unwrap();

@@ -1,4 +1,4 @@
-//! Real servers on one PostgreSQL: `kill -9` of the data base under load, and replicas beside an ingest.
+//! Real servers on one PostgreSQL: `kill -9` of the database under load, and replicas beside an ingest.
 //!
 //! Each worker changes items of its own over HTTP.  An answer of 200, 201 or 404 is an acknowledgement and says how the
 //! item is; after any other answer it is as it was or as asked.  So each item has one or two states that are right.
@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::place::Noise;
+use crate::backends::Noise;
 use crate::server::{self, Server};
 use crate::transfer::bundle;
 
@@ -202,7 +202,7 @@ fn a_kill_of_the_data_base_loses_nothing_and_is_survived() {
     }
     println!(
         "{rounds} kills, {acknowledged} acknowledged changes all there, {refused} refused meanwhile; \
-         back {:.2} s after the data base at the latest",
+         back {:.2} s after the database at the latest",
         slowest.as_secs_f64()
     );
     assert!(acknowledged > 0 && refused > 0);

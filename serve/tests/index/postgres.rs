@@ -4,25 +4,25 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use macrl_serve::index::postgres::Address;
-use macrl_serve::index::{Encoder, Index, IndexError, Item, Listing, OpenOptions, PostgresIndex, Query};
+use macrl_serve::index::{EncoderIdentity, Index, IndexError, Item, ListQuery, OpenOptions, PostgresIndex, Query};
 use serde_json::json;
 
-use crate::place::*;
+use crate::backends::*;
 use crate::server::{self, sql};
 
-fn open(place: &Postgres, encoder: &Encoder) -> Result<PostgresIndex, IndexError> {
-    PostgresIndex::open(&place.address(), encoder, &options())
+fn open(database: &Postgres, encoder: &EncoderIdentity) -> Result<PostgresIndex, IndexError> {
+    PostgresIndex::open(&database.address(), encoder, &options())
 }
 
-/// A data base, or nothing where there is no server.
-fn place() -> Option<Postgres> {
-    Some(Postgres::new()).filter(Place::is_there)
+/// A database, or nothing where there is no server.
+fn database() -> Option<Postgres> {
+    Some(Postgres::new()).filter(Backend::is_available)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_jsonb_would_change_comes_back_as_it_was() {
-    let Some(place) = place() else { return };
-    let index = open(&place, &encoder(2)).unwrap();
+    let Some(database) = database() else { return };
+    let index = open(&database, &encoder(2)).unwrap();
     let odd = json!({
         "z": 1.0, "a": 1e15, "nul\0": "a\0b", "one": "\u{1}", "control": "\u{7f}\u{2}\n", "empty": "", "": "no name",
         "small": 5e-324, "large": 1.7976931348623157e308, "minus": -0.0, "whole": u64::MAX, "least": i64::MIN,
@@ -57,12 +57,12 @@ async fn what_jsonb_would_change_comes_back_as_it_was() {
 /// As docs/backup.md says.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dump_is_restored_into_another_data_base() {
-    let (Some(place), Some(other)) = (place(), place()) else { return };
-    let (from, to) = (place.url.clone().unwrap(), other.url.clone().unwrap());
-    let index = open(&place, &encoder(16)).unwrap();
+    let (Some(database), Some(other)) = (database(), database()) else { return };
+    let (from, to) = (database.url.clone().unwrap(), other.url.clone().unwrap());
+    let index = open(&database, &encoder(16)).unwrap();
     let items: Vec<Item> = crowd(700, 16, 81)
         .into_iter()
-        .map(|item| Item { image: Some(Arc::from(item.id.as_bytes())), pictured: true, hash: Some([3; 32]), ..item })
+        .map(|item| Item { image: Some(Arc::from(item.id.as_bytes())), has_image: true, hash: Some([3; 32]), ..item })
         .collect();
     fill(&index, items.clone()).await;
     settled(&index).await;
@@ -83,13 +83,13 @@ async fn a_dump_is_restored_into_another_data_base() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ids_that_no_item_can_have_are_simply_not_there() {
-    let Some(place) = place() else { return };
-    let index = open(&place, &encoder(2)).unwrap();
+    let Some(database) = database() else { return };
+    let index = open(&database, &encoder(2)).unwrap();
     fill(&index, vec![item("a", &[1.0, 0.0], json!({})), item("ab", &[0.0, 1.0], json!({}))]).await;
     assert_eq!(index.get("a\0").await.unwrap(), None);
     assert!(!index.delete("a\0").await.unwrap());
     assert_eq!(index.hashes(&["a\0".into()]).await.unwrap(), [None]);
-    let after = index.list(Listing { cursor: Some("a\0".into()), limit: 9, ..Listing::default() }).await.unwrap();
+    let after = index.list(ListQuery { cursor: Some("a\0".into()), limit: 9, ..ListQuery::default() }).await.unwrap();
     assert_eq!(after.items.iter().map(|i| &*i.id).collect::<Vec<_>>(), ["ab"]);
     let without = Query { except: Some("\0".into()), ..query(&[1.0, 0.0], 9) };
     assert_eq!(search(&index, without).await.len(), 2);
@@ -100,11 +100,11 @@ async fn ids_that_no_item_can_have_are_simply_not_there() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replicas_that_start_together_make_the_tables_once() {
-    let Some(place) = place() else { return };
-    let place = Arc::new(place);
+    let Some(database) = database() else { return };
+    let database = Arc::new(database);
     let start = |_| {
-        let place = place.clone();
-        std::thread::spawn(move || open(&place, &encoder(3)))
+        let database = database.clone();
+        std::thread::spawn(move || open(&database, &encoder(3)))
     };
     let replicas: Vec<_> = (0..6).map(start).collect::<Vec<_>>().into_iter().map(|t| t.join().unwrap()).collect();
     let replicas: Vec<PostgresIndex> = replicas.into_iter().map(Result::unwrap).collect();
@@ -116,15 +116,15 @@ async fn replicas_that_start_together_make_the_tables_once() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replica_with_another_encoder_is_refused_whatever_it_does() {
-    let Some(place) = place() else { return };
-    let (old, new) = (open(&place, &encoder(2)).unwrap(), open(&place, &encoder(2)).unwrap());
+    let Some(database) = database() else { return };
+    let (old, new) = (open(&database, &encoder(2)).unwrap(), open(&database, &encoder(2)).unwrap());
     for dim in [2, 3] {
-        let other = Encoder { sha256: format!("new {dim}"), dim };
+        let other = EncoderIdentity { sha256: format!("new {dim}"), dim };
         new.adopt(&other).await.unwrap();
         let vector = vec![1.0; dim];
         let one = item("a", &vector, json!({}));
         assert_eq!(new.put(&other, vec![one]).await.unwrap(), [Ok(true)]);
-        let refused = IndexError::Encoder { holds: other, items: 1, given: encoder(2) };
+        let refused = IndexError::EncoderMismatch { holds: other, items: 1, given: encoder(2) };
         let put = old.put(&encoder(2), vec![item("b", &[1.0, 0.0], json!({}))]).await;
         assert_eq!(put, Err(refused.clone()));
         for exact in [false, true] {
@@ -137,9 +137,9 @@ async fn a_replica_with_another_encoder_is_refused_whatever_it_does() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn searches_of_many_items_use_the_graph() {
-    let Some(place) = place() else { return };
-    let url = place.url.clone().unwrap();
-    let index = open(&place, &encoder(64)).unwrap();
+    let Some(database) = database() else { return };
+    let url = database.url.clone().unwrap();
+    let index = open(&database, &encoder(64)).unwrap();
     fill(&index, crowd(3000, 64, 3)).await;
     settled(&index).await;
     drop(index);
@@ -173,12 +173,12 @@ async fn searches_of_many_items_use_the_graph() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_graph_whose_building_was_interrupted_is_built_anew() {
-    let Some(place) = place() else { return };
-    let index = open(&place, &encoder(8)).unwrap();
+    let Some(database) = database() else { return };
+    let index = open(&database, &encoder(8)).unwrap();
     fill(&index, crowd(EXACT_UP_TO + 100, 8, 3)).await;
     settled(&index).await;
     let broken = "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'macrl_items_graph'::regclass";
-    sql(place.url.as_ref().unwrap(), broken);
+    sql(database.url.as_ref().unwrap(), broken);
     assert_eq!(index.status().await.unwrap().approximate, None);
     // Looking again waits for a change.
     fill(&index, vec![item("one more", &[1.0; 8], json!({}))]).await;
@@ -187,13 +187,13 @@ async fn a_graph_whose_building_was_interrupted_is_built_anew() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_that_the_server_ends_are_made_again() {
-    let Some(place) = place() else { return };
-    let index = open(&place, &encoder(2)).unwrap();
+    let Some(database) = database() else { return };
+    let index = open(&database, &encoder(2)).unwrap();
     fill(&index, vec![item("a", &[1.0, 0.0], json!({}))]).await;
     let all = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
                WHERE datname = current_database() AND pid <> pg_backend_pid()";
     for round in 0..5 {
-        assert_ne!(sql(place.url.as_ref().unwrap(), all), ["0"]);
+        assert_ne!(sql(database.url.as_ref().unwrap(), all), ["0"]);
         // At once, with a pool of connections that are dead.
         assert!(index.get("a").await.unwrap().is_some(), "round {round}");
         let many = (0..20).map(|_| query(&[1.0, 0.0], 1)).collect();
@@ -203,12 +203,12 @@ async fn connections_that_the_server_ends_are_made_again() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn reading_needs_an_index_and_changes_nothing() {
-    let Some(place) = place() else { return };
-    let Err(IndexError::Open(message)) = PostgresIndex::open_to_read(&place.address()) else { panic!("opened") };
+    let Some(database) = database() else { return };
+    let Err(IndexError::Open(message)) = PostgresIndex::open_read_only(&database.address()) else { panic!("opened") };
     assert!(message.starts_with("there is no index at postgres://127.0.0.1:"), "{message}");
-    let index = open(&place, &encoder(2)).unwrap();
+    let index = open(&database, &encoder(2)).unwrap();
     fill(&index, vec![item("a", &[1.0, 0.0], json!({}))]).await;
-    let (reader, holds) = PostgresIndex::open_to_read(&place.address()).unwrap();
+    let (reader, holds) = PostgresIndex::open_read_only(&database.address()).unwrap();
     assert_eq!(holds, encoder(2));
     assert!(reader.get("a").await.unwrap().is_some());
     for refused in [
@@ -218,8 +218,8 @@ async fn reading_needs_an_index_and_changes_nothing() {
     ] {
         assert!(matches!(refused, Err(IndexError::Unavailable(_))), "{refused:?}");
     }
-    sql(place.url.as_ref().unwrap(), "UPDATE macrl_index SET format = 99");
-    for opened in [open(&place, &encoder(2)).err(), PostgresIndex::open_to_read(&place.address()).err()] {
+    sql(database.url.as_ref().unwrap(), "UPDATE macrl_index SET format = 99");
+    for opened in [open(&database, &encoder(2)).err(), PostgresIndex::open_read_only(&database.address()).err()] {
         let Some(IndexError::Open(message)) = opened else { panic!("opened") };
         assert!(message.contains("has format 99, this program reads format 1"), "{message}");
     }
@@ -270,8 +270,8 @@ fn a_server_that_comes_later_is_waited_for() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn batches_with_items_in_common_do_not_undo_each_other() {
-    let Some(place) = place() else { return };
-    let replicas = [open(&place, &encoder(2)).unwrap(), open(&place, &encoder(2)).unwrap()].map(Arc::new);
+    let Some(database) = database() else { return };
+    let replicas = [open(&database, &encoder(2)).unwrap(), open(&database, &encoder(2)).unwrap()].map(Arc::new);
     let tasks = (0..8usize).map(|task| {
         let index = replicas[task % 2].clone();
         tokio::spawn(async move {
@@ -280,7 +280,7 @@ async fn batches_with_items_in_common_do_not_undo_each_other() {
                 let one = |noise: &mut Noise| -> Item {
                     let picture: Arc<[u8]> = vec![task as u8; 10].into();
                     let id = noise.integer(30).to_string();
-                    Item { image: Some(picture), pictured: true, ..item(&id, &[1.0, 0.0], json!({ "task": task })) }
+                    Item { image: Some(picture), has_image: true, ..item(&id, &[1.0, 0.0], json!({ "task": task })) }
                 };
                 let batch = (0..20).map(|_| one(&mut noise)).collect();
                 assert!(index.put(&encoder(2), batch).await.unwrap().iter().all(Result::is_ok));
@@ -297,5 +297,5 @@ async fn batches_with_items_in_common_do_not_undo_each_other() {
         assert_eq!(item.metadata["task"], json!(item.image.unwrap()[0]));
     }
     let orphans = "SELECT count(*) FROM macrl_pictures WHERE id NOT IN (SELECT id FROM macrl_items WHERE pictured)";
-    assert_eq!(sql(place.url.as_ref().unwrap(), orphans), ["0"]);
+    assert_eq!(sql(database.url.as_ref().unwrap(), orphans), ["0"]);
 }

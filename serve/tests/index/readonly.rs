@@ -9,7 +9,7 @@ use std::process::{Command, Output};
 use macrl_serve::index::{EmbeddedIndex, Index};
 use serde_json::json;
 
-use crate::place::*;
+use crate::backends::*;
 
 /// Root may write everywhere: it becomes `nobody`.
 const NOBODY: u32 = 65534;
@@ -64,7 +64,7 @@ async fn a_read_only_index_is_exported_with_its_last_changes() {
             let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
             assert!(output.status.success() && out.starts_with("50 items in "), "{args:?}: {out}{err}");
         }
-        let (copy, _) = EmbeddedIndex::open_to_read(&place.join("out/copy")).unwrap();
+        let (copy, _) = EmbeddedIndex::open_read_only(&place.join("out/copy")).unwrap();
         assert_eq!(copy.status().await.unwrap().items, 50);
         drop(copy);
         fs::remove_dir_all(place.join("out/copy")).unwrap();

@@ -152,12 +152,12 @@ impl Server {
         }
     }
 
-    /// Of one of its data bases.
+    /// Of one of its databases.
     pub(crate) fn url(&self, database: &str) -> String {
         format!("postgres://macrl:{PASSWORD}@127.0.0.1:{}/{database}", self.port)
     }
 
-    /// Of a new data base.
+    /// Of a new database.
     pub(crate) fn database(&self) -> String {
         static NUMBER: AtomicUsize = AtomicUsize::new(0);
         let name = format!("test_{}", NUMBER.fetch_add(1, Ordering::Relaxed));

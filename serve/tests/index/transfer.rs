@@ -6,10 +6,10 @@ use std::process::{Command, Output};
 use std::sync::Arc;
 
 use macrl_serve::index::postgres::Address;
-use macrl_serve::index::{EmbeddedIndex, Index, Item, Listing, PostgresIndex};
+use macrl_serve::index::{EmbeddedIndex, Index, Item, ListQuery, PostgresIndex};
 use serde_json::json;
 
-use crate::place::*;
+use crate::backends::*;
 
 #[path = "../http/bundle.rs"]
 #[allow(dead_code)]
@@ -38,13 +38,13 @@ async fn what_is_exported_can_be_imported() {
     let dir = place.path();
     bundle::write_bundle(&dir.join("bundle"), "tiny", false);
     // The tiny bundle's name is its checksum, too.
-    let tiny = macrl_serve::index::Encoder { sha256: "tiny".into(), dim: DIM };
-    let page = || Listing { limit: 10_000, vectors: true, ..Listing::default() };
+    let tiny = macrl_serve::index::EncoderIdentity { sha256: "tiny".into(), dim: DIM };
+    let page = || ListQuery { limit: 10_000, vectors: true, ..ListQuery::default() };
     let index = EmbeddedIndex::open(&dir.join("one"), &tiny, &options()).unwrap();
     let items: Vec<_> = clouds(5000, DIM, 41)
         .iter()
         .enumerate()
-        .map(|(i, v)| pictured(i, item(&format!("ü{i:04}"), v, json!({ "n": i, "text": "a \"b\"\n" }))))
+        .map(|(i, v)| with_image(i, item(&format!("ü{i:04}"), v, json!({ "n": i, "text": "a \"b\"\n" }))))
         .collect();
     for block in items.chunks(1000) {
         assert!(index.put(&tiny, block.to_vec()).await.unwrap().iter().all(Result::is_ok));
@@ -58,7 +58,7 @@ async fn what_is_exported_can_be_imported() {
         let output = run(&["import", "--bundle", "@bundle", "--index", &copy, &file], dir);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         assert!(String::from_utf8_lossy(&output.stdout).starts_with("5000 items of "));
-        let (copy, _) = EmbeddedIndex::open_to_read(&dir.join(&copy[1..])).unwrap();
+        let (copy, _) = EmbeddedIndex::open_read_only(&dir.join(&copy[1..])).unwrap();
         let found = copy.list(page()).await.unwrap();
         assert_eq!(found.items.len(), expected.items.len());
         for (found, expected) in found.items.iter().zip(&expected.items) {
@@ -89,7 +89,7 @@ async fn what_is_exported_can_be_imported() {
 async fn only_an_exports_own_files_are_replaced() {
     let place = tempfile::tempdir().unwrap();
     let dir = place.path();
-    let tiny = macrl_serve::index::Encoder { sha256: "tiny".into(), dim: DIM };
+    let tiny = macrl_serve::index::EncoderIdentity { sha256: "tiny".into(), dim: DIM };
     let index = EmbeddedIndex::open(&dir.join("one"), &tiny, &options()).unwrap();
     let items = clouds(3, DIM, 41).iter().enumerate().map(|(i, v)| item(&i.to_string(), v, json!({}))).collect();
     assert!(index.put(&tiny, items).await.unwrap().iter().all(Result::is_ok));
@@ -114,15 +114,15 @@ async fn only_an_exports_own_files_are_replaced() {
 }
 
 /// Every other item has a picture, every third is known to be of some file.
-fn pictured(i: usize, plain: Item) -> Item {
+fn with_image(i: usize, plain: Item) -> Item {
     let picture = || Arc::from([b"\x89PNG\r\n\x1a\n".as_slice(), &i.to_le_bytes(), &[i as u8; 200]].concat());
     let image = i.is_multiple_of(2).then(picture);
-    Item { pictured: image.is_some(), image, hash: i.is_multiple_of(3).then_some([i as u8; 32]), ..plain }
+    Item { has_image: image.is_some(), image, hash: i.is_multiple_of(3).then_some([i as u8; 32]), ..plain }
 }
 
 /// What NumPy's files keep of an item.
 fn bare(item: &Item) -> Item {
-    Item { image: None, pictured: false, hash: None, ..item.clone() }
+    Item { image: None, has_image: false, hash: None, ..item.clone() }
 }
 
 #[test]
@@ -146,13 +146,15 @@ async fn an_index_moves_into_a_data_base_and_back() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     bundle::write_bundle(&dir.join("bundle"), "tiny", false);
-    let tiny = macrl_serve::index::Encoder { sha256: "tiny".into(), dim: DIM };
+    let tiny = macrl_serve::index::EncoderIdentity { sha256: "tiny".into(), dim: DIM };
     let items: Vec<_> = clouds(5000, DIM, 42)
         .iter()
         .enumerate()
-        .map(|(i, v)| pictured(i, item(&format!("ü{i:04}"), v, json!({ "n": i, "text": "a \"b\"\n\0", "whole": 1.0 }))))
+        .map(|(i, v)| {
+            with_image(i, item(&format!("ü{i:04}"), v, json!({ "n": i, "text": "a \"b\"\n\0", "whole": 1.0 })))
+        })
         .collect();
-    let page = || Listing { limit: 10_000, vectors: true, ..Listing::default() };
+    let page = || ListQuery { limit: 10_000, vectors: true, ..ListQuery::default() };
     {
         let index = EmbeddedIndex::open(&dir.join("one"), &tiny, &options()).unwrap();
         assert!(index.put(&tiny, items.clone()).await.unwrap().iter().all(Result::is_ok));
@@ -167,9 +169,9 @@ async fn an_index_moves_into_a_data_base_and_back() {
         let output = run(args, dir);
         assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
-    let (one, _) = EmbeddedIndex::open_to_read(&dir.join("one")).unwrap();
-    let (two, _) = EmbeddedIndex::open_to_read(&dir.join("two")).unwrap();
-    let (there, _) = PostgresIndex::open_to_read(&url.parse::<Address>().unwrap()).unwrap();
+    let (one, _) = EmbeddedIndex::open_read_only(&dir.join("one")).unwrap();
+    let (two, _) = EmbeddedIndex::open_read_only(&dir.join("two")).unwrap();
+    let (there, _) = PostgresIndex::open_read_only(&url.parse::<Address>().unwrap()).unwrap();
     let expected = one.list(page()).await.unwrap();
     for copy in [there.list(page()).await.unwrap(), two.list(page()).await.unwrap()] {
         assert_eq!((copy.total, copy.items.len()), (5000, 5000));

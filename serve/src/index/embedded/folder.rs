@@ -1,5 +1,5 @@
-//! The folder of an index: it is the index's alone, one process writes it at a time, and whoever may only read it still
-//! can.
+//! The folder of an index.  It holds nothing but the index, one process at a time writes it, and a process without write
+//! permission can still read it.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{Read, Seek, Write};
@@ -10,42 +10,47 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use macrl_bundle::atomic;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
-use super::super::IndexError;
+use super::super::error::IndexError;
 use super::graph;
 
-/// The data base.
+/// The database.
 pub(super) const FILE: &str = "items.sqlite";
 const LOCK: &str = "lock";
-/// What SQLite keeps beside the data base while it is open; it holds the last changes.
-const JOURNAL: &str = "items.sqlite-wal";
-/// A reader beside the writer may have to wait for a moment.
-pub(super) const BUSY: Duration = Duration::from_secs(5);
-/// What may be in a folder that is about to become an index: what we would make again, and what ext4 makes.
-/// A power cut while the data base was created leaves its first journals alone.
-const NOTHING: [&str; 5] = [LOCK, graph::FILE, JOURNAL, "items.sqlite-journal", "lost+found"];
+/// SQLite's write-ahead log: the last changes, while the database is open.
+const WAL: &str = "items.sqlite-wal";
+/// How long SQLite waits for a lock that another connection holds.
+pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Files that a folder without an index may hold: files of an index that are made again, SQLite's journals alone (after a
+/// power cut while the database was created), the unfinished copy of an early version's `backup`, and what ext4 makes.
+const IGNORED: [&str; 6] = [LOCK, graph::FILE, WAL, "items.sqlite-journal", "items.tmp", "lost+found"];
 
-/// Held by the process that writes a folder.
+/// A lock on a folder, held by the process that writes it.
 #[derive(Debug)]
 pub(super) struct Lock(File);
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // Closing is not enough: a child that was forked and has not begun its program yet has the file open, too.
+        // Closing the file is not enough: a forked child that has not yet started its program has it open, too.
         let _ = self.0.unlock();
     }
 }
 
-/// Makes the folder, or sees that nothing of anybody else's is in it; held by this process from now on.
+/// Creates the folder, or checks that it holds nothing but an index, and locks it.  Removes what killed writers left.
 pub(super) fn claim(dir: &Path) -> Result<Lock, IndexError> {
     fs::create_dir_all(dir).map_err(|e| IndexError::Open(format!("cannot create {}: {e}", dir.display())))?;
     check_empty(dir)?;
-    lock(dir)
+    let lock = lock(dir)?;
+    for file in [FILE, graph::FILE] {
+        let _ = atomic::sweep_of(dir, file); // leftovers do no harm
+    }
+    Ok(lock)
 }
 
-/// A folder without an index must be without anything.
-pub(super) fn check_empty(dir: &Path) -> Result<(), IndexError> {
+/// A folder without an index must be empty.
+fn check_empty(dir: &Path) -> Result<(), IndexError> {
     if dir.join(FILE).exists() {
         return Ok(());
     }
@@ -53,7 +58,8 @@ pub(super) fn check_empty(dir: &Path) -> Result<(), IndexError> {
     let mut others = Vec::new();
     for entry in fs::read_dir(dir).map_err(cannot)? {
         let name = entry.map_err(cannot)?.file_name();
-        if !NOTHING.iter().any(|ours| name == *ours) {
+        let unfinished = name.to_string_lossy().starts_with(&format!(".{FILE}.tmp-"));
+        if !unfinished && !IGNORED.iter().any(|ignored| name == *ignored) {
             others.push(name.to_string_lossy().into_owned());
         }
     }
@@ -66,7 +72,7 @@ pub(super) fn check_empty(dir: &Path) -> Result<(), IndexError> {
     )))
 }
 
-/// One process writes a folder at a time.
+/// Locks the folder; the lock file names the process for people.
 fn lock(dir: &Path) -> Result<Lock, IndexError> {
     let path = dir.join(LOCK);
     let cannot = |e: std::io::Error| IndexError::Open(format!("cannot write {}: {e}", path.display()));
@@ -85,52 +91,53 @@ fn lock(dir: &Path) -> Result<Lock, IndexError> {
             )));
         }
     }
-    // For people only: the lock is the lock.
+    // A failure changes nothing: the lock itself is held.
     let _ = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| write!(file, "pid {}", std::process::id()));
     Ok(Lock(file))
 }
 
-/// How the data base is opened by whoever only reads it.
+/// How a reader opens the database.
 #[derive(Debug, Clone)]
 pub(super) struct Access {
+    /// Path or SQLite URI.
     name: PathBuf,
     flags: OpenFlags,
-    /// The copy that is read instead, where there is one.
-    _copy: Option<Arc<Copied>>,
+    /// The copy that is read instead of the database, if there is one.
+    _copy: Option<Arc<TemporaryCopy>>,
 }
 
-/// A copy of the data base, removed when nobody reads it any more.
+/// A copy of the database in a folder of its own, which is removed when the last reader is dropped.
 #[derive(Debug)]
-struct Copied(PathBuf);
+struct TemporaryCopy(PathBuf);
 
-impl Drop for Copied {
+impl Drop for TemporaryCopy {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
     }
 }
 
 impl Access {
-    /// Beside the process that writes.
-    pub(super) fn beside(path: &Path) -> Self {
+    /// Read-only, beside the process that writes.
+    pub(super) fn shared(path: &Path) -> Self {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         Self { name: path.to_path_buf(), flags, _copy: None }
     }
 
-    /// To a folder that may be writable or not.
+    /// Finds a way to read the database in a folder that may not be writable.
     ///
-    /// SQLite writes beside a data base with a journal even to read it.  Where it cannot, the data base is either whole
-    /// without its journal and read as if nobody ever wrote to it, or copied together with it.
+    /// SQLite writes files beside a database with a write-ahead log even to read it.  If it cannot, the database is opened as
+    /// immutable when its log is empty, and copied together with its log when it is not.
     pub(super) fn find(dir: &Path) -> Result<Self, IndexError> {
         let path = dir.join(FILE);
-        let beside = Self::beside(&path);
-        let probe = beside.connect().and_then(|c| c.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(())));
+        let shared = Self::shared(&path);
+        let probe = shared.connect().and_then(|c| c.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(())));
         match probe.map_err(|e| e.sqlite_error_code()) {
             Err(Some(ErrorCode::CannotOpen | ErrorCode::ReadOnly | ErrorCode::PermissionDenied)) => {}
-            // What else is wrong is found by reading.
-            _ => return Ok(beside),
+            // Any other fault is reported when the database is read.
+            _ => return Ok(shared),
         }
-        let journal = fs::metadata(dir.join(JOURNAL)).is_ok_and(|journal| journal.len() > 0);
-        if journal { Self::copied(dir) } else { Ok(Self::immutable(&path)) }
+        let has_log = fs::metadata(dir.join(WAL)).is_ok_and(|log| log.len() > 0);
+        if has_log { Self::copied(dir) } else { Ok(Self::immutable(&path)) }
     }
 
     fn immutable(path: &Path) -> Self {
@@ -142,26 +149,28 @@ impl Access {
             }
         }
         name.push_str("?immutable=1");
-        Self { name: name.into(), flags: Self::beside(path).flags | OpenFlags::SQLITE_OPEN_URI, _copy: None }
+        Self { name: name.into(), flags: Self::shared(path).flags | OpenFlags::SQLITE_OPEN_URI, _copy: None }
     }
 
     fn copied(dir: &Path) -> Result<Self, IndexError> {
         static NUMBER: AtomicUsize = AtomicUsize::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let place = std::env::temp_dir().join(format!("macrl-index-{}-{number}", std::process::id()));
-        let copy = || -> std::io::Result<Copied> {
+        let copy = || -> std::io::Result<TemporaryCopy> {
             fs::create_dir(&place)?;
-            let copied = Copied(place.clone());
-            for file in [FILE, JOURNAL] {
+            let copied = TemporaryCopy(place.clone());
+            for file in [FILE, WAL] {
                 fs::copy(dir.join(file), place.join(file))?;
-                // The rights came along.
+                // The copy has the original's permissions, which may not allow writing.
                 fs::set_permissions(place.join(file), fs::Permissions::from_mode(0o600))?;
             }
             Ok(copied)
         };
         let copied = copy().map_err(|e| {
             let (dir, place) = (dir.display(), place.display());
-            IndexError::Open(format!("cannot copy {dir}, which is read-only and has a journal, to {place}: {e}"))
+            IndexError::Open(format!(
+                "cannot copy {dir}, which is read-only and has a write-ahead log, to {place}: {e}"
+            ))
         })?;
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         Ok(Self { name: place.join(FILE), flags, _copy: Some(Arc::new(copied)) })
@@ -174,6 +183,6 @@ impl Access {
 
 pub(super) fn connect(path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
     let connection = Connection::open_with_flags(path, flags)?;
-    connection.busy_timeout(BUSY)?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
     Ok(connection)
 }

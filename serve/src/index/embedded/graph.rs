@@ -1,52 +1,53 @@
 //! Approximate search: usearch's HNSW graph over the distinct vectors, and the file that saves building it again.
 //!
-//! A node is named by its vector's digest ([`nodes`](super::nodes)): nodes whose name no item has any more are passed
-//! over, items whose node is not there are compared exactly.  So the graph may be old, it may be another index's, it may
-//! be gone, and answers are still right: it only says where to look, scores are computed from the items' own vectors.
+//! A node's key is a digest of its vector ([`nodes`](super::nodes)).  Nodes whose key belongs to no item are passed over, and
+//! items whose node is missing are compared exactly.  So answers stay right if the graph is old, belongs to another index or
+//! is missing: it only proposes candidates, and scores are computed from the items' own vectors.
 //!
-//! The file is a cache.  usearch loads a file with a flipped bit without a word, so ours ends with a checksum of all of
-//! it and the store it belongs to; whatever does not fit is built anew.
+//! The file is a cache.  usearch does not notice a flipped bit when it loads a file, so ours ends with a checksum and the
+//! identity of its store; if either does not match, the graph is built anew.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
+use macrl_bundle::atomic::Temporary;
 use sha2::{Digest, Sha256};
 use usearch::ffi::{IndexOptions, MetricKind, ScalarKind};
 use usearch::{Index as Hnsw, new_index};
 
 pub(super) const FILE: &str = "graph.usearch";
 const MAGIC: &[u8; 8] = b"macrlgr2";
-/// Magic, identity, SHA-256.
+/// Bytes at the end of the file: magic number, identity of the store, SHA-256.
 const TRAILER: usize = 8 + IDENTITY + 32;
 /// Bytes of a store's identity.
 const IDENTITY: usize = 32;
 
-/// Edges per node; usearch's default.
+/// Edges of a node; usearch's default.
 const CONNECTIVITY: usize = 16;
-/// Candidates while a node is added; usearch's default.
+/// Candidates that are looked at when a node is added; usearch's default.
 const EXPANSION_ADD: usize = 128;
-/// Candidates while searching a graph of so many nodes: recall@10 was 0.952 with 128 and 0.990 with 256 on 100,000 x 192
+/// Candidates that a search looks at, by the number of nodes.  Recall@10 was 0.952 with 128 and 0.990 with 256 on 100,000 x 192
 /// synthetic vectors; on 1,000,000, 256 gave 0.975.
 const fn expansion_search(nodes: usize) -> usize {
     if nodes <= 250_000 { 256 } else { 384 }
 }
-/// Threads that may be in the graph at the same time: searches and those that build.
+/// Threads that may use the graph at the same time, searching or adding nodes.
 pub(super) const THREADS: usize = 64;
 
-/// See the module's documentation.
+/// An HNSW graph over distinct vectors.
 pub(super) struct Graph {
     hnsw: Hnsw,
 }
 
-/// What usearch says, as a sentence.
-pub(super) type Fault = String;
+/// One sentence.
+pub(super) type GraphError = String;
 
-fn fault(error: impl std::fmt::Display) -> Fault {
+fn graph_error(error: impl std::fmt::Display) -> GraphError {
     format!("usearch: {error}")
 }
 
-/// Half the bytes of f32, and what is lost is made up for by exact scores.
+/// Vectors are kept in half precision; exact scores are computed from the items' own vectors.
 fn options(dim: usize, nodes: usize) -> IndexOptions {
     IndexOptions {
         dimensions: dim,
@@ -60,25 +61,25 @@ fn options(dim: usize, nodes: usize) -> IndexOptions {
 }
 
 impl Graph {
-    /// Without nodes, with room for `capacity` of them.
-    pub(super) fn new(dim: usize, capacity: usize) -> Result<Self, Fault> {
-        let hnsw = new_index(&options(dim, capacity)).map_err(fault)?;
-        hnsw.reserve_capacity_and_threads(capacity, THREADS).map_err(fault)?;
+    /// An empty graph with capacity for so many nodes.
+    pub(super) fn new(dim: usize, capacity: usize) -> Result<Self, GraphError> {
+        let hnsw = new_index(&options(dim, capacity)).map_err(graph_error)?;
+        hnsw.reserve_capacity_and_threads(capacity, THREADS).map_err(graph_error)?;
         Ok(Self { hnsw })
     }
 
-    /// D.
+    /// Length of its vectors, D.
     pub(super) fn dim(&self) -> usize {
         self.hnsw.dimensions()
     }
 
-    /// Nodes, those that stand for no item any more included.
+    /// Number of nodes, including those that no longer have an item.
     pub(super) fn len(&self) -> usize {
         self.hnsw.size()
     }
 
-    /// Whether so many more nodes fit: what is searched cannot grow.
-    pub(super) fn has_room(&self, more: usize) -> bool {
+    /// Whether so many more nodes fit.  The capacity is fixed: a graph that is being searched cannot be resized.
+    pub(super) fn has_capacity(&self, more: usize) -> bool {
         self.hnsw.size() + more <= self.hnsw.capacity()
     }
 
@@ -86,60 +87,60 @@ impl Graph {
         self.hnsw.contains(node)
     }
 
-    /// Adds a node that is not there yet; from several threads at once, and while others search.
-    pub(super) fn add(&self, node: u64, vector: &[f32]) -> Result<(), Fault> {
-        self.hnsw.add(node, vector).map_err(fault)
+    /// Adds a new node.  Several threads may add nodes at once, while others search.
+    pub(super) fn add(&self, node: u64, vector: &[f32]) -> Result<(), GraphError> {
+        self.hnsw.add(node, vector).map_err(graph_error)
     }
 
-    /// About the `count` nearest nodes among those that pass.
+    /// About `count` of the nearest nodes among those that pass.
     pub(super) fn search(
         &self,
         vector: &[f32],
         count: usize,
         passes: Option<impl Fn(u64) -> bool>,
-    ) -> Result<Vec<u64>, Fault> {
+    ) -> Result<Vec<u64>, GraphError> {
         let found = match passes {
             Some(passes) => self.hnsw.filtered_search(vector, count, passes),
             None => self.hnsw.search(vector, count),
         };
-        found.map(|matches| matches.keys).map_err(fault)
+        found.map(|matches| matches.keys).map_err(graph_error)
     }
 
-    /// Writes the file beside its place and renames it.
-    pub(super) fn save(&self, path: &Path, identity: &str) -> Result<(), Fault> {
-        let temporary = path.with_extension("tmp");
-        let name = temporary.to_str().ok_or("the folder's name is not UTF-8")?;
-        self.hnsw.save(name).map_err(fault)?;
-        let seal = || -> io::Result<()> {
-            let mut file = File::options().read(true).write(true).open(&temporary)?;
-            let trailer = seal(&mut file, identity, u64::MAX)?;
+    /// Writes the file under a temporary name and renames it.
+    pub(super) fn save(&self, path: &Path, identity: &str) -> Result<(), GraphError> {
+        let temporary = Temporary::beside(path);
+        let name = temporary.path().to_str().ok_or("the folder's name is not UTF-8")?;
+        self.hnsw.save(name).map_err(graph_error)?;
+        let finish = || -> io::Result<()> {
+            let mut file = File::options().read(true).write(true).open(temporary.path())?;
+            let trailer = trailer(&mut file, identity, u64::MAX)?;
             file.seek(SeekFrom::End(0))?;
             file.write_all(&trailer)?;
             file.sync_all()?;
-            fs::rename(&temporary, path)
+            temporary.settle()
         };
-        seal().map_err(|e| format!("cannot write {}: {e}", path.display()))
+        finish().map_err(|e| format!("cannot write {}: {e}", path.display()))
     }
 
-    /// Reads the file of this store, where it is whole.
-    pub(super) fn load(path: &Path, dim: usize, identity: &str, room: usize) -> Result<Self, Fault> {
+    /// Reads the file, if it is complete and belongs to this store.
+    pub(super) fn load(path: &Path, dim: usize, identity: &str, spare: usize) -> Result<Self, GraphError> {
         check(path, identity).map_err(|e| format!("{}: {e}", path.display()))?;
-        // The file knows how many nodes there are; the settings follow it.
-        let hnsw = new_index(&options(dim, 0)).map_err(fault)?;
-        hnsw.load(path.to_str().ok_or("the folder's name is not UTF-8")?).map_err(fault)?;
+        // How many nodes there are is known after loading; the options that depend on it are set below.
+        let hnsw = new_index(&options(dim, 0)).map_err(graph_error)?;
+        hnsw.load(path.to_str().ok_or("the folder's name is not UTF-8")?).map_err(graph_error)?;
         if hnsw.dimensions() != dim {
             return Err(format!("{}: its vectors have {} numbers, not {dim}", path.display(), hnsw.dimensions()));
         }
-        let capacity = hnsw.size() + room;
-        hnsw.reserve_capacity_and_threads(capacity, THREADS).map_err(fault)?;
+        let capacity = hnsw.size() + spare;
+        hnsw.reserve_capacity_and_threads(capacity, THREADS).map_err(graph_error)?;
         hnsw.change_expansion_add(EXPANSION_ADD);
         hnsw.change_expansion_search(expansion_search(capacity));
         Ok(Self { hnsw })
     }
 }
 
-/// What follows the first `length` bytes (at most all) of the file.
-fn seal(file: &mut File, identity: &str, length: u64) -> io::Result<Vec<u8>> {
+/// The trailer for the first `length` bytes (or all, if there are fewer) of the file.
+fn trailer(file: &mut File, identity: &str, length: u64) -> io::Result<Vec<u8>> {
     file.seek(SeekFrom::Start(0))?;
     let mut hasher = Sha256::new();
     let mut reader = BufReader::with_capacity(1 << 20, file).take(length);
@@ -159,14 +160,14 @@ fn seal(file: &mut File, identity: &str, length: u64) -> io::Result<Vec<u8>> {
     Ok(trailer)
 }
 
-/// Whether the file is whole and of this store.
+/// Checks that the file is complete and belongs to this store.
 fn check(path: &Path, identity: &str) -> io::Result<()> {
     let mut file = File::open(path)?;
     let length = file.metadata()?.len();
-    let torn = || io::Error::other("not whole");
-    let body = length.checked_sub(TRAILER as u64).ok_or_else(torn)?;
+    let damaged = || io::Error::other("not whole");
+    let body = length.checked_sub(TRAILER as u64).ok_or_else(damaged)?;
     file.seek(SeekFrom::Start(body))?;
     let mut found = vec![0; TRAILER];
     file.read_exact(&mut found)?;
-    if seal(&mut file, identity, body)? == found { Ok(()) } else { Err(torn()) }
+    if trailer(&mut file, identity, body)? == found { Ok(()) } else { Err(damaged()) }
 }

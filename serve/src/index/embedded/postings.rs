@@ -1,4 +1,5 @@
-//! Metadata values -> the slots of the items that have them: what a filter keeps is known without looking at any item.
+//! An inverted index of metadata values: for each field and value, the slots of the items that have it.  A filter is
+//! answered without looking at the items.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
@@ -6,16 +7,16 @@ use std::ops::Bound;
 use roaring::RoaringBitmap;
 use serde_json::{Number, Value};
 
-use super::super::filter::whole;
-use super::super::{Condition, Filter, Metadata};
-use super::slots::Slots;
+use super::super::filter::{Condition, Filter, as_integer};
+use super::super::item::Metadata;
+use super::slot_set::SlotSet;
 
-/// A metadata value in an order in which numbers are neighbours.
+/// A metadata value as a sort key: numbers are sorted by value.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Key {
     Null,
     Bool(bool),
-    /// Bits that sort as the nearest f64 does, and how far the exact integer is from it.
+    /// Bits that sort as the nearest f64 does, and the difference of the exact integer from it.
     Number(u64, i16),
     Text(Box<str>),
     /// Lists and objects as JSON with sorted fields: only equality makes sense of them.
@@ -43,7 +44,7 @@ impl Key {
     }
 }
 
-/// The same value with the fields of every object in one order, and numbers in one spelling.
+/// The same value with sorted object fields and numbers in one spelling.
 fn sorted(value: &Value) -> Value {
     match value {
         Value::Array(list) => list.iter().map(sorted).collect(),
@@ -51,30 +52,30 @@ fn sorted(value: &Value) -> Value {
             let fields: BTreeMap<&String, Value> = map.iter().map(|(k, v)| (k, sorted(v))).collect();
             fields.into_iter().map(|(k, v)| (k.clone(), v)).collect()
         }
-        Value::Number(number) => Value::Number(whole(number)),
+        Value::Number(number) => Value::Number(as_integer(number)),
         other => other.clone(),
     }
 }
 
-/// See the module's documentation.
+/// The slots of each metadata value, by field.
 #[derive(Debug, Default)]
 pub(super) struct Postings {
-    fields: HashMap<Box<str>, BTreeMap<Key, Slots>>,
+    fields: HashMap<Box<str>, BTreeMap<Key, SlotSet>>,
 }
 
 impl Postings {
-    /// Files the item in `slot`.
+    /// Adds the item in `slot`.
     pub(super) fn add(&mut self, slot: u32, metadata: &Metadata) {
         for (field, value) in metadata {
             if !self.fields.contains_key(field.as_str()) {
                 self.fields.insert(field.as_str().into(), BTreeMap::new());
             }
             let Some(values) = self.fields.get_mut(field.as_str()) else { continue };
-            values.entry(Key::of(value)).and_modify(|slots| slots.insert(slot)).or_insert(Slots::One(slot));
+            values.entry(Key::of(value)).and_modify(|slots| slots.insert(slot)).or_insert(SlotSet::One(slot));
         }
     }
 
-    /// Forgets the item in `slot`, which was filed with this metadata.
+    /// Removes the item in `slot`, which was added with this metadata.
     pub(super) fn remove(&mut self, slot: u32, metadata: &Metadata) {
         for (field, value) in metadata {
             let Some(values) = self.fields.get_mut(field.as_str()) else { continue };
@@ -88,7 +89,7 @@ impl Postings {
         }
     }
 
-    /// The slots of the items that meet every condition; `None` where there is none to meet.
+    /// The slots of the items that meet every condition; `None` if the filter has no condition.
     pub(super) fn select(&self, filter: &Filter) -> Option<RoaringBitmap> {
         let mut conditions = filter.conditions.iter();
         let (field, first) = conditions.next()?;
@@ -104,12 +105,12 @@ impl Postings {
         let Some(values) = self.fields.get(field) else { return selected };
         match condition {
             Condition::In(wanted) => {
-                wanted.iter().filter_map(|v| values.get(&Key::of(v))).for_each(|slots| slots.join(&mut selected));
+                wanted.iter().filter_map(|v| values.get(&Key::of(v))).for_each(|slots| slots.add_to(&mut selected));
             }
             Condition::Range(range) => {
                 let ends = (low(&range.low), high(&range.high));
                 if !is_empty(&ends) {
-                    values.range(ends).for_each(|(_, slots)| slots.join(&mut selected));
+                    values.range(ends).for_each(|(_, slots)| slots.add_to(&mut selected));
                 }
             }
         }
@@ -117,7 +118,7 @@ impl Postings {
     }
 }
 
-/// Numbers only, from the smallest.
+/// The lower end of a range of numbers.
 fn low(bound: &Bound<Number>) -> Bound<Key> {
     match bound {
         Bound::Included(number) => Bound::Included(Key::number(number)),
@@ -126,7 +127,7 @@ fn low(bound: &Bound<Number>) -> Bound<Key> {
     }
 }
 
-/// Numbers only, to the largest.
+/// The upper end of a range of numbers.
 fn high(bound: &Bound<Number>) -> Bound<Key> {
     match bound {
         Bound::Unbounded => Bound::Included(Key::Number(u64::MAX, i16::MAX)),
@@ -134,7 +135,7 @@ fn high(bound: &Bound<Number>) -> Bound<Key> {
     }
 }
 
-/// `BTreeMap::range` panics where the ends cross.
+/// Whether no value lies between the ends: `BTreeMap::range` would panic then.
 fn is_empty((low, high): &(Bound<Key>, Bound<Key>)) -> bool {
     match (low, high) {
         (Bound::Included(low), Bound::Included(high)) => low > high,

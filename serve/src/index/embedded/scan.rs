@@ -1,7 +1,7 @@
-//! Exact search: a query is compared with every vector, or with those of some slots.
+//! Exact search: queries are compared with all vectors, or one query with the vectors of some slots.
 //!
-//! One query reads the whole block once and is as fast as memory is.  Several queries at a time share that reading: a
-//! block of vectors that fits the cache is multiplied with all of them by `gemm`.
+//! A single query is limited by the speed of memory: it reads every vector once.  Several queries share that pass: a block of
+//! vectors that fits into the cache is multiplied with all of them.
 
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
@@ -11,14 +11,15 @@ use macrl_kernels::simd::fma;
 use macrl_kernels::vectorised;
 use rayon::prelude::*;
 
-use super::super::{Hit, Near, Query};
-use super::gallery::Gallery;
+use super::super::item::{Hit, ScoredId};
+use super::super::query::Query;
+use super::item_table::ItemTable;
 
-/// Vectors compared at a time: of 192 numbers they take 768 KiB, about a core's own cache.
+/// Vectors of a block: with 192 numbers each they take 768 KiB, about a core's own cache.
 const ROWS: usize = 1024;
-/// Fewer queries at a time than this are compared one by one.
+/// From so many queries on, blocks are multiplied as matrices; fewer queries are compared one by one.
 const GEMM: usize = 4;
-/// Slots of a subset that one thread takes at a time.
+/// Slots of a subset that a thread compares at a time.
 const SUBSET: usize = 4096;
 
 vectorised! {
@@ -29,7 +30,7 @@ vectorised! {
     fn products(rows: &[f32], query: &[f32], out: &mut [f32]) {
         let tail = query.len() - query.len() % 16;
         for (row, out) in rows.chunks_exact(query.len()).zip(out) {
-            // Two chains of sixteen: additions of one wait while the other's run.
+            // Two independent sums: the additions of one run while those of the other wait for their results.
             let mut lanes = [[0f32; 16]; 2];
             for (i, (x, y)) in row.chunks_exact(16).zip(query.chunks_exact(16)).enumerate() {
                 for l in 0..16 {
@@ -55,8 +56,8 @@ vectorised! {
 }
 
 vectorised! {
-    /// Positions of the scores that are at least `threshold`.
-    fn survivors(scores: &[f32], threshold: f32, found: &mut Vec<u32>) {
+    /// Collects the positions of the scores that are at least `threshold`.
+    fn positions_above(scores: &[f32], threshold: f32, found: &mut Vec<u32>) {
         found.clear();
         for (chunk, start) in scores.chunks(64).zip((0u32..).step_by(64)) {
             let mut any = false;
@@ -70,7 +71,7 @@ vectorised! {
     }
 }
 
-/// Ordered best first: higher score, then smaller id.
+/// A scored item; sorted best first: by descending score, then by id.
 #[derive(Debug, Clone)]
 struct Candidate<'a> {
     score: f32,
@@ -98,20 +99,20 @@ impl PartialEq for Candidate<'_> {
 
 impl Eq for Candidate<'_> {}
 
-/// The k best so far, the worst of them on top of the heap.
+/// The k best candidates so far; the worst of them is on top of the heap.
 #[derive(Debug)]
-struct Best<'a> {
+struct TopK<'a> {
     k: usize,
     except: Option<&'a str>,
     heap: BinaryHeap<Candidate<'a>>,
 }
 
-impl<'a> Best<'a> {
+impl<'a> TopK<'a> {
     fn new(query: &'a Query) -> Self {
         Self { k: query.k, except: query.except.as_deref(), heap: BinaryHeap::new() }
     }
 
-    /// Scores below it need no further look.
+    /// The score that a further candidate must reach.
     fn threshold(&self) -> f32 {
         match self.heap.peek() {
             Some(worst) if self.heap.len() >= self.k => worst.score,
@@ -119,8 +120,8 @@ impl<'a> Best<'a> {
         }
     }
 
-    fn offer(&mut self, gallery: &'a Gallery, slot: u32, score: f32) {
-        let Some(entry) = gallery.entry(slot) else { return };
+    fn offer(&mut self, table: &'a ItemTable, slot: u32, score: f32) {
+        let Some(entry) = table.entry(slot) else { return };
         if self.except == Some(&*entry.id) {
             return;
         }
@@ -136,62 +137,64 @@ impl<'a> Best<'a> {
         }
     }
 
-    fn join(mut self, other: Self) -> Self {
+    fn merge(mut self, other: Self) -> Self {
         other.heap.into_iter().for_each(|candidate| self.push(candidate));
         self
     }
 
-    fn hits(self, gallery: &Gallery) -> Vec<Hit> {
+    fn hits(self, table: &ItemTable) -> Vec<Hit> {
         let best = self.heap.into_sorted_vec();
-        best.into_iter().filter_map(|c| gallery.hit(c.slot, c.score)).collect()
+        best.into_iter().filter_map(|c| table.hit(c.slot, c.score)).collect()
     }
 }
 
-/// The nearest of all items for each query; filters are not looked at.
-pub(super) fn all(gallery: &Gallery, queries: &[&Query]) -> Vec<Vec<Hit>> {
-    if queries.iter().any(|q| q.vector.len() != gallery.dim()) {
-        // The index was emptied for another encoder while they waited.
+/// The nearest items of each query among all items; filters are ignored.
+pub(super) fn all(table: &ItemTable, queries: &[&Query]) -> Vec<Vec<Hit>> {
+    if queries.iter().any(|q| q.vector.len() != table.dim()) {
+        // While the queries waited, the index was emptied for another encoder.
         return vec![Vec::new(); queries.len()];
     }
     let block: Vec<f32> = queries.iter().flat_map(|q| q.vector.iter().copied()).collect();
     let parts = rayon::current_num_threads() * 4;
-    // A whole number of blocks each.
-    let share = gallery.slots().div_ceil(parts).next_multiple_of(ROWS).max(ROWS);
-    let starts: Vec<usize> = (0..gallery.slots()).step_by(share).collect();
-    let none = || queries.iter().map(|q| Best::new(q)).collect::<Vec<_>>();
+    // Each part is a whole number of blocks.
+    let share = table.slots().div_ceil(parts).next_multiple_of(ROWS).max(ROWS);
+    let starts: Vec<usize> = (0..table.slots()).step_by(share).collect();
+    let none = || queries.iter().map(|q| TopK::new(q)).collect::<Vec<_>>();
     let best = starts
         .par_iter()
-        .map(|&start| part(gallery, queries, &block, start..(start + share).min(gallery.slots())))
-        .reduce(none, |a, b| a.into_iter().zip(b).map(|(a, b)| a.join(b)).collect());
-    best.into_iter().map(|best| best.hits(gallery)).collect()
+        .map(|&start| part(table, queries, &block, start..(start + share).min(table.slots())))
+        .reduce(none, |a, b| a.into_iter().zip(b).map(|(a, b)| a.merge(b)).collect());
+    best.into_iter().map(|best| best.hits(table)).collect()
 }
 
-/// One thread's slots.
+/// The best candidates of each query among one thread's slots.
 ///
 /// # Shapes
 /// `block` (Q, D).
 fn part<'a>(
-    gallery: &'a Gallery,
+    table: &'a ItemTable,
     queries: &[&'a Query],
     block: &[f32],
     slots: std::ops::Range<usize>,
-) -> Vec<Best<'a>> {
-    let dim = gallery.dim();
-    let mut best: Vec<Best> = queries.iter().map(|q| Best::new(q)).collect();
+) -> Vec<TopK<'a>> {
+    let dim = table.dim();
+    let mut best: Vec<TopK> = queries.iter().map(|q| TopK::new(q)).collect();
     let mut scores = vec![0f32; queries.len() * ROWS];
     let mut found = Vec::new();
     for start in slots.clone().step_by(ROWS) {
         let n = ROWS.min(slots.end - start);
-        let rows = &gallery.vectors()[start * dim..(start + n) * dim];
+        let rows = &table.vectors()[start * dim..(start + n) * dim];
         score(rows, block, dim, &mut scores);
         for (best, scores) in best.iter_mut().zip(scores.chunks_exact(ROWS)) {
-            survivors(&scores[..n], best.threshold(), &mut found);
-            found.iter().for_each(|i| best.offer(gallery, start as u32 + i, scores[*i as usize]));
+            positions_above(&scores[..n], best.threshold(), &mut found);
+            found.iter().for_each(|i| best.offer(table, start as u32 + i, scores[*i as usize]));
         }
     }
     best
 }
 
+/// Scores of each query with each row.
+///
 /// # Shapes
 /// `rows` (n, D), `block` (Q, D), `scores` (Q, ROWS), of which the first n of each row are written.
 fn score(rows: &[f32], block: &[f32], dim: usize, scores: &mut [f32]) {
@@ -205,45 +208,45 @@ fn score(rows: &[f32], block: &[f32], dim: usize, scores: &mut [f32]) {
     }
 }
 
-/// The nearest among the items in these slots.
-pub(super) fn subset(gallery: &Gallery, slots: &[u32], query: &Query) -> Vec<Hit> {
+/// The nearest items in these slots.
+pub(super) fn subset(table: &ItemTable, slots: &[u32], query: &Query) -> Vec<Hit> {
     let best = slots.par_chunks(SUBSET).map(|slots| {
-        let mut best = Best::new(query);
+        let mut best = TopK::new(query);
         for slot in slots {
             let mut score = [0f32];
-            products(gallery.vector(*slot), &query.vector, &mut score);
+            products(table.vector(*slot), &query.vector, &mut score);
             if score[0] >= best.threshold() {
-                best.offer(gallery, *slot, score[0]);
+                best.offer(table, *slot, score[0]);
             }
         }
         best
     });
-    best.reduce(|| Best::new(query), Best::join).hits(gallery)
+    best.reduce(|| TopK::new(query), TopK::merge).hits(table)
 }
 
 /// All items in these slots that score at least `threshold`, best first.
-pub(super) fn within(gallery: &Gallery, slots: &[u32], query: &Query, threshold: f32) -> Vec<Near> {
+pub(super) fn within(table: &ItemTable, slots: &[u32], query: &Query, threshold: f32) -> Vec<ScoredId> {
     let near = slots.par_chunks(SUBSET).flat_map_iter(|slots| {
         slots.iter().filter_map(|slot| {
             let mut score = [0f32];
-            products(gallery.vector(*slot), &query.vector, &mut score);
-            let entry = gallery.entry(*slot).filter(|_| score[0] >= threshold)?;
+            products(table.vector(*slot), &query.vector, &mut score);
+            let entry = table.entry(*slot).filter(|_| score[0] >= threshold)?;
             let candidate = Candidate { score: score[0], slot: *slot, id: &entry.id };
             (query.except.as_deref() != Some(candidate.id)).then_some(candidate)
         })
     });
     let mut near: Vec<Candidate> = near.collect();
     near.par_sort_unstable();
-    near.into_iter().map(|c| Near { id: c.id.into(), score: c.score.clamp(-1.0, 1.0) }).collect()
+    near.into_iter().map(|c| ScoredId { id: c.id.into(), score: c.score.clamp(-1.0, 1.0) }).collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::Filter;
-    use super::super::gallery::Record;
+    use super::super::super::filter::Filter;
+    use super::super::item_table::Record;
     use super::*;
 
-    /// Numbers that look random and are always the same.
+    /// Pseudo-random numbers from a fixed seed.
     fn noise(n: usize, mut state: u32) -> Vec<f32> {
         let mut next = || {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -252,25 +255,25 @@ mod tests {
         (0..n).map(|_| next()).collect()
     }
 
-    fn gallery(n: usize, dim: usize) -> Gallery {
-        let mut gallery = Gallery::new(dim, n);
+    fn item_table(n: usize, dim: usize) -> ItemTable {
+        let mut table = ItemTable::new(dim, n);
         for (i, vector) in noise(n * dim, 1).chunks_exact(dim).enumerate() {
             let id = format!("{:05}", (i * 7919) % n).into();
             let vector = vector.to_vec();
-            let record = Record { id, vector, metadata: "{}".into(), hash: None, pictured: false, image: None };
-            gallery.put(i as u64 + 1, record);
+            let record = Record { id, vector, metadata: "{}".into(), hash: None, has_image: false, image: None };
+            table.put(i as u64 + 1, record);
         }
-        gallery
+        table
     }
 
-    /// In double precision, every item sorted.
-    fn plain(gallery: &Gallery, query: &Query) -> Vec<(String, f64)> {
+    /// The expected answer: every item scored in double precision and sorted.
+    fn reference(table: &ItemTable, query: &Query) -> Vec<(String, f64)> {
         let product = |slot: u32| -> f64 {
-            gallery.vector(slot).iter().zip(&query.vector).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+            table.vector(slot).iter().zip(&query.vector).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
         };
-        let slots = 0..gallery.slots() as u32;
+        let slots = 0..table.slots() as u32;
         let mut all: Vec<(String, f64)> =
-            slots.filter_map(|s| gallery.entry(s).map(|e| (e.id.to_string(), product(s)))).collect();
+            slots.filter_map(|s| table.entry(s).map(|e| (e.id.to_string(), product(s)))).collect();
         all.retain(|(id, _)| query.except.as_ref() != Some(id));
         all.sort_by(|a, b| b.1.total_cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
         all.truncate(query.k);
@@ -278,16 +281,16 @@ mod tests {
     }
 
     #[test]
-    fn every_way_to_compare_finds_what_plain_sorting_finds() {
-        // Neither the number of items nor D is a multiple of anything convenient.
+    fn every_kind_of_scan_finds_what_sorting_all_items_finds() {
+        // Neither the number of items nor D is a multiple of a block or vector width.
         let (n, dim) = (2 * ROWS + 77, 37);
-        let mut gallery = gallery(n, dim);
-        (0..300).for_each(|i| assert!(gallery.delete(&format!("{:05}", i * 3))));
+        let mut table = item_table(n, dim);
+        (0..300).for_each(|i| assert!(table.delete(&format!("{:05}", i * 3))));
         let queries: Vec<Query> = noise(9 * dim, 2)
             .chunks_exact(dim)
             .enumerate()
             .map(|(i, v)| Query {
-                // Small, so that no score is clamped.
+                // Small numbers, so that no score is clamped.
                 vector: v.iter().map(|x| x / dim as f32).collect(),
                 k: [1, 10, 3000][i % 3],
                 filter: Filter::default(),
@@ -295,14 +298,14 @@ mod tests {
                 except: (i % 2 == 0).then(|| "00001".into()),
             })
             .collect();
-        let slots: Vec<u32> = (0..gallery.slots() as u32).collect();
+        let slots: Vec<u32> = (0..table.slots() as u32).collect();
         for count in [1, 3, 9] {
             let batch: Vec<&Query> = queries[..count].iter().collect();
-            for (query, hits) in batch.iter().zip(all(&gallery, &batch)) {
-                let expected = plain(&gallery, query);
+            for (query, hits) in batch.iter().zip(all(&table, &batch)) {
+                let expected = reference(&table, query);
                 assert_eq!(hits.len(), expected.len());
-                assert_eq!(subset(&gallery, &slots, query).len(), expected.len());
-                for ((hit, other), (id, score)) in hits.iter().zip(subset(&gallery, &slots, query)).zip(&expected) {
+                assert_eq!(subset(&table, &slots, query).len(), expected.len());
+                for ((hit, other), (id, score)) in hits.iter().zip(subset(&table, &slots, query)).zip(&expected) {
                     assert!((f64::from(hit.score) - score).abs() < 1e-5 && (hit.score - other.score).abs() < 1e-5);
                     // Neighbours in the order may change places where single precision cannot tell them apart.
                     let near = expected.iter().any(|(i, s)| *i == hit.id && (s - score).abs() < 1e-5);
@@ -314,20 +317,20 @@ mod tests {
 
     #[test]
     fn equal_scores_come_in_the_order_of_ids_whatever_the_slots() {
-        let mut gallery = Gallery::new(2, 0);
+        let mut table = ItemTable::new(2, 0);
         for (seq, id) in ["d", "b", "a", "c"].into_iter().enumerate() {
             let record = Record {
                 id: id.into(),
                 vector: vec![1.0, 0.0],
                 metadata: "{}".into(),
                 hash: None,
-                pictured: false,
+                has_image: false,
                 image: None,
             };
-            gallery.put(seq as u64 + 1, record);
+            table.put(seq as u64 + 1, record);
         }
         let query = Query { vector: vec![1.0, 0.0], k: 2, filter: Filter::default(), exact: true, except: None };
-        for hits in [all(&gallery, &[&query]).remove(0), subset(&gallery, &[0, 1, 2, 3], &query)] {
+        for hits in [all(&table, &[&query]).remove(0), subset(&table, &[0, 1, 2, 3], &query)] {
             assert_eq!(hits.iter().map(|h| h.id.as_str()).collect::<Vec<_>>(), ["a", "b"]);
         }
     }

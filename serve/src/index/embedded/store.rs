@@ -1,25 +1,27 @@
-//! The truth on disk: SQLite, one table of items and one of their pictures.
+//! The items on disk: an SQLite database with a table of items and a table of their thumbnails.
 //!
-//! SQLite rather than a younger engine in Rust (redb): what `kill -9` and power loss leave of a database in WAL mode
-//! with `synchronous=FULL` has been tested for decades, a copy of the folder can be looked into with any tool, and a
-//! version of this program that is years newer will still read it.  Its price, a compiler for C, is paid already.
+//! SQLite was chosen over a younger engine in Rust (redb).  Its recovery after `kill -9` and power loss, in WAL mode with
+//! `synchronous=FULL`, has been tested for decades, any tool can read the file, and later versions of this program will, too.
+//! The C compiler that it needs is needed anyway.
 //!
-//! Every change is a transaction that is synced before it is acknowledged.  Pictures have a table of their own, so that
-//! opening reads vectors only.
+//! Every change is a transaction that is synced before it is acknowledged.  Thumbnails have a table of their own, so that
+//! opening an index reads vectors only.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
+use macrl_bundle::atomic::Temporary;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Transaction, params};
 use sha2::{Digest, Sha256};
 
-use super::super::{ContentHash, Encoder, IndexError};
+use super::super::error::IndexError;
+use super::super::item::{ContentHash, EncoderIdentity};
+use super::change::Change;
 use super::folder::{self, Access, FILE, Lock, connect};
-use super::gallery::{Gallery, Record};
-use super::writer::Change;
+use super::item_table::{ItemTable, Record};
 
-/// Of the tables below; see docs/formats.md.
+/// Version of the tables below; see docs/formats.md.
 pub(super) const FORMAT: u32 = 1;
 
 const TABLES: &str = "
@@ -35,50 +37,50 @@ const TABLES: &str = "
     CREATE TABLE IF NOT EXISTS pictures (seq INTEGER PRIMARY KEY, png BLOB NOT NULL) STRICT;
 ";
 
-/// See the module's documentation.  The writer's side; [`Pictures`] reads beside it.
+/// The writer's connection to the database; [`ThumbnailReader`] has another one.
 #[derive(Debug)]
 pub(super) struct Store {
     connection: Connection,
     path: PathBuf,
-    /// Held for as long as the folder is written to.
+    /// `None` for a reader.
     _lock: Option<Lock>,
 }
 
-/// What is known when a store is open.
-pub(super) struct Opened {
+/// An open store and what was read from it.
+pub(super) struct OpenedStore {
     pub(super) store: Store,
-    pub(super) pictures: Pictures,
-    pub(super) gallery: Gallery,
-    pub(super) encoder: Encoder,
-    /// The greatest number that a write ever had.
+    pub(super) thumbnails: ThumbnailReader,
+    pub(super) table: ItemTable,
+    pub(super) encoder: EncoderIdentity,
+    /// The greatest sequence number that a write has ever had.
     pub(super) last_seq: u64,
-    /// Of this store alone: what belongs to another one bears another.
+    /// Different for every store: the graph's file carries it.
     pub(super) identity: String,
 }
 
-/// Reads pictures while the writer writes.
+/// Reads thumbnails while the writer writes.
 #[derive(Debug)]
-pub(super) struct Pictures {
+pub(super) struct ThumbnailReader {
     connection: Mutex<Connection>,
     path: PathBuf,
-    /// Keeps the copy that is read, where one is.
+    /// Keeps the temporary copy alive, if one is read.
     _access: Access,
 }
 
-impl Pictures {
-    /// The picture of the item written under this number.
+impl ThumbnailReader {
+    /// The thumbnail of the item whose write had this sequence number.
     pub(super) fn get(&self, seq: u64) -> Result<Option<Arc<[u8]>>, IndexError> {
         let connection = self.connection.lock().unwrap_or_else(|e| e.into_inner());
         let read = || {
             let mut statement = connection.prepare_cached("SELECT png FROM pictures WHERE seq = ?1")?;
             statement.query_row([seq as i64], |row| Ok(Arc::from(row.get_ref(0)?.as_blob()?))).optional()
         };
-        read().map_err(|e| fault(&self.path, &e))
+        read().map_err(|e| storage_error(&self.path, &e))
     }
 }
 
-/// One line that names the file.
-fn fault(path: &Path, error: &rusqlite::Error) -> IndexError {
+/// An error while the database is in use; one line that names the file.
+fn storage_error(path: &Path, error: &rusqlite::Error) -> IndexError {
     let message = format!("{}: {error}", path.display());
     match error.sqlite_error_code() {
         Some(
@@ -94,7 +96,8 @@ fn fault(path: &Path, error: &rusqlite::Error) -> IndexError {
     }
 }
 
-fn open_fault(path: &Path, error: &rusqlite::Error) -> IndexError {
+/// An error while the database is being opened; one line that names the file.
+fn open_error(path: &Path, error: &rusqlite::Error) -> IndexError {
     IndexError::Open(match error.sqlite_error_code() {
         Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => {
             format!(
@@ -107,67 +110,67 @@ fn open_fault(path: &Path, error: &rusqlite::Error) -> IndexError {
 }
 
 impl Store {
-    /// Opens or creates; everything is read.
-    pub(super) fn open(dir: &Path, encoder: &Encoder) -> Result<Opened, IndexError> {
+    /// Opens the database in a folder, or creates it, and reads all items.
+    pub(super) fn open(dir: &Path, encoder: &EncoderIdentity) -> Result<OpenedStore, IndexError> {
         let path = dir.join(FILE);
         let lock = folder::claim(dir)?;
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let mut connection = connect(&path, flags).map_err(|e| open_fault(&path, &e))?;
-        // Nothing is written to what is not ours.
-        check_ours(&connection, &path)?;
-        create(&mut connection, encoder).map_err(|e| open_fault(&path, &e))?;
-        // The folder's own name is durable once its parent is.
+        let mut connection = connect(&path, flags).map_err(|e| open_error(&path, &e))?;
+        // Before anything is written to it.
+        check_format(&connection, &path)?;
+        create(&mut connection, encoder).map_err(|e| open_error(&path, &e))?;
+        // A new folder is durable once its parent is synced.
         if let Ok(parent) = fs::canonicalize(dir).and_then(|d| File::open(d.join(".."))) {
             let _ = parent.sync_all();
         }
-        let access = Access::beside(&path);
+        let access = Access::shared(&path);
         Self { connection, path, _lock: Some(lock) }.read_all(&access)
     }
 
-    /// Opens beside the process that writes; an index that is not there is not created.
-    pub(super) fn open_to_read(dir: &Path) -> Result<Opened, IndexError> {
-        let (connection, access) = reader(dir)?;
+    /// Opens an existing database read-only, beside the process that writes it, and reads all items.
+    pub(super) fn open_read_only(dir: &Path) -> Result<OpenedStore, IndexError> {
+        let (connection, access) = read_connection(dir)?;
         Self { connection, path: dir.join(FILE), _lock: None }.read_all(&access)
     }
 
-    /// Works on the data base.
+    /// Runs work on the database.
     pub(super) fn with<T>(
         &mut self,
         work: impl FnOnce(&mut Connection) -> rusqlite::Result<T>,
     ) -> Result<T, IndexError> {
-        work(&mut self.connection).map_err(|e| fault(&self.path, &e))
+        work(&mut self.connection).map_err(|e| storage_error(&self.path, &e))
     }
 
-    fn read_all(self, access: &Access) -> Result<Opened, IndexError> {
+    fn read_all(self, access: &Access) -> Result<OpenedStore, IndexError> {
         let dim = self.meta("dim")?.parse().map_err(|_| self.damaged("its dimension is no number"))?;
-        let encoder = Encoder { sha256: self.meta("encoder")?, dim };
-        let gallery = self.gallery(dim)?;
+        let encoder = EncoderIdentity { sha256: self.meta("encoder")?, dim };
+        let table = self.item_table(dim)?;
         let last = "SELECT COALESCE((SELECT seq FROM sqlite_sequence WHERE name = 'items'), 0)";
-        let last_seq: i64 = self.connection.query_row(last, [], |row| row.get(0)).map_err(|e| self.broken(&e))?;
-        let connection = Mutex::new(access.connect().map_err(|e| self.broken(&e))?);
-        let pictures = Pictures { connection, path: self.path.clone(), _access: access.clone() };
+        let last_seq: i64 = self.connection.query_row(last, [], |row| row.get(0)).map_err(|e| self.open_error(&e))?;
+        let connection = Mutex::new(access.connect().map_err(|e| self.open_error(&e))?);
+        let thumbnails = ThumbnailReader { connection, path: self.path.clone(), _access: access.clone() };
         let identity = self.meta("identity")?;
-        Ok(Opened { store: self, pictures, gallery, encoder, last_seq: last_seq as u64, identity })
+        Ok(OpenedStore { store: self, thumbnails, table, encoder, last_seq: last_seq as u64, identity })
     }
 
     fn meta(&self, key: &str) -> Result<String, IndexError> {
         let found = self.connection.query_row("SELECT value FROM meta WHERE key = ?1", [key], |row| row.get(0));
-        found.map_err(|e| self.broken(&e))
+        found.map_err(|e| self.open_error(&e))
     }
 
-    fn broken(&self, error: &rusqlite::Error) -> IndexError {
-        open_fault(&self.path, error)
+    fn open_error(&self, error: &rusqlite::Error) -> IndexError {
+        open_error(&self.path, error)
     }
 
     fn damaged(&self, what: &str) -> IndexError {
         IndexError::Open(format!("{} is damaged: {what}", self.path.display()))
     }
 
-    fn gallery(&self, dim: usize) -> Result<Gallery, IndexError> {
-        let fault = |e: rusqlite::Error| self.broken(&e);
+    fn item_table(&self, dim: usize) -> Result<ItemTable, IndexError> {
+        let fault = |e: rusqlite::Error| self.open_error(&e);
         let count: i64 =
             self.connection.query_row("SELECT COUNT(*) FROM items", [], |row| row.get(0)).map_err(fault)?;
-        let mut gallery = Gallery::new(dim, count as usize);
+        let mut table = ItemTable::new(dim, count as usize);
         let all = "SELECT seq, id, vector, metadata, hash, pictured FROM items ORDER BY seq";
         let mut statement = self.connection.prepare(all).map_err(fault)?;
         let mut rows = statement.query([]).map_err(fault)?;
@@ -177,12 +180,12 @@ impl Store {
                 let (id, found) = (&record.id, record.vector.len());
                 return Err(self.damaged(&format!("item `{id}` has {found} numbers, expected {dim}")));
             }
-            gallery.put(seq, record);
+            table.put(seq, record);
         }
-        Ok(gallery)
+        Ok(table)
     }
 
-    /// All of these changes, or none; they are on disk when this returns.
+    /// Makes all of these changes or none.  They are on disk when this returns.
     pub(super) fn commit(&mut self, changes: &[Change]) -> Result<(), IndexError> {
         self.with(|connection| {
             let transaction = connection.transaction()?;
@@ -191,8 +194,8 @@ impl Store {
         })
     }
 
-    /// Records another encoder; on disk when this returns.
-    pub(super) fn adopt(&mut self, encoder: &Encoder) -> Result<(), IndexError> {
+    /// Records another encoder.  It is on disk when this returns.
+    pub(super) fn adopt(&mut self, encoder: &EncoderIdentity) -> Result<(), IndexError> {
         self.with(|connection| {
             let transaction = connection.transaction()?;
             transaction.execute("UPDATE meta SET value = ?1 WHERE key = 'encoder'", [&encoder.sha256])?;
@@ -202,41 +205,36 @@ impl Store {
     }
 }
 
-/// A connection for whoever only reads.
-fn reader(dir: &Path) -> Result<(Connection, Access), IndexError> {
+/// A read-only connection.
+fn read_connection(dir: &Path) -> Result<(Connection, Access), IndexError> {
     let path = dir.join(FILE);
     if !path.is_file() {
         let dir = dir.display();
         return Err(IndexError::Open(format!("there is no index at {dir}: expected a folder with {FILE}")));
     }
     let access = Access::find(dir)?;
-    let connection = access.connect().map_err(|e| open_fault(&path, &e))?;
-    check_ours(&connection, &path)?;
+    let connection = access.connect().map_err(|e| open_error(&path, &e))?;
+    check_format(&connection, &path)?;
     Ok((connection, access))
 }
 
 /// See [`EmbeddedIndex::back_up`](super::EmbeddedIndex::back_up).
 pub(super) fn back_up(dir: &Path, to: &Path) -> Result<usize, IndexError> {
-    let (connection, _access) = reader(dir)?;
+    let (connection, _access) = read_connection(dir)?;
     let place = to.join(FILE);
     let cannot = |e: &dyn std::fmt::Display| IndexError::Open(format!("cannot write {}: {e}", place.display()));
     if place.exists() {
         return Err(cannot(&"there is an index already, expected an empty folder or a new one"));
     }
     let _lock = folder::claim(to)?;
-    let temporary = to.join("items.tmp");
-    let copied = copy(&connection, &temporary).map_err(|e| cannot(&e)).and_then(|items| {
-        let synced = File::open(&temporary).and_then(|file| file.sync_all());
-        let placed = synced.and_then(|()| fs::rename(&temporary, &place)).and_then(|()| File::open(to)?.sync_all());
-        placed.map(|()| items).map_err(|e| cannot(&e))
-    });
-    if copied.is_err() {
-        let _ = fs::remove_file(&temporary);
-    }
-    copied
+    let temporary = Temporary::beside(&place);
+    let items = copy(&connection, temporary.path()).map_err(|e| cannot(&e))?;
+    let synced = File::open(temporary.path()).and_then(|file| file.sync_all());
+    synced.and_then(|()| temporary.settle()).map_err(|e| cannot(&e))?;
+    Ok(items)
 }
 
-/// Writes all that is there at this moment to a file that is not there yet; the items of that file.
+/// Writes a copy of the database as it is now to a new file; returns the number of its items.
 fn copy(connection: &Connection, to: &Path) -> rusqlite::Result<usize> {
     let name = to.to_str().ok_or_else(|| rusqlite::Error::InvalidPath(to.to_path_buf()))?;
     connection.execute("VACUUM INTO ?1", [name])?;
@@ -244,9 +242,9 @@ fn copy(connection: &Connection, to: &Path) -> rusqlite::Result<usize> {
     copied.query_row("SELECT COUNT(*) FROM items", [], |row| row.get::<_, i64>(0)).map(|items| items as usize)
 }
 
-/// An index of a format that is known, or nothing yet.
-fn check_ours(connection: &Connection, path: &Path) -> Result<(), IndexError> {
-    let fault = |e: rusqlite::Error| open_fault(path, &e);
+/// Checks that the database is empty or an index whose format is known.
+fn check_format(connection: &Connection, path: &Path) -> Result<(), IndexError> {
+    let fault = |e: rusqlite::Error| open_error(path, &e);
     let other = |found: &str| {
         let path = path.display();
         IndexError::Open(format!("{path} is no index of this program: it has the table `{found}`"))
@@ -273,13 +271,13 @@ fn check_ours(connection: &Connection, path: &Path) -> Result<(), IndexError> {
     }
 }
 
-/// The tables, where they are not there yet: all of them or none.
-fn create(connection: &mut Connection, encoder: &Encoder) -> rusqlite::Result<()> {
-    // Of a data base without tables only.
+/// Creates the tables that do not exist yet: all of them or none.
+fn create(connection: &mut Connection, encoder: &EncoderIdentity) -> rusqlite::Result<()> {
+    // Has an effect in a database without tables only.
     connection.pragma_update(None, "auto_vacuum", "incremental")?;
     connection.pragma_update(None, "journal_mode", "wal")?;
     connection.pragma_update(None, "synchronous", "full")?;
-    // After a large change the journal keeps no more than this.
+    // Bytes that the log keeps after a large change.
     connection.pragma_update(None, "journal_size_limit", 16 << 20)?;
     let transaction = connection.transaction()?;
     transaction.execute_batch(TABLES)?;
@@ -293,7 +291,7 @@ fn create(connection: &mut Connection, encoder: &Encoder) -> rusqlite::Result<()
     transaction.commit()
 }
 
-/// Different for every store.
+/// A new identity.
 fn identity() -> String {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     let text = format!("{} {}", now.as_nanos(), std::process::id());
@@ -308,7 +306,7 @@ fn read_record(row: &rusqlite::Row) -> rusqlite::Result<(u64, Record)> {
         vector: numbers.map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
         metadata: row.get_ref(3)?.as_str()?.into(),
         hash,
-        pictured: row.get::<_, i64>(5)? != 0,
+        has_image: row.get::<_, i64>(5)? != 0,
         image: None,
     };
     Ok((row.get::<_, i64>(0)? as u64, record))
@@ -329,7 +327,7 @@ fn write_change(transaction: &Transaction, change: &Change) -> rusqlite::Result<
         vector,
         &*record.metadata,
         hash,
-        record.pictured
+        record.has_image
     ])?;
     if let Some(png) = image {
         transaction.prepare_cached("INSERT INTO pictures VALUES (?1, ?2)")?.execute(params![*seq as i64, &**png])?;
@@ -341,11 +339,11 @@ fn write_change(transaction: &Transaction, change: &Change) -> rusqlite::Result<
 mod tests {
     use super::*;
 
-    /// What the promise rests on: a commit is synced, and a reader beside the writer sees whole commits only.
+    /// Durability rests on this: a commit is synced, and a reader beside the writer sees whole commits only.
     #[test]
     fn commits_are_synced_write_ahead() {
         let dir = tempfile::tempdir().unwrap();
-        let opened = Store::open(dir.path(), &Encoder { sha256: "a".into(), dim: 2 }).unwrap();
+        let opened = Store::open(dir.path(), &EncoderIdentity { sha256: "a".into(), dim: 2 }).unwrap();
         let pragma = |name: &str| -> String {
             let value = |row: &rusqlite::Row| row.get_ref(0).map(|v| format!("{v:?}"));
             opened.store.connection.pragma_query_value(None, name, value).unwrap()
@@ -358,7 +356,7 @@ mod tests {
     #[test]
     fn a_full_disk_changes_nothing_and_is_survived() {
         let dir = tempfile::tempdir().unwrap();
-        let encoder = Encoder { sha256: "a".into(), dim: 1000 };
+        let encoder = EncoderIdentity { sha256: "a".into(), dim: 1000 };
         let mut store = Store::open(dir.path(), &encoder).unwrap().store;
         let put = |seq: u64| Change::Put {
             seq,
@@ -367,7 +365,7 @@ mod tests {
                 vector: vec![1.0; 1000],
                 metadata: "{}".into(),
                 hash: None,
-                pictured: false,
+                has_image: false,
                 image: None,
             },
             image: None,
@@ -377,7 +375,7 @@ mod tests {
         let limit = |store: &Store, pages: i64| {
             store.connection.pragma_update_and_check(None, "max_page_count", pages, |_| Ok(())).unwrap();
         };
-        // No file grows past this.
+        // SQLite reports a full disk when the file would grow past this.
         limit(&store, pages + 10);
         let many: Vec<Change> = (2..50).map(put).collect();
         let error = store.commit(&many).unwrap_err();
@@ -386,8 +384,8 @@ mod tests {
         limit(&store, 1 << 30);
         store.commit(&[put(50)]).unwrap();
         drop(store);
-        let gallery = Store::open(dir.path(), &encoder).unwrap().gallery;
-        assert_eq!((gallery.len(), gallery.slot("item 50").is_some()), (2, true));
+        let table = Store::open(dir.path(), &encoder).unwrap().table;
+        assert_eq!((table.len(), table.slot("item 50").is_some()), (2, true));
     }
 
     #[test]
@@ -395,7 +393,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(FILE);
         fs::write(&path, "something else entirely, and long enough to be looked at".repeat(100)).unwrap();
-        let Err(IndexError::Open(message)) = Store::open(dir.path(), &Encoder { sha256: "a".into(), dim: 2 }) else {
+        let Err(IndexError::Open(message)) = Store::open(dir.path(), &EncoderIdentity { sha256: "a".into(), dim: 2 })
+        else {
             panic!("opened")
         };
         assert!(message.starts_with(&format!("{} is damaged", path.display())), "{message}");

@@ -1,146 +1,134 @@
-//! One thread makes all changes, in the order in which they came.
+//! One thread makes all changes, in the order in which they were asked for.
 //!
-//! Whoever changes something leaves it in the queue and awaits the outcome.  What has gathered while one commit was
-//! being synced shares the next one; memory follows the disk, so that no search finds what a crash could take back.
+//! A caller sends a request and awaits its result.  Requests that arrive while a commit is being synced share the next one.
+//! The item table is changed after the disk, so no search finds what a crash could take back.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
-use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use super::super::{Encoder, IndexError, Item};
-use super::Shared;
-use super::gallery::{Gallery, Record};
-use super::space::Tidying;
+use super::super::error::IndexError;
+use super::super::item::{EncoderIdentity, Item};
+use super::change::Change;
+use super::item_table::{ItemTable, Record};
+use super::shared::Shared;
 use super::store::Store;
+use super::vacuum::VacuumState;
 
-/// Items of one commit; more wait for the next.
-const MOST: usize = 4096;
-
-/// Nobody has written for so long: there is time to give space back.
+/// Items of one commit, about; further requests wait for the next one.
+const ITEMS_PER_COMMIT: usize = 4096;
+/// Time without a request after which unused disk space is given back.
 const IDLE: Duration = Duration::from_secs(1);
-/// For the same at the end.
-const LAST: Duration = Duration::from_secs(5);
+/// Time that giving back disk space may take when the index is closed.
+const CLOSING: Duration = Duration::from_secs(5);
 
-/// What is asked for.
+/// A change that a caller asks for.
 pub(super) enum Work {
-    Put(Encoder, Vec<Item>),
+    Put(EncoderIdentity, Vec<Item>),
     Delete(String),
-    Adopt(Encoder),
+    Adopt(EncoderIdentity),
 }
 
-/// For each item whether it is new (or, deleted, whether there was one), or why not.
-pub(super) type Outcome = Result<Vec<Result<bool, IndexError>>, IndexError>;
+/// For each item whether it is new (or, if it was to be deleted, whether it existed), or why it was not changed.
+pub(super) type WriteResult = Result<Vec<Result<bool, IndexError>>, IndexError>;
 
-/// What is asked for, and by whom.
-pub(super) struct Job {
+/// A change and where its result is sent.
+pub(super) struct Request {
     pub(super) work: Work,
-    pub(super) reply: oneshot::Sender<Outcome>,
+    pub(super) reply: oneshot::Sender<WriteResult>,
 }
 
-/// What the disk is told and memory follows.
-#[derive(Debug)]
-pub(super) enum Change {
-    Put { seq: u64, record: Record, image: Option<Arc<[u8]>> },
-    Delete { id: Arc<str> },
-}
-
-impl Change {
-    pub(super) fn id(&self) -> &Arc<str> {
-        match self {
-            Self::Put { record, .. } => &record.id,
-            Self::Delete { id } => id,
-        }
-    }
-}
-
-/// The thread's own.
+/// State of the writer thread.
 pub(super) struct Writer {
+    /// `None` for an index in memory.
     pub(super) store: Option<Store>,
     pub(super) shared: Arc<Shared>,
+    /// Sequence number of the last write.
     pub(super) last_seq: u64,
+    /// Bytes that all items may take.
     pub(super) max_bytes: usize,
 }
 
-/// What a commit will change in memory, known before it is made.
+/// The changes of one commit, and the memory that the items will take after it.
 #[derive(Default)]
 struct Plan {
     changes: Vec<Change>,
-    /// Bytes that each item will take, where that changes.
-    costs: HashMap<Arc<str>, usize>,
-    /// Bytes of all items.
-    bytes: usize,
+    /// Bytes of each changed item after the commit.
+    item_bytes: HashMap<Arc<str>, usize>,
+    /// Bytes of all items after the commit.
+    total_bytes: usize,
 }
 
 impl Writer {
-    /// Works until every sender is gone.
-    pub(super) fn run(mut self, jobs: &Receiver<Job>) {
-        let mut next = Tidying::Later;
+    /// Runs until every sender is dropped.
+    pub(super) fn run(mut self, requests: &Receiver<Request>) {
+        let mut vacuum = VacuumState::AfterPause;
         loop {
-            let first = match next {
-                Tidying::Now => jobs.recv_timeout(Duration::ZERO),
-                Tidying::Later => jobs.recv_timeout(IDLE),
-                Tidying::Changed => jobs.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            let first = match vacuum {
+                VacuumState::Unfinished => requests.recv_timeout(Duration::ZERO),
+                VacuumState::AfterPause => requests.recv_timeout(IDLE),
+                VacuumState::AfterChange => requests.recv().map_err(|_| RecvTimeoutError::Disconnected),
             };
             match first {
                 Ok(first) => {
-                    self.take(first, jobs);
-                    next = Tidying::Later;
+                    self.take(first, requests);
+                    vacuum = VacuumState::AfterPause;
                 }
-                Err(RecvTimeoutError::Timeout) => next = self.tidy(),
+                Err(RecvTimeoutError::Timeout) => vacuum = self.vacuum(),
                 Err(RecvTimeoutError::Disconnected) => break,
             }
         }
         let since = Instant::now();
-        while since.elapsed() < LAST && self.tidy() == Tidying::Now {}
+        while since.elapsed() < CLOSING && self.vacuum() == VacuumState::Unfinished {}
     }
 
-    /// What has gathered is done together.
-    fn take(&mut self, first: Job, jobs: &Receiver<Job>) {
+    /// Handles a request together with those that wait behind it.
+    fn take(&mut self, first: Request, requests: &Receiver<Request>) {
         let mut items = first.work.items();
         let mut batch = vec![first];
-        while items < MOST {
-            let Ok(next) = jobs.try_recv() else { break };
+        while items < ITEMS_PER_COMMIT {
+            let Ok(next) = requests.try_recv() else { break };
             items += next.work.items();
             batch.push(next);
         }
-        self.answer(batch);
+        self.handle(batch);
     }
 
-    /// Gives some unused space back; when to go on.
-    fn tidy(&mut self) -> Tidying {
-        let Some(store) = &mut self.store else { return Tidying::Changed };
-        store.tidy().unwrap_or_else(|error| {
-            tracing::warn!("unused space is not given back: {error}");
-            Tidying::Changed
+    /// Gives some unused disk space back; returns when to go on.
+    fn vacuum(&mut self) -> VacuumState {
+        let Some(store) = &mut self.store else { return VacuumState::AfterChange };
+        store.vacuum().unwrap_or_else(|error| {
+            tracing::warn!("unused disk space is not given back: {error}");
+            VacuumState::AfterChange
         })
     }
 
-    fn answer(&mut self, batch: Vec<Job>) {
+    fn handle(&mut self, batch: Vec<Request>) {
         let mut together = Vec::new();
-        for job in batch {
-            let Work::Adopt(encoder) = &job.work else {
-                together.push(job);
+        for request in batch {
+            let Work::Adopt(encoder) = &request.work else {
+                together.push(request);
                 continue;
             };
-            // It stands between what came before and what comes after.
+            // Changes before it are committed first, changes after it are for the new encoder.
             self.commit(std::mem::take(&mut together));
             let outcome = self.adopt(encoder).map(|()| Vec::new());
-            let _ = job.reply.send(outcome);
+            let _ = request.reply.send(outcome);
         }
         self.commit(together);
     }
 
-    fn adopt(&mut self, encoder: &Encoder) -> Result<(), IndexError> {
+    fn adopt(&mut self, encoder: &EncoderIdentity) -> Result<(), IndexError> {
         let holds = self.shared.encoder();
-        let items = read(&self.shared.gallery).len();
+        let items = self.shared.table().len();
         if holds == *encoder {
             return Ok(());
         }
         if items > 0 {
-            return Err(IndexError::Encoder { holds, items, given: encoder.clone() });
+            return Err(IndexError::EncoderMismatch { holds, items, given: encoder.clone() });
         }
         if let Some(store) = &mut self.store {
             store.adopt(encoder)?;
@@ -149,14 +137,14 @@ impl Writer {
         Ok(())
     }
 
-    /// One transaction for all of these jobs.
-    fn commit(&mut self, jobs: Vec<Job>) {
-        let mut plan = Plan { bytes: read(&self.shared.gallery).bytes(), ..Plan::default() };
+    /// Commits the changes of these requests in one transaction.
+    fn commit(&mut self, requests: Vec<Request>) {
+        let mut plan = Plan { total_bytes: self.shared.table().bytes(), ..Plan::default() };
         let mut pending = Vec::new();
-        for job in jobs {
-            match self.plan(job.work, &mut plan) {
-                Ok(verdicts) => pending.push((job.reply, verdicts)),
-                Err(error) => drop(job.reply.send(Err(error))),
+        for request in requests {
+            match self.plan(request.work, &mut plan) {
+                Ok(verdicts) => pending.push((request.reply, verdicts)),
+                Err(error) => drop(request.reply.send(Err(error))),
             }
         }
         let written = match &mut self.store {
@@ -167,27 +155,27 @@ impl Writer {
             pending.into_iter().for_each(|(reply, _)| drop(reply.send(Err(error.clone()))));
             return;
         }
-        let mut done = self.apply(plan.changes).into_iter();
+        let mut applied = self.apply(plan.changes).into_iter();
         for (reply, verdicts) in pending {
-            let outcome = verdicts.into_iter().map(|v| v.map(|()| done.next().unwrap_or(false))).collect();
+            let outcome = verdicts.into_iter().map(|v| v.map(|()| applied.next().unwrap_or(false))).collect();
             let _ = reply.send(Ok(outcome));
         }
     }
 
-    /// Adds a job's changes to the plan; for each item whether it is part of it.
+    /// Adds the changes of one request to the plan; returns for each item whether it is part of it.
     fn plan(&mut self, work: Work, plan: &mut Plan) -> Result<Vec<Result<(), IndexError>>, IndexError> {
         match work {
             Work::Put(encoder, items) => {
                 let holds = self.shared.encoder();
                 if holds != encoder {
-                    let items = read(&self.shared.gallery).len();
-                    return Err(IndexError::Encoder { holds, items, given: encoder });
+                    let items = self.shared.table().len();
+                    return Err(IndexError::EncoderMismatch { holds, items, given: encoder });
                 }
                 Ok(items.into_iter().map(|item| self.plan_item(item, encoder.dim, plan)).collect())
             }
             Work::Delete(id) => {
                 let id: Arc<str> = id.into();
-                plan.cost(&id, 0, &read(&self.shared.gallery));
+                plan.set_bytes(&id, 0, &self.shared.table());
                 plan.changes.push(Change::Delete { id });
                 Ok(vec![Ok(())])
             }
@@ -205,11 +193,11 @@ impl Writer {
             vector: item.vector,
             metadata: serde_json::Value::Object(item.metadata).to_string().into(),
             hash: item.hash,
-            pictured: item.image.is_some(),
-            // A store keeps it out of memory.
+            has_image: item.image.is_some(),
+            // With a store, thumbnails are not kept in memory.
             image: if self.store.is_some() { None } else { item.image.clone() },
         };
-        if !plan.fits(&record, self.max_bytes, &read(&self.shared.gallery)) {
+        if !plan.reserve(&record, self.max_bytes, &self.shared.table()) {
             return Err(IndexError::Full { limit: self.max_bytes });
         }
         self.last_seq += 1;
@@ -218,10 +206,10 @@ impl Writer {
     }
 
     fn apply(&self, changes: Vec<Change>) -> Vec<bool> {
-        let mut gallery = self.shared.gallery.write().unwrap_or_else(|e| e.into_inner());
+        let mut table = self.shared.table_mut();
         let apply = |change| match change {
-            Change::Put { seq, record, .. } => gallery.put(seq, record),
-            Change::Delete { id } => gallery.delete(&id),
+            Change::Put { seq, record, .. } => table.put(seq, record),
+            Change::Delete { id } => table.delete(&id),
         };
         changes.into_iter().map(apply).collect()
     }
@@ -229,18 +217,18 @@ impl Writer {
 
 impl Plan {
     /// Notes that an item will take `bytes`.
-    fn cost(&mut self, id: &Arc<str>, bytes: usize, gallery: &Gallery) {
-        let before = self.costs.insert(id.clone(), bytes).unwrap_or_else(|| gallery.cost(id));
-        self.bytes = self.bytes - before + bytes;
+    fn set_bytes(&mut self, id: &Arc<str>, bytes: usize, table: &ItemTable) {
+        let before = self.item_bytes.insert(id.clone(), bytes).unwrap_or_else(|| table.item_bytes(id));
+        self.total_bytes = self.total_bytes - before + bytes;
     }
 
-    /// Notes what the record will take, where there is room: what it replaces makes room, too.
-    fn fits(&mut self, record: &Record, limit: usize, gallery: &Gallery) -> bool {
-        let before = self.costs.get(&record.id).copied().unwrap_or_else(|| gallery.cost(&record.id));
-        let cost = record.cost();
-        let fits = self.bytes - before + cost <= limit || cost <= before;
+    /// Notes what the record will take, unless that exceeds the limit.  The bytes of the item that it replaces are free.
+    fn reserve(&mut self, record: &Record, limit: usize, table: &ItemTable) -> bool {
+        let before = self.item_bytes.get(&record.id).copied().unwrap_or_else(|| table.item_bytes(&record.id));
+        let bytes = record.bytes();
+        let fits = self.total_bytes - before + bytes <= limit || bytes <= before;
         if fits {
-            self.cost(&record.id, cost, gallery);
+            self.set_bytes(&record.id, bytes, table);
         }
         fits
     }
@@ -255,14 +243,10 @@ impl Work {
     }
 }
 
-pub(super) fn read(gallery: &RwLock<Gallery>) -> std::sync::RwLockReadGuard<'_, Gallery> {
-    gallery.read().unwrap_or_else(|e| e.into_inner())
-}
-
-/// Starts the thread.
-pub(super) fn start(writer: Writer) -> Result<(Sender<Job>, std::thread::JoinHandle<()>), IndexError> {
-    let (sender, jobs) = std::sync::mpsc::channel();
-    let thread = std::thread::Builder::new().name("index-writer".into()).spawn(move || writer.run(&jobs));
+/// Starts the writer thread.
+pub(super) fn start(writer: Writer) -> Result<(Sender<Request>, std::thread::JoinHandle<()>), IndexError> {
+    let (sender, requests) = std::sync::mpsc::channel();
+    let thread = std::thread::Builder::new().name("index-writer".into()).spawn(move || writer.run(&requests));
     let thread = thread.map_err(|e| IndexError::Open(format!("cannot start the index's thread: {e}")))?;
     Ok((sender, thread))
 }

@@ -1,7 +1,7 @@
-//! `postgres://…`: where the data base is, how its connection is secured, and how many connections there may be.
+//! `postgres://…`: where the database is, how connections to it are secured, and how many there may be.
 //!
-//! libpq's form, so that what a hosted PostgreSQL tells its users works as it is, several hosts and
-//! `target_session_attrs` included.  `sslmode` and `sslrootcert` mean what they mean to libpq; `pool_size` is ours.
+//! The form is libpq's, so the address that a hosting provider gives can be pasted, including several hosts and
+//! `target_session_attrs`.  `sslmode` and `sslrootcert` mean what they mean to libpq; `pool_size` is ours.
 //! A password that is not in the address comes from `PGPASSWORD`; neither is ever shown.
 
 use std::path::PathBuf;
@@ -11,25 +11,25 @@ use std::time::Duration;
 use tokio_postgres::Config;
 use tokio_postgres::config::{Host, SslMode};
 
-/// Connections of one process where the address does not say.
+/// Connections of one process, unless the address says otherwise.
 const CONNECTIONS: usize = 8;
-/// For a host that does not even refuse.
+/// Time to connect, unless the address says otherwise: a host may neither accept nor refuse.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Whoever vanishes without a word is noticed after these.
-const SILENCE: Duration = Duration::from_secs(15);
+/// A peer that disappeared without closing its connection is noticed after this time.
+const PEER_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// What the server's certificate must be.
+/// Which certificates of the server are accepted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Trust {
-    /// Anything: the connection is encrypted, with whomever.
-    Anybody,
-    /// Made for the host, by an authority that browsers trust.
-    Known,
-    /// Made for the host, by an authority in this PEM file.
+    /// Any certificate: the connection is encrypted, but the server is not identified.
+    Any,
+    /// One made for the host by an authority that browsers trust.
+    PublicAuthorities,
+    /// One made for the host by an authority in this PEM file.
     File(PathBuf),
 }
 
-/// See the module's documentation.
+/// A parsed `postgres://…` address.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Address {
     pub(super) config: Config,
@@ -50,39 +50,39 @@ impl std::fmt::Debug for Address {
     }
 }
 
-/// What we read ourselves of an address' parameters.
+/// Parameters of an address that are not left to the driver.
 #[derive(Default)]
 struct Parameters {
     sslmode: Option<String>,
     sslrootcert: Option<PathBuf>,
     connections: Option<usize>,
-    /// For the driver.
+    /// The driver's parameters.
     rest: Vec<String>,
 }
 
 impl FromStr for Address {
     type Err = String;
 
-    /// Errors never repeat what was given: a password may stand anywhere in a mistyped address.
+    /// Error messages never repeat the address: a mistyped one may have the password anywhere.
     fn from_str(text: &str) -> Result<Self, String> {
-        // As the driver reads it: what precedes the first @ is user and password, whatever signs it has.
+        // As in the driver, everything before the first @ is user and password, whatever characters it has.
         let (user, rest) = text.split_at(text.find('@').unwrap_or(0));
         let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
         let base = format!("{user}{place}");
         let parameters = Parameters::read(query)?;
         let rest = parameters.rest.join("&");
-        let mut config = Config::from_str(&format!("{base}?{rest}")).map_err(|e| fault(&e))?;
+        let mut config = Config::from_str(&format!("{base}?{rest}")).map_err(|e| driver_error(&e))?;
         if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
             return Err(expected("no host"));
         }
-        let suspicious = |host: &Host| matches!(host, Host::Tcp(name) if name.contains(['@', ':', ' ']));
-        if config.get_hosts().iter().any(suspicious) {
-            return Err(expected("a host with signs that are not a host's: write @ in a name or password as %40"));
+        let invalid = |host: &Host| matches!(host, Host::Tcp(name) if name.contains(['@', ':', ' ']));
+        if config.get_hosts().iter().any(invalid) {
+            return Err(expected("a host with characters that no host name has: write @ in a name or password as %40"));
         }
-        let (mode, trust) = secured(parameters.sslmode.as_deref(), parameters.sslrootcert)?;
+        let (mode, trust) = tls_mode(parameters.sslmode.as_deref(), parameters.sslrootcert)?;
         config.ssl_mode(mode);
-        complete(&mut config);
-        let shown = show(&config);
+        set_defaults(&mut config);
+        let shown = without_secrets(&config);
         Ok(Self { config, trust, connections: parameters.connections.unwrap_or(CONNECTIONS), shown })
     }
 }
@@ -105,21 +105,21 @@ impl Parameters {
     }
 }
 
-/// libpq's modes: `require` verifies where there is something to verify with.
-fn secured(mode: Option<&str>, root: Option<PathBuf>) -> Result<(SslMode, Trust), String> {
-    let root = root.map(|path| if path.as_os_str() == "system" { Trust::Known } else { Trust::File(path) });
+/// libpq's `sslmode`.  As there, `require` verifies the certificate if `sslrootcert` is given.
+fn tls_mode(mode: Option<&str>, root: Option<PathBuf>) -> Result<(SslMode, Trust), String> {
+    let root = root.map(|path| if path.as_os_str() == "system" { Trust::PublicAuthorities } else { Trust::File(path) });
     Ok(match mode {
-        Some("disable") => (SslMode::Disable, Trust::Anybody),
-        None | Some("allow" | "prefer") => (SslMode::Prefer, Trust::Anybody),
-        Some("require") => (SslMode::Require, root.unwrap_or(Trust::Anybody)),
-        // Stricter than libpq: the host's name is always verified, too.
-        Some("verify-ca" | "verify-full") => (SslMode::Require, root.unwrap_or(Trust::Known)),
+        Some("disable") => (SslMode::Disable, Trust::Any),
+        None | Some("allow" | "prefer") => (SslMode::Prefer, Trust::Any),
+        Some("require") => (SslMode::Require, root.unwrap_or(Trust::Any)),
+        // `verify-ca` is stricter than in libpq: the host name is verified, too.
+        Some("verify-ca" | "verify-full") => (SslMode::Require, root.unwrap_or(Trust::PublicAuthorities)),
         Some(_) => return Err("`sslmode` must be disable, prefer, require, verify-ca or verify-full".into()),
     })
 }
 
-/// What is better than the driver's defaults, where the address does not say.
-fn complete(config: &mut Config) {
+/// Sets what the address leaves open and where the driver's default is not suitable.
+fn set_defaults(config: &mut Config) {
     if config.get_application_name().is_none() {
         config.application_name("macrl-serve");
     }
@@ -127,9 +127,9 @@ fn complete(config: &mut Config) {
         config.connect_timeout(CONNECT_TIMEOUT);
     }
     if config.get_tcp_user_timeout().is_none() {
-        config.tcp_user_timeout(SILENCE);
+        config.tcp_user_timeout(PEER_TIMEOUT);
     }
-    config.keepalives_idle(SILENCE);
+    config.keepalives_idle(PEER_TIMEOUT);
     if config.get_password().is_none()
         && let Ok(password) = std::env::var("PGPASSWORD")
     {
@@ -137,8 +137,8 @@ fn complete(config: &mut Config) {
     }
 }
 
-/// Hosts and data base; neither user nor password.
-fn show(config: &Config) -> String {
+/// Hosts and database, without user and password.
+fn without_secrets(config: &Config) -> String {
     let port = |i: usize| config.get_ports().get(i).or(config.get_ports().first()).copied().unwrap_or(5432);
     let host = |(i, host): (usize, &Host)| match host {
         Host::Tcp(name) => format!("{name}:{}", port(i)),
@@ -152,8 +152,8 @@ fn expected(found: &str) -> String {
     format!("expected postgres://user:password@host:port/database, found {found}")
 }
 
-/// The driver's word, as long as it speaks of parameters only.
-fn fault(error: &tokio_postgres::Error) -> String {
+/// The driver's message, if it names a parameter only.
+fn driver_error(error: &tokio_postgres::Error) -> String {
     let cause = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
     let known = cause.starts_with("invalid value for option") || cause.starts_with("unknown option");
     let harmless = !cause.contains(['@', ':', '/', '%']);
@@ -169,11 +169,11 @@ mod tests {
     }
 
     #[test]
-    fn what_libpq_takes_is_taken_and_the_password_is_not_shown() {
+    fn libpq_addresses_are_parsed_and_the_password_is_not_shown() {
         let address =
             parse("postgresql://ann:s3cret%40@db.example:6432/photos?sslmode=verify-full&pool_size=3").unwrap();
         assert_eq!(address.config.get_password(), Some(&b"s3cret@"[..]));
-        assert_eq!((address.config.get_ssl_mode(), &address.trust), (SslMode::Require, &Trust::Known));
+        assert_eq!((address.config.get_ssl_mode(), &address.trust), (SslMode::Require, &Trust::PublicAuthorities));
         assert_eq!(address.connections, 3);
         for shown in [address.to_string(), format!("{address:?}")] {
             assert_eq!(shown, "postgres://db.example:6432/photos");
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mistake_is_named_without_repeating_what_was_given() {
+    fn error_messages_do_not_repeat_the_address() {
         for (wrong, hint) in [
             ("postgres://", "found no host"),
             ("postgres://ann:s3cret@h:port/x", "`port`"),

@@ -1,27 +1,27 @@
-//! Tables, made and changed by us, and whose vectors they hold.
+//! Creates and migrates the tables, and records which encoder's vectors they hold.
 //!
-//! Changes to the tables are numbered and applied in one transaction under an advisory lock, so that replicas that
-//! start together do them once.  Where nothing is to be changed, nothing more than reading and writing rows is asked of
-//! the role.  Everything is in the connection's current schema: `?options=-csearch_path%3Dphotos,public` keeps several
-//! indexes in one data base.
+//! Migrations are numbered and run in one transaction under an advisory lock, so replicas that start together run them once.
+//! If there is nothing to migrate, the role only needs to read and write rows.  All tables are in the connection's current
+//! schema: `?options=-csearch_path%3Dphotos,public` keeps several indexes in one database.
 
 use deadpool_postgres::Client as Pooled;
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 
-use super::super::{Encoder, IndexError};
+use super::super::error::IndexError;
+use super::super::item::EncoderIdentity;
 use super::address::Address;
-use super::fault::{Fault, said};
+use super::error::{QueryError, message};
 
-/// Larger vectors fit into no page, and HNSW's limit is below.
-const MOST_DIMENSIONS: usize = 16_000;
+/// pgvector's limit for a `vector` column.
+const MAX_DIMENSIONS: usize = 16_000;
 
-/// What makes format n + 1 of format n; `{dim}` is D.
+/// Step n makes format n + 1 of format n; `{dim}` stands for D.
 ///
-/// Vectors stay in the row (`STORAGE MAIN`, a row up to 8 kB): out of line, comparing one would take a look into
-/// another table.  Pictures have a table of their own, so that no search reads them.  `metadata` is what comes back,
-/// `fields` what filters look at.
+/// Vectors are stored in the row (`STORAGE MAIN`, rows up to 8 kB): out of line, each comparison would look into another
+/// table.  Thumbnails have a table of their own, so searches do not read them.  `metadata` is the text that clients get,
+/// `fields` is for filters.
 const MIGRATIONS: &[&str] = &["
     CREATE EXTENSION IF NOT EXISTS vector;
     CREATE TABLE macrl_index (
@@ -48,17 +48,21 @@ const MIGRATIONS: &[&str] = &["
     INSERT INTO macrl_index (format, encoder, dim) VALUES (0, '', {dim});
 "];
 
-/// Of the tables; see docs/formats.md.
+/// Version of the tables; see docs/formats.md.
 pub(super) const FORMAT: usize = MIGRATIONS.len();
 
-/// One change of the tables at a time, in one schema.
+/// Lets one process at a time migrate the tables of a schema.
 const LOCK: &str = "SELECT pg_advisory_xact_lock(hashtextextended('macrl tables of ' || current_schema(), 0))";
 
-/// The tables are there and hold items of this encoder, or none.
-pub(super) async fn prepare(client: &mut Pooled, address: &Address, encoder: &Encoder) -> Result<(), Fault> {
-    let open = |cause: &str| Fault::Index(IndexError::Open(format!("cannot open {address}: {cause}")));
-    if encoder.dim > MOST_DIMENSIONS {
-        return Err(open(&format!("a vector has at most {MOST_DIMENSIONS} numbers, found {}", encoder.dim)));
+/// Creates or migrates the tables and checks that they hold items of this encoder, or none.
+pub(super) async fn prepare(
+    client: &mut Pooled,
+    address: &Address,
+    encoder: &EncoderIdentity,
+) -> Result<(), QueryError> {
+    let open = |cause: &str| QueryError::Index(IndexError::Open(format!("cannot open {address}: {cause}")));
+    if encoder.dim > MAX_DIMENSIONS {
+        return Err(open(&format!("a vector has at most {MAX_DIMENSIONS} numbers, found {}", encoder.dim)));
     }
     check_server(client, address).await?;
     if format(client).await? != Some(MIGRATIONS.len()) {
@@ -68,20 +72,20 @@ pub(super) async fn prepare(client: &mut Pooled, address: &Address, encoder: &En
     adopt(client, encoder).await
 }
 
-/// An encoding that holds any text, and somewhere to put tables.
-async fn check_server(client: &Client, address: &Address) -> Result<(), Fault> {
+/// Checks that the database can hold any text and has a schema for the tables.
+async fn check_server(client: &Client, address: &Address) -> Result<(), QueryError> {
     let asked = "SELECT current_setting('server_encoding'), current_schema()";
     let row = client.query_typed_one(asked, &[]).await?;
     let cause = match (row.try_get::<_, &str>(0)?, row.try_get::<_, Option<&str>>(1)?) {
         ("UTF8", Some(_)) => return Ok(()),
         ("UTF8", None) => "no schema of its search_path exists".to_string(),
-        (other, _) => format!("expected a data base in UTF8, found {other}"),
+        (other, _) => format!("expected a database in UTF8, found {other}"),
     };
     Err(IndexError::Open(format!("cannot open {address}: {cause}")).into())
 }
 
-/// SQL for the number of one of our tables or indexes; null where there is none.  Not `to_regclass`, which would find
-/// those of another schema, and within a transaction remembers what was not there.
+/// SQL for the OID of one of our tables or indexes; null if it does not exist.  `to_regclass` is not used: it would find
+/// those of another schema, and within a transaction it remembers that one did not exist.
 pub(super) fn oid(name: &str) -> String {
     format!(
         "(SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
@@ -89,8 +93,8 @@ pub(super) fn oid(name: &str) -> String {
     )
 }
 
-/// Of the tables; `None` where there are none.
-async fn format(client: &Client) -> Result<Option<usize>, Fault> {
+/// Format of the tables; `None` if there are none.
+async fn format(client: &Client) -> Result<Option<usize>, QueryError> {
     let there = client.query_typed_one(&format!("SELECT {} IS NOT NULL", oid("macrl_index")), &[]).await?;
     if !there.try_get::<_, bool>(0)? {
         return Ok(None);
@@ -99,7 +103,7 @@ async fn format(client: &Client) -> Result<Option<usize>, Fault> {
     Ok(Some(row.try_get::<_, i32>(0)? as usize))
 }
 
-async fn migrate(client: &mut Pooled, address: &Address, encoder: &Encoder) -> Result<(), Fault> {
+async fn migrate(client: &mut Pooled, address: &Address, encoder: &EncoderIdentity) -> Result<(), QueryError> {
     let transaction = client.transaction().await?;
     transaction.batch_execute(LOCK).await?;
     let found = format(transaction.client()).await?;
@@ -116,7 +120,7 @@ async fn migrate(client: &mut Pooled, address: &Address, encoder: &Encoder) -> R
     Ok(transaction.commit().await?)
 }
 
-/// Tables of a later program are left alone.
+/// Refuses tables of a later version of this program.
 fn check_format(address: &Address, found: usize) -> Result<(), IndexError> {
     let known = MIGRATIONS.len();
     if found <= known {
@@ -125,23 +129,26 @@ fn check_format(address: &Address, found: usize) -> Result<(), IndexError> {
     Err(IndexError::Open(format!("{address} has format {found}, this program reads format {known}")))
 }
 
-/// Who may not make tables, and what is not installed.
-fn explain(address: &Address, error: tokio_postgres::Error) -> Fault {
+/// Explains missing privileges and a missing extension.
+fn explain(address: &Address, error: tokio_postgres::Error) -> QueryError {
     let missing = [SqlState::UNDEFINED_FILE, SqlState::FEATURE_NOT_SUPPORTED];
     let cause = match error.code() {
         Some(code) if missing.contains(code) => {
-            format!("its server has no pgvector ({}): install it, 0.8 or newer", said(&error))
+            format!("its server has no pgvector ({}): install it, 0.8 or newer", message(&error))
         }
         Some(code) if *code == SqlState::INSUFFICIENT_PRIVILEGE => {
-            format!("{}: let an administrator run CREATE EXTENSION vector and grant CREATE on the schema", said(&error))
+            format!(
+                "{}: let an administrator run CREATE EXTENSION vector and grant CREATE on the schema",
+                message(&error)
+            )
         }
         _ => return error.into(),
     };
     IndexError::Open(format!("cannot open {address}: {cause}")).into()
 }
 
-/// Searches with a filter go on until they have enough since 0.8.
-async fn check_extension(client: &Client, address: &Address) -> Result<(), Fault> {
+/// Requires pgvector 0.8: since then, a search with a filter goes on until it has enough items.
+async fn check_extension(client: &Client, address: &Address) -> Result<(), QueryError> {
     let asked = "SELECT extversion FROM pg_extension WHERE extname = 'vector'";
     let row = client.query_typed_opt(asked, &[]).await?;
     let version: String = row.map(|row| row.try_get(0)).transpose()?.unwrap_or_default();
@@ -154,14 +161,14 @@ async fn check_extension(client: &Client, address: &Address) -> Result<(), Fault
     Err(IndexError::Open(format!("cannot open {address}: {cause}")).into())
 }
 
-/// Whose vectors they are.
-pub(super) async fn encoder(client: &Client) -> Result<Encoder, Fault> {
+/// The encoder whose vectors the tables hold.
+pub(super) async fn encoder(client: &Client) -> Result<EncoderIdentity, QueryError> {
     let row = client.query_typed_one("SELECT encoder, dim FROM macrl_index", &[]).await?;
-    Ok(Encoder { sha256: row.try_get(0)?, dim: row.try_get::<_, i32>(1)? as usize })
+    Ok(EncoderIdentity { sha256: row.try_get(0)?, dim: row.try_get::<_, i32>(1)? as usize })
 }
 
-/// As [`encoder`], for somebody who only reads; an index that is not there is not made.
-pub(super) async fn encoder_of(client: &Client, address: &Address) -> Result<Encoder, Fault> {
+/// As [`encoder`], for a reader: tables that do not exist are not created.
+pub(super) async fn encoder_of(client: &Client, address: &Address) -> Result<EncoderIdentity, QueryError> {
     match format(client).await? {
         Some(found) if found == MIGRATIONS.len() => encoder(client).await,
         Some(found) => {
@@ -173,18 +180,18 @@ pub(super) async fn encoder_of(client: &Client, address: &Address) -> Result<Enc
     }
 }
 
-async fn record(client: &Client, encoder: &Encoder) -> Result<(), Fault> {
+async fn record(client: &Client, encoder: &EncoderIdentity) -> Result<(), QueryError> {
     let dim = encoder.dim as i32;
     let values: [(&(dyn ToSql + Sync), Type); 2] = [(&encoder.sha256, Type::TEXT), (&dim, Type::INT4)];
     client.query_typed("UPDATE macrl_index SET encoder = $1, dim = $2", &values).await?;
     Ok(())
 }
 
-/// From now on items of this encoder are expected; refused where there are items of another.
+/// Records that items of this encoder are expected from now on; refused if there are items of another one.
 ///
-/// Writers hold a lock on the table from before they look at the encoder until they have written, so nothing can come
-/// between looking and changing here either.
-pub(super) async fn adopt(client: &mut Pooled, given: &Encoder) -> Result<(), Fault> {
+/// Writers lock the table before they read the encoder and until they have committed.  The exclusive lock here waits for
+/// them, so no item of the old encoder can be added after the count.
+pub(super) async fn adopt(client: &mut Pooled, given: &EncoderIdentity) -> Result<(), QueryError> {
     if encoder(client).await? == *given {
         return Ok(());
     }
@@ -196,7 +203,7 @@ pub(super) async fn adopt(client: &mut Pooled, given: &Encoder) -> Result<(), Fa
     }
     let items = count(transaction.client()).await?;
     if items > 0 {
-        return Err(IndexError::Encoder { holds, items, given: given.clone() }.into());
+        return Err(IndexError::EncoderMismatch { holds, items, given: given.clone() }.into());
     }
     let dim = given.dim;
     let change = format!(
@@ -207,7 +214,7 @@ pub(super) async fn adopt(client: &mut Pooled, given: &Encoder) -> Result<(), Fa
     Ok(transaction.commit().await?)
 }
 
-/// Items.
+/// Number of items.
 pub(super) async fn count(client: &Client) -> Result<usize, tokio_postgres::Error> {
     let row = client.query_typed_one("SELECT count(*) FROM macrl_items", &[]).await?;
     Ok(row.try_get::<_, i64>(0)? as usize)

@@ -1,89 +1,93 @@
-//! The nearest items.
-//!
-//! Whatever a search looks at, the scores it answers with are computed from the stored vectors.
+//! Searches.  Scores are always computed from the stored vectors, also if the graph found the candidates.
 
 use deadpool_postgres::Client;
 use futures_util::future::try_join;
 use tokio_postgres::Row;
 use tokio_postgres::error::SqlState;
 
-use super::super::{Encoder, Hit, IndexError, Near, Query};
-use super::fault::Fault;
-use super::statement::{Statement, Types};
-use super::{conditions, rows, schema};
+use super::super::error::IndexError;
+use super::super::item::{EncoderIdentity, Hit, ScoredId};
+use super::super::query::Query;
+use super::error::QueryError;
+use super::statement::{Statement, VectorTypes};
+use super::{filter_sql, rows, schema};
 
-/// Who asks, and what is known of the index.
-pub(super) struct Asker {
-    pub(super) types: Types,
-    /// Whose vectors the queries are.
-    pub(super) encoder: Encoder,
-    /// Items passing a filter that are compared one by one.
+/// What this process knows about the index when it sends a query.
+pub(super) struct SearchContext {
+    pub(super) types: VectorTypes,
+    /// The encoder of the queries' vectors.
+    pub(super) encoder: EncoderIdentity,
+    /// If no more items than this pass a filter, they are compared exactly.
     pub(super) exact_up_to: usize,
-    /// Whether there is a graph.
-    pub(super) graph: bool,
+    pub(super) has_graph: bool,
 }
 
-impl Asker {
-    /// One query.
-    pub(super) async fn search(&self, client: &mut Client, query: &Query) -> Result<Vec<Hit>, Fault> {
+impl SearchContext {
+    /// The hits of one query.
+    pub(super) async fn search(&self, client: &mut Client, query: &Query) -> Result<Vec<Hit>, QueryError> {
         let rows = match self.rows(client, query).await {
-            // Vectors of different lengths.
-            Err(Fault::Database(error)) if error.code() == Some(&SqlState::DATA_EXCEPTION) => {
+            // The stored vectors have another length: another encoder was adopted.
+            Err(QueryError::Database(error)) if error.code() == Some(&SqlState::DATA_EXCEPTION) => {
                 self.check(client, &schema::encoder(client).await?).await?;
                 return Err(error.into());
             }
             rows => rows?,
         };
-        // Another replica may have given the index, once it was empty, to another encoder.
+        // While the index was empty, another replica may have adopted another encoder.
         if let Some(row) = rows.first() {
-            let holds = Encoder { sha256: row.try_get(4)?, dim: self.encoder.dim };
+            let holds = EncoderIdentity { sha256: row.try_get(4)?, dim: self.encoder.dim };
             self.check(client, &holds).await?;
         }
         rows.iter().map(rows::hit).collect()
     }
 
     /// Every item that passes and scores at least `threshold`, best first.
-    pub(super) async fn within(&self, client: &Client, query: &Query, threshold: f32) -> Result<Vec<Near>, Fault> {
+    pub(super) async fn within(
+        &self,
+        client: &Client,
+        query: &Query,
+        threshold: f32,
+    ) -> Result<Vec<ScoredId>, QueryError> {
         let mut statement = Statement::new("");
         let vector = self.begin(&mut statement, query);
         let rest = std::mem::take(statement.sql());
-        // Through no graph: its order is by distance alone.
+        // The graph is not used: it would not find all of them.
         *statement.sql() = format!(
-            "SELECT id, score FROM (SELECT id, (1 - (vector <=> {vector}))::real AS score{rest}) AS all_of_them
+            "SELECT id, score FROM (SELECT id, (1 - (vector <=> {vector}))::real AS score{rest}) AS scored
              WHERE score >= {threshold:?}::real ORDER BY score DESC, id"
         );
-        let near = |row: &Row| Ok(Near { id: row.try_get(0)?, score: row.try_get::<_, f32>(1)?.clamp(-1.0, 1.0) });
+        let near = |row: &Row| Ok(ScoredId { id: row.try_get(0)?, score: row.try_get::<_, f32>(1)?.clamp(-1.0, 1.0) });
         statement.rows(client).await?.iter().map(near).collect()
     }
 
-    async fn check(&self, client: &Client, holds: &Encoder) -> Result<(), Fault> {
+    async fn check(&self, client: &Client, holds: &EncoderIdentity) -> Result<(), QueryError> {
         if *holds == self.encoder {
             return Ok(());
         }
         let (items, given) = (schema::count(client).await?, self.encoder.clone());
-        Err(IndexError::Encoder { holds: holds.clone(), items, given }.into())
+        Err(IndexError::EncoderMismatch { holds: holds.clone(), items, given }.into())
     }
 
-    async fn rows(&self, client: &mut Client, query: &Query) -> Result<Vec<Row>, Fault> {
+    async fn rows(&self, client: &mut Client, query: &Query) -> Result<Vec<Row>, QueryError> {
         let filtered = !query.filter.is_empty();
-        if query.exact || filtered && !self.graph {
-            return Ok(self.all(query).rows(client).await?);
+        if query.exact || filtered && !self.has_graph {
+            return Ok(self.exact(query).rows(client).await?);
         }
         let rows = match filtered {
-            false => self.near(query).rows(client).await?,
-            true => match self.few(client, query).await? {
+            false => self.approximate(query).rows(client).await?,
+            true => match self.exact_if_few(client, query).await? {
                 Some(rows) => return Ok(rows),
-                None => self.filtered(client, query).await?,
+                None => self.approximate_filtered(client, query).await?,
             },
         };
-        // A graph with many dead items, or a filter that passes far ones, can run out of candidates.
-        if rows.len() < query.k && self.graph {
-            return Ok(self.all(query).rows(client).await?);
+        // The graph can run out of candidates if many of its items were deleted or the filter passes distant ones only.
+        if rows.len() < query.k && self.has_graph {
+            return Ok(self.exact(query).rows(client).await?);
         }
         Ok(rows)
     }
 
-    /// ` FROM … WHERE …`, and the query's vector.
+    /// Begins a statement with ` FROM … WHERE …`; returns the placeholder of the query's vector.
     fn begin(&self, statement: &mut Statement, query: &Query) -> String {
         let vector = statement.vector(&query.vector, &self.types);
         let mut sql = " FROM macrl_items WHERE true".to_string();
@@ -92,12 +96,12 @@ impl Asker {
             sql.push_str(&format!(" AND id <> {id}"));
         }
         *statement.sql() = sql;
-        conditions::push(statement, &query.filter);
+        filter_sql::append(statement, &query.filter);
         vector
     }
 
-    /// Every item that passes is compared; no index serves this order.
-    fn all(&self, query: &Query) -> Statement {
+    /// The exact answer: every item that passes is compared.  No index serves this order.
+    fn exact(&self, query: &Query) -> Statement {
         let mut statement = Statement::new("");
         let vector = self.begin(&mut statement, query);
         let (columns, k) = (columns(&vector), query.k);
@@ -106,8 +110,8 @@ impl Asker {
         statement
     }
 
-    /// Some more than asked for: their order among themselves is the graph's.
-    fn near(&self, query: &Query) -> Statement {
+    /// The answer through the graph.  It gives more candidates than asked for, whose exact scores are then sorted.
+    fn approximate(&self, query: &Query) -> Statement {
         let mut statement = Statement::new("");
         let vector = self.begin(&mut statement, query);
         let (columns, k, candidates) = (columns(&vector), query.k, query.k + query.k / 2 + 8);
@@ -120,8 +124,8 @@ impl Asker {
         statement
     }
 
-    /// The exact answer where few enough items pass the filter; `None` where more do.
-    async fn few(&self, client: &Client, query: &Query) -> Result<Option<Vec<Row>>, Fault> {
+    /// The exact answer if few items pass the filter; `None` if many do.
+    async fn exact_if_few(&self, client: &Client, query: &Query) -> Result<Option<Vec<Row>>, QueryError> {
         let mut statement = Statement::new("");
         let vector = self.begin(&mut statement, query);
         let (columns, k, most) = (columns(&vector), query.k, self.exact_up_to);
@@ -139,9 +143,10 @@ impl Asker {
         Ok((passing as usize <= most).then_some(rows))
     }
 
-    /// Through the graph although there is a filter: PostgreSQL knows little of what a filter on JSONB keeps.
-    async fn filtered(&self, client: &mut Client, query: &Query) -> Result<Vec<Row>, Fault> {
-        let statement = self.near(query);
+    /// The answer through the graph with a filter.  Other plans are switched off: PostgreSQL cannot estimate how many rows
+    /// pass a filter on JSONB.
+    async fn approximate_filtered(&self, client: &mut Client, query: &Query) -> Result<Vec<Row>, QueryError> {
+        let statement = self.approximate(query);
         let transaction = client.build_transaction().read_only(true).start().await?;
         let hints = "SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; SET LOCAL enable_sort = off";
         let (_, rows) = try_join(transaction.batch_execute(hints), statement.rows(transaction.client())).await?;
@@ -150,7 +155,7 @@ impl Asker {
     }
 }
 
-/// What [`rows::hit`] reads, and whose vectors they are.
+/// The columns that [`rows::hit`] reads, and the encoder of the vectors.
 fn columns(vector: &str) -> String {
     format!("id, (1 - (vector <=> {vector}))::real AS score, metadata, pictured, (SELECT encoder FROM macrl_index)")
 }

@@ -1,18 +1,18 @@
-//! SQL and its values.  Every value is bound: no text of a client's ever becomes part of a statement.
+//! SQL statements with bound values.  Text from a client never becomes part of the SQL.
 
 use pgvector::Vector;
 use tokio_postgres::types::{Kind, Oid, ToSql, Type};
 use tokio_postgres::{Client, Error, Row};
 
-/// pgvector's types, which have another number in every data base.
+/// pgvector's types, whose OIDs differ between databases.
 #[derive(Debug, Clone)]
-pub(super) struct Types {
+pub(super) struct VectorTypes {
     vector: Type,
     vectors: Type,
 }
 
-impl Types {
-    /// As this data base knows them.
+impl VectorTypes {
+    /// Looks the types up in a database.
     pub(super) async fn read(client: &Client) -> Result<Self, Error> {
         let row = client.query_typed_one("SELECT 'vector'::regtype::oid, 'vector[]'::regtype::oid", &[]).await?;
         let named = |name: &str, oid: Oid, kind: Kind| Type::new(name.into(), oid, kind, "public".into());
@@ -24,52 +24,52 @@ impl Types {
 
 /// A statement that is planned for its values each time it runs, in one round trip.
 ///
-/// Statements that are prepared once would after some runs be planned for any values, and with any `LIMIT` and any
-/// filter PostgreSQL rather reads the whole table than the graph.
+/// After some runs, PostgreSQL would plan a prepared statement for arbitrary values, and for an arbitrary `LIMIT` and filter
+/// it prefers reading the whole table to the graph.
 pub(super) struct Statement {
     sql: String,
     values: Vec<(Box<dyn ToSql + Sync + Send>, Type)>,
 }
 
 impl Statement {
-    /// Without values.
+    /// A statement without values.
     pub(super) fn new(sql: impl Into<String>) -> Self {
         Self { sql: sql.into(), values: Vec::new() }
     }
 
-    /// Adds a value; what stands for it in the SQL.
+    /// Binds a value; returns its placeholder in the SQL.
     pub(super) fn bind(&mut self, value: impl ToSql + Sync + Send + 'static, kind: Type) -> String {
         self.values.push((Box::new(value), kind));
         format!("${}", self.values.len())
     }
 
-    /// Adds a text.
+    /// Binds a text.
     pub(super) fn text(&mut self, value: impl Into<String>) -> String {
         self.bind(value.into(), Type::TEXT)
     }
 
-    /// Adds a list of texts.
+    /// Binds a list of texts.
     pub(super) fn texts(&mut self, values: Vec<String>) -> String {
         self.bind(values, Type::TEXT_ARRAY)
     }
 
-    /// Adds a vector.
-    pub(super) fn vector(&mut self, value: &[f32], types: &Types) -> String {
+    /// Binds a vector.
+    pub(super) fn vector(&mut self, value: &[f32], types: &VectorTypes) -> String {
         self.bind(Vector::from(value.to_vec()), types.vector.clone())
     }
 
-    /// Adds a list of vectors.
-    pub(super) fn vectors(&mut self, values: Vec<Vec<f32>>, types: &Types) -> String {
+    /// Binds a list of vectors.
+    pub(super) fn vectors(&mut self, values: Vec<Vec<f32>>, types: &VectorTypes) -> String {
         let values: Vec<Vector> = values.into_iter().map(Vector::from).collect();
         self.bind(values, types.vectors.clone())
     }
 
-    /// The SQL so far, to be made longer.
+    /// The SQL, to be appended to.
     pub(super) fn sql(&mut self) -> &mut String {
         &mut self.sql
     }
 
-    /// Runs it.
+    /// Runs the statement.
     pub(super) async fn rows(&self, client: &Client) -> Result<Vec<Row>, Error> {
         let values: Vec<(&(dyn ToSql + Sync), Type)> =
             self.values.iter().map(|(value, kind)| (&**value as &(dyn ToSql + Sync), kind.clone())).collect();

@@ -1,4 +1,4 @@
-//! Encrypted connections.
+//! TLS for connections to PostgreSQL.
 
 use std::sync::Arc;
 
@@ -11,21 +11,22 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::address::Trust;
 
-/// Used where the address asks for it or the server offers it.
+/// The TLS connector for an address; the address's `sslmode` decides whether it is used.
 ///
 /// # Errors
-/// One sentence, where the authorities' file cannot be read.
+/// One sentence, if the certificates cannot be read.
 pub(super) fn connector(trust: &Trust) -> Result<MakeRustlsConnect, String> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions();
     let builder = builder.map_err(|e| format!("TLS: {e}"))?;
     let builder = match trust {
-        Trust::Anybody => builder.dangerous().with_custom_certificate_verifier(Arc::new(Anybody(provider))),
+        Trust::Any => builder.dangerous().with_custom_certificate_verifier(Arc::new(AcceptAny(provider))),
         trust => builder.with_root_certificates(authorities(trust)?),
     };
     Ok(MakeRustlsConnect::new(builder.with_no_client_auth()))
 }
 
+/// The authorities whose certificates are accepted.
 fn authorities(trust: &Trust) -> Result<RootCertStore, String> {
     let Trust::File(path) = trust else {
         return Ok(webpki_roots::TLS_SERVER_ROOTS.iter().cloned().collect());
@@ -39,11 +40,11 @@ fn authorities(trust: &Trust) -> Result<RootCertStore, String> {
     if store.is_empty() { Err(fault("expected certificates in PEM, found none".into())) } else { Ok(store) }
 }
 
-/// libpq's `prefer` and `require` without authorities: encrypts, and asks nobody who they are.
+/// Accepts any certificate, as libpq does with `sslmode` `prefer`, or `require` without authorities.
 #[derive(Debug)]
-struct Anybody(Arc<CryptoProvider>);
+struct AcceptAny(Arc<CryptoProvider>);
 
-impl ServerCertVerifier for Anybody {
+impl ServerCertVerifier for AcceptAny {
     fn verify_server_cert(
         &self,
         _end_entity: &CertificateDer<'_>,

@@ -1,4 +1,4 @@
-//! Changes.  A batch is one transaction: all of it is there when it is answered, or nothing.
+//! The write operations.  A batch is one transaction: when it is answered, all of it is committed or nothing.
 
 use std::collections::BTreeMap;
 
@@ -6,24 +6,25 @@ use deadpool_postgres::Client;
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
-use super::super::{Encoder, IndexError, Item, Metadata, check_id};
-use super::conditions::fields;
-use super::fault::Fault;
+use super::super::error::IndexError;
+use super::super::item::{EncoderIdentity, Item, Metadata, check_id};
+use super::error::QueryError;
+use super::filter_sql::fields;
 use super::schema;
-use super::statement::{Statement, Types};
+use super::statement::{Statement, VectorTypes};
 
 /// Items of one transaction.
 pub(super) struct Batch {
-    encoder: Encoder,
-    /// By id: two transactions that have items in common take their locks in one order.
+    encoder: EncoderIdentity,
+    /// Sorted by id: transactions with common items lock them in the same order and cannot deadlock.
     items: BTreeMap<String, Item>,
-    /// Of the items given, in their order: which item it is, and whether it is the first of that id; or why not.
+    /// For each given item its id and whether it is the first with that id, or why it is not stored.
     verdicts: Vec<Result<(String, bool), IndexError>>,
 }
 
 impl Batch {
-    /// Of two items with one id the later one stays.
-    pub(super) fn new(encoder: &Encoder, given: Vec<Item>) -> Self {
+    /// If two items have the same id, the later one is stored.
+    pub(super) fn new(encoder: &EncoderIdentity, given: Vec<Item>) -> Self {
         let mut items = BTreeMap::new();
         let verdicts = given.into_iter().map(|item| {
             check(&item, encoder.dim)?;
@@ -34,15 +35,19 @@ impl Batch {
         Self { encoder: encoder.clone(), items, verdicts }
     }
 
-    /// Stores it; for each item given whether it is new.
-    pub(super) async fn put(&self, client: &mut Client, types: &Types) -> Result<Vec<Result<bool, IndexError>>, Fault> {
+    /// Stores the batch; returns for each given item whether it is new.
+    pub(super) async fn put(
+        &self,
+        client: &mut Client,
+        types: &VectorTypes,
+    ) -> Result<Vec<Result<bool, IndexError>>, QueryError> {
         let transaction = client.transaction().await?;
-        // From here on nobody can change the encoder.
+        // From here on, no other process can change the encoder.
         transaction.batch_execute("LOCK TABLE macrl_items IN ROW EXCLUSIVE MODE").await?;
         let holds = schema::encoder(transaction.client()).await?;
         if holds != self.encoder {
             let items = schema::count(transaction.client()).await?;
-            return Err(IndexError::Encoder { holds, items, given: self.encoder.clone() }.into());
+            return Err(IndexError::EncoderMismatch { holds, items, given: self.encoder.clone() }.into());
         }
         let mut created = BTreeMap::new();
         if !self.items.is_empty() {
@@ -50,7 +55,7 @@ impl Batch {
             for row in self.upsert(types).rows(client).await? {
                 created.insert(row.try_get::<_, String>(0)?, row.try_get::<_, bool>(1)?);
             }
-            for statement in self.pictures(&created) {
+            for statement in self.thumbnails(&created) {
                 statement.rows(client).await?;
             }
         }
@@ -62,8 +67,8 @@ impl Batch {
         Ok(self.verdicts.iter().map(outcome).collect())
     }
 
-    /// Ids, and whether each is new: of a row that replaces no other, xmax is 0.
-    fn upsert(&self, types: &Types) -> Statement {
+    /// The statement that stores the items.  It returns ids and whether each is new: a row that replaces no other has xmax 0.
+    fn upsert(&self, types: &VectorTypes) -> Statement {
         let mut statement = Statement::new("");
         let of = |column: fn(&Item) -> String| self.items.values().map(column).collect::<Vec<String>>();
         let ids = statement.texts(of(|item| item.id.clone()));
@@ -86,8 +91,8 @@ impl Batch {
         statement
     }
 
-    /// Pictures of these items, and none of what was there before.
-    fn pictures(&self, created: &BTreeMap<String, bool>) -> Vec<Statement> {
+    /// The statements that store the thumbnails of these items and delete those of replaced items.
+    fn thumbnails(&self, created: &BTreeMap<String, bool>) -> Vec<Statement> {
         let (with, without): (Vec<&Item>, Vec<&Item>) = self.items.values().partition(|item| item.image.is_some());
         let replaced = without.into_iter().filter(|item| created.get(&item.id) == Some(&false));
         let replaced: Vec<String> = replaced.map(|item| item.id.clone()).collect();
@@ -118,7 +123,7 @@ fn check(item: &Item, dim: usize) -> Result<(), IndexError> {
     if found != dim {
         return Err(IndexError::Dimension { expected: dim, found });
     }
-    // Callers have seen to it; PostgreSQL would refuse the whole batch.
+    // Callers have checked the id.  A bad one would make PostgreSQL refuse the whole batch.
     check_id(&item.id).map_err(IndexError::Storage)
 }
 
@@ -126,8 +131,8 @@ fn json(metadata: &Metadata) -> String {
     serde_json::Value::Object(metadata.clone()).to_string()
 }
 
-/// Removes an item and its picture; whether there was one.
-pub(super) async fn delete(client: &Client, id: &str) -> Result<bool, Fault> {
+/// Removes an item and its thumbnail; returns whether there was one.
+pub(super) async fn delete(client: &Client, id: &str) -> Result<bool, QueryError> {
     let mut statement = Statement::new("DELETE FROM macrl_items WHERE id = ");
     let id = statement.text(id);
     statement.sql().push_str(&format!("{id} RETURNING id"));

@@ -1,0 +1,45 @@
+//! Bodies of answers that report an error.
+
+use serde::Serialize;
+use utoipa::ToSchema;
+
+/// An error.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct ErrorBody {
+    pub(crate) error: ErrorDetail,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct ErrorDetail {
+    /// For programs.
+    #[schema(example = "image_undecodable")]
+    pub(crate) code: &'static str,
+    /// For people.
+    pub(crate) message: String,
+    /// Which image of the request caused it, counted from 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(required = false, nullable = false)]
+    pub(crate) index: Option<usize>,
+}
+
+/// An error in OpenAI's form.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct OpenAiErrorBody {
+    pub(crate) error: OpenAiErrorDetail,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct OpenAiErrorDetail {
+    #[schema(example = "malformed")]
+    pub(crate) code: &'static str,
+    pub(crate) message: String,
+    /// Which entry of `input` caused it, counted from 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(required = false, nullable = false)]
+    pub(crate) index: Option<usize>,
+    #[schema(example = "invalid_request_error")]
+    pub(crate) r#type: &'static str,
+    /// The field that caused it.
+    #[schema(required = true, example = "input")]
+    pub(crate) param: Option<&'static str>,
+}

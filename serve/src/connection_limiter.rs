@@ -1,0 +1,122 @@
+//! [`ConnectionLimiter`]: accepts connections up to a limit, and closes idle ones when the limit is reached.
+//!
+//! An idle connection costs its client nothing.  So that idle clients cannot keep others out, the connection that the server
+//! has waited for longest (for a header or a body) is closed in favour of a new one.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use axum::Router;
+use axum::http::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tower::ServiceExt;
+
+use crate::connection::{Connection, End, ObservedStream, Timeouts, drive};
+use crate::limits::Limits;
+use crate::metrics::Metrics;
+use crate::unread_body;
+
+/// The time after which a failed accept, or a wait for a free slot, is tried again.
+const RETRY: Duration = Duration::from_millis(50);
+
+/// The listening socket and its connections.
+pub struct ConnectionLimiter {
+    listener: TcpListener,
+    router: Router,
+    http: http1::Builder,
+    timeouts: Timeouts,
+    body_timeout: Duration,
+    metrics: Arc<Metrics>,
+    slots: Arc<Semaphore>,
+    connections: Vec<Weak<Connection>>,
+    /// A connection that was accepted and waits for a free slot.
+    waiting: Option<TcpStream>,
+}
+
+impl ConnectionLimiter {
+    /// Serves `router` on a bound socket.
+    pub fn new(listener: TcpListener, router: Router, limits: &Limits, metrics: Arc<Metrics>) -> Self {
+        let mut http = http1::Builder::new();
+        // hyper's own timeout does not distinguish an idle connection from a header that has begun.
+        http.header_read_timeout(None);
+        let timeouts = Timeouts { idle: limits.keep_alive, header: limits.header_timeout };
+        let slots = Arc::new(Semaphore::new(limits.connections.max(1)));
+        let (body_timeout, connections) = (limits.body_timeout, Vec::new());
+        Self { listener, router, http, timeouts, body_timeout, metrics, slots, connections, waiting: None }
+    }
+
+    /// Accepts and starts one connection, or returns to be called again.  Cancel-safe: an accepted connection is kept.
+    pub async fn accept(&mut self, graceful: &GracefulShutdown) {
+        if self.waiting.is_none() {
+            match self.listener.accept().await {
+                Ok((stream, _)) => self.waiting = Some(stream),
+                Err(error) => {
+                    // Most likely there is no free file descriptor.
+                    tracing::warn!("cannot accept a connection: {error}");
+                    self.close_idlest();
+                    tokio::time::sleep(RETRY).await;
+                    return;
+                }
+            }
+        }
+        if self.slots.available_permits() == 0 {
+            self.close_idlest();
+        }
+        // If no connection was idle, one may be after this time.
+        let slot = tokio::time::timeout(RETRY, self.slots.clone().acquire_owned());
+        let Ok(Ok(slot)) = slot.await else { return };
+        if let Some(stream) = self.waiting.take() {
+            self.start(stream, slot, graceful.watcher());
+        }
+    }
+
+    /// Closes the connection that the server has waited for longest, if it waits for any.
+    fn close_idlest(&mut self) {
+        self.connections.retain(|connection| connection.strong_count() > 0);
+        let open = self.connections.iter().filter_map(Weak::upgrade);
+        let idle = open.filter_map(|connection| Some((connection.waiting_since()?, connection)));
+        if let Some((_, connection)) = idle.min_by_key(|(since, _)| *since) {
+            connection.close();
+        }
+    }
+
+    fn start(&mut self, stream: TcpStream, slot: OwnedSemaphorePermit, watcher: Watcher) {
+        let _ = stream.set_nodelay(true);
+        let connection = Arc::new(Connection::new());
+        if self.connections.len() == self.connections.capacity() {
+            // Closed connections are removed before the list grows.
+            self.connections.retain(|connection| connection.strong_count() > 0);
+        }
+        self.connections.push(Arc::downgrade(&connection));
+        let (router, known, body_timeout) = (self.router.clone(), connection.clone(), self.body_timeout);
+        let service = service_fn(move |request: Request<Incoming>| {
+            let (router, connection) = (router.clone(), known.clone());
+            async move {
+                connection.start_response();
+                let (mut request, unread) = unread_body::track(request);
+                request.extensions_mut().insert(connection.clone());
+                let mut response = router.oneshot(request).await;
+                connection.finish_response();
+                if let Ok(response) = &mut response {
+                    unread.discard(response, &connection, body_timeout);
+                }
+                response
+            }
+        });
+        let io = TokioIo::new(ObservedStream::new(stream, connection.clone()));
+        let work = watcher.watch(self.http.serve_connection(io, service));
+        let (timeouts, open) = (self.timeouts, self.metrics.connection());
+        tokio::spawn(async move {
+            // An error means that the client broke off, which is no fault of the server's.
+            let end = drive(work, &connection, &timeouts).await;
+            open.ended(end == End::Evicted);
+            drop(slot);
+        });
+    }
+}

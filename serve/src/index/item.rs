@@ -1,0 +1,101 @@
+//! What an index holds: items, their vectors and metadata, and which encoder made the vectors.
+
+use std::fmt;
+use std::sync::Arc;
+
+use macrl_bundle::bundle::Bundle;
+use serde_json::{Map, Value};
+
+/// An item's metadata: a JSON object.
+pub type Metadata = Map<String, Value>;
+
+/// SHA-256 of the file that an item was made from.
+pub type ContentHash = [u8; 32];
+
+/// Identifies the encoder that made an index's vectors.  Vectors of two encoders cannot be compared.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EncoderIdentity {
+    /// SHA-256 of the bundle's `model.safetensors`, hexadecimal.
+    pub sha256: String,
+    /// Length of its vectors, D.
+    pub dim: usize,
+}
+
+impl EncoderIdentity {
+    /// The identity of a bundle's encoder.
+    pub fn of(bundle: &Bundle) -> Self {
+        Self { sha256: bundle.config.macrl.weights_sha256.clone(), dim: bundle.config.hidden_size }
+    }
+}
+
+impl fmt::Display for EncoderIdentity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let short: String = self.sha256.chars().take(12).collect();
+        write!(f, "{short} ({} numbers)", self.dim)
+    }
+}
+
+/// One item of an index.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Item {
+    /// Unique in the index; see [`check_id`].
+    pub id: String,
+    /// (D), L2-normalised; empty in a listing that did not ask for vectors.
+    pub vector: Vec<f32>,
+    /// Whatever the client stored with the item.
+    pub metadata: Metadata,
+    /// Thumbnail (PNG) of an item that was made from an image.  Listings leave it out and set `has_image` only.
+    pub image: Option<Arc<[u8]>>,
+    /// Whether the index has a thumbnail of it.  [`Index::put`](super::Index::put) ignores it and looks at `image`.
+    pub has_image: bool,
+    /// Hash of the file that the item was made from, if it was made from one.
+    pub hash: Option<ContentHash>,
+}
+
+/// One result of a search.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Hit {
+    /// The item's id.
+    pub id: String,
+    /// Cosine of the item's vector and the query, in [-1, 1].
+    pub score: f32,
+    /// The item's metadata.
+    pub metadata: Metadata,
+    /// Whether the item has a thumbnail.
+    pub has_image: bool,
+}
+
+/// An item's id and its score, without what else a [`Hit`] carries.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ScoredId {
+    /// The item's id.
+    pub id: String,
+    /// Cosine of the item's vector and the query, in [-1, 1].
+    pub score: f32,
+}
+
+/// Scales a vector to length 1.
+///
+/// # Errors
+/// One sentence where a value is not finite or all are zero.
+pub fn normalized(mut vector: Vec<f32>) -> Result<Vec<f32>, String> {
+    let norm = vector.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>().sqrt();
+    if !norm.is_finite() || norm == 0.0 {
+        return Err("expected a vector of finite numbers that are not all zero".into());
+    }
+    for value in &mut vector {
+        *value = (f64::from(*value) / norm) as f32;
+    }
+    Ok(vector)
+}
+
+/// Checks that an id is 1 to 512 bytes of text without control characters.
+///
+/// # Errors
+/// One sentence.
+pub fn check_id(id: &str) -> Result<(), String> {
+    if (1..=512).contains(&id.len()) && !id.chars().any(char::is_control) {
+        return Ok(());
+    }
+    Err("an id must be 1 to 512 bytes of text without control characters".into())
+}

@@ -1,0 +1,50 @@
+//! Parses query strings, filters and images in JSON.
+
+use axum::body::Bytes;
+use axum::extract::Query;
+use axum::http::Uri;
+use serde::de::DeserializeOwned;
+
+use crate::error::ApiError;
+use crate::index::{Filter, Metadata};
+use crate::text_encoding;
+
+/// The query string as `T`.
+pub(super) fn query<T: DeserializeOwned>(uri: &Uri) -> Result<T, ApiError> {
+    Query::try_from_uri(uri).map(|Query(value)| value).map_err(|e| {
+        let cause = e.body_text();
+        let cause = cause.trim_start_matches("Failed to deserialize query string: ");
+        ApiError::malformed(format!("the query cannot be read: {cause}"))
+    })
+}
+
+/// A filter from a JSON body.
+pub(super) fn filter(json: Option<Metadata>) -> Result<Filter, ApiError> {
+    Filter::parse(json.unwrap_or_default()).map_err(ApiError::malformed)
+}
+
+/// A filter from a query string.
+pub(super) fn filter_text(text: Option<&str>) -> Result<Filter, ApiError> {
+    let parse = |text| {
+        serde_json::from_str(text).map_err(|e| ApiError::malformed(format!("filter must be a JSON object: {e}")))
+    };
+    filter(text.map(parse).transpose()?)
+}
+
+/// The bytes of an image that is given as base64 or as a `data:` URI.  URLs are not fetched.
+pub(super) fn image(text: &str) -> Result<Bytes, ApiError> {
+    let text = text.trim();
+    let scheme = |name: &str| text.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name));
+    let encoded = if scheme("data:") {
+        match text.split_once(',') {
+            Some((head, data)) if head.to_ascii_lowercase().ends_with(";base64") => data,
+            _ => return Err(ApiError::malformed("a data: URI must be data:image/...;base64,...")),
+        }
+    } else if scheme("http://") || scheme("https://") {
+        return Err(ApiError::malformed("addresses are not fetched; send the image itself, as base64"));
+    } else {
+        text
+    };
+    let decoded = text_encoding::decode_base64(encoded);
+    decoded.map(Bytes::from).map_err(|e| ApiError::malformed(format!("expected an image as base64: {e}")))
+}

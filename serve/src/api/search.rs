@@ -21,20 +21,28 @@ pub(crate) struct SearchParams {
 
 /// Exactly one of `vector`, `id` and `image`.
 #[derive(Debug, Default, Deserialize, ToSchema)]
-#[serde(default, deny_unknown_fields)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct SearchBody {
+    #[schema(required = false)]
     pub(crate) vector: Option<Vec<f32>>,
     /// Id of an item, which is left out of the hits.
+    #[schema(required = false)]
     pub(crate) id: Option<String>,
     /// Base64 or a `data:` URI.
+    #[schema(required = false)]
     pub(crate) image: Option<String>,
     /// Conditions on metadata fields, all of which must hold: a value, `{"in": [...]}`, a range of numbers
     /// (`{"gte": 1, "lt": 9}`, gt, lte), or `{"eq": ...}` for a value that is itself an object.
-    #[schema(value_type = Option<Map<String, Value>>, example = json!({"label": {"in": ["cat", "dog"]}, "year": {"gte": 2000}}))]
+    #[schema(
+        required = false,
+        value_type = Option<Map<String, Value>>,
+        example = json!({"label": {"in": ["cat", "dog"]}, "year": {"gte": 2000}})
+    )]
     pub(crate) filter: Option<Metadata>,
     /// No approximation.
+    #[schema(required = false)]
     pub(crate) exact: Option<bool>,
-    #[schema(minimum = 1)]
+    #[schema(required = false, minimum = 1)]
     pub(crate) k: Option<usize>,
 }
 

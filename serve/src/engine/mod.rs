@@ -14,8 +14,8 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use macrl_bundle::bundle::Bundle;
-use macrl_runtime::{Device, SessionOptions};
 use macrl_runtime::SharedWeights;
+use macrl_runtime::{Device, SessionOptions};
 use tokio::sync::oneshot;
 
 pub use self::error::{EmbedError, EngineError};

@@ -21,8 +21,8 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use macrl_bundle::bundle::Bundle;
 use macrl_bundle::decode::DecodeLimits;
-use macrl_bundle::progress::Progress;
 use macrl_bundle::device::Device;
+use macrl_bundle::progress::Progress;
 use macrl_bundle::say;
 use tokio::runtime::Runtime;
 

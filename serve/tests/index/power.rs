@@ -15,11 +15,11 @@ use std::process::Command;
 use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
-use macrl_serve::index::{EmbeddedIndex, Index, Item, Listing};
+use macrl_serve::index::{EmbeddedIndex, Index, Item, ListQuery};
 use rusqlite::ffi;
 use serde_json::json;
 
-use crate::place::*;
+use crate::backends::*;
 
 const DIM: usize = 64;
 /// Names the recorded folder to the child.
@@ -314,7 +314,7 @@ fn change(n: usize) -> Change {
 fn version(id: usize, n: usize, noise: &mut Noise) -> Item {
     let picture = format!("{id} {n} {}", "x".repeat(noise.integer(3000)));
     let plain = item(&id.to_string(), &noise.vector(DIM), json!({ "n": n }));
-    Item { image: Some(picture.into_bytes().into()), pictured: true, hash: Some([n as u8; 32]), ..plain }
+    Item { image: Some(picture.into_bytes().into()), has_image: true, hash: Some([n as u8; 32]), ..plain }
 }
 
 /// Every state of the index, after 0, 1, 2, ... changes.
@@ -334,7 +334,7 @@ fn states(changes: usize) -> Vec<BTreeMap<String, Item>> {
 /// What the index holds; why not, where it cannot be opened or read.
 async fn read(dir: &Path) -> Result<BTreeMap<String, Item>, String> {
     let index = EmbeddedIndex::open(dir, &encoder(DIM), &options()).map_err(|e| e.to_string())?;
-    let page = index.list(Listing { limit: 1000, ..Listing::default() }).await.map_err(|e| e.to_string())?;
+    let page = index.list(ListQuery { limit: 1000, ..ListQuery::default() }).await.map_err(|e| e.to_string())?;
     let mut items = BTreeMap::new();
     for listed in page.items {
         let item = index.get(&listed.id).await.map_err(|e| e.to_string())?;
@@ -366,11 +366,11 @@ async fn work(dir: &Path, changes: usize) {
 /// Not a test: what `a_power_cut_loses_nothing` starts, since the layer is all of the process's.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn child() {
-    let Ok(place) = std::env::var(CHILD) else { return };
-    let place = Path::new(&place);
+    let Ok(parent) = std::env::var(CHILD) else { return };
+    let parent = Path::new(&parent);
     let cuts = std::env::var("MACRL_POWER_CUTS").ok().and_then(|v| v.parse().ok()).unwrap_or(60);
     let changes = 160;
-    let dir = place.join("index");
+    let dir = parent.join("index");
     install(&dir);
     work(&dir, changes).await;
     let ops = std::mem::take(&mut recorder().ops);
@@ -383,7 +383,7 @@ async fn child() {
         let honest = number < cuts;
         let at = noise.integer(ops.len() + 1);
         let done = ops[..at].iter().filter(|op| matches!(op, Op::Acknowledged)).count();
-        let after = place.join("after");
+        let after = parent.join("after");
         fs::create_dir(&after).unwrap();
         for (name, disk) in left(&ops[..at], honest, &mut noise) {
             if let Some(content) = disk.content {
@@ -407,9 +407,9 @@ async fn child() {
 
 #[test]
 fn a_power_cut_loses_nothing() {
-    let place = tempfile::tempdir().unwrap();
+    let parent = tempfile::tempdir().unwrap();
     let mut child = Command::new(std::env::current_exe().unwrap());
-    child.args(["power::child", "--exact", "--nocapture"]).env(CHILD, place.path());
+    child.args(["power::child", "--exact", "--nocapture"]).env(CHILD, parent.path());
     let output = child.output().unwrap();
     let out = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{out}{}", String::from_utf8_lossy(&output.stderr));

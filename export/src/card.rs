@@ -1,4 +1,4 @@
-//! The bundle's README.md: what the model is, how it was judged, how to use it, where it ends.
+//! The bundle's README.md: what the model is, its evaluation, its use, and its limits.
 
 use std::fmt::Write;
 
@@ -6,9 +6,9 @@ use macrl_bundle::bundle::{Comparison, Parity};
 use macrl_bundle::config::{Fit, Pooling};
 use macrl_bundle::evaluation::{Evaluation, Row};
 
-use crate::source::Source;
+use crate::run::TrainedRun;
 
-/// The configuration's word.
+/// Name of the pooling in the configuration.
 pub fn pooling_name(pooling: Pooling) -> &'static str {
     match pooling {
         Pooling::Cls => "cls",
@@ -16,8 +16,8 @@ pub fn pooling_name(pooling: Pooling) -> &'static str {
     }
 }
 
-/// The model card, Markdown with the front matter that model hubs read; the writer's notes stand behind the limits.
-pub fn render(source: &Source, proof: &Parity, notes: Option<&str>) -> String {
+/// The model card as Markdown, with the front matter that model hubs read.  The user's notes follow the limits.
+pub fn render(source: &TrainedRun, proof: &Parity, notes: Option<&str>) -> String {
     let sections = [
         head(source),
         files(source, proof.weights_fp16.is_some()),
@@ -31,7 +31,7 @@ pub fn render(source: &Source, proof: &Parity, notes: Option<&str>) -> String {
     sections.iter().filter(|text| !text.is_empty()).map(String::as_str).collect::<Vec<_>>().join("\n")
 }
 
-fn head(source: &Source) -> String {
+fn head(source: &TrainedRun) -> String {
     let e = &source.config.encoder;
     format!(
         "---\nlibrary_name: macrl\npipeline_tag: image-feature-extraction\ntags: [self-supervised, vit, onnx, timm]\n---\n\
@@ -50,14 +50,14 @@ fn head(source: &Source) -> String {
     )
 }
 
-fn pooled(source: &Source) -> &'static str {
+fn pooled(source: &TrainedRun) -> &'static str {
     match source.config.evaluate.pooling {
         Pooling::Cls => "its class token after the final norm",
         Pooling::Mean => "the mean of its patch tokens after the final norm (the class token is left out)",
     }
 }
 
-fn files(source: &Source, halves: bool) -> String {
+fn files(source: &TrainedRun, halves: bool) -> String {
     let mut text = String::from(
         "## Files\n\n\
          | file | content |\n| --- | --- |\n\
@@ -81,7 +81,7 @@ fn files(source: &Source, halves: bool) -> String {
     text
 }
 
-fn numbers(source: &Source) -> String {
+fn numbers(source: &TrainedRun) -> String {
     let Some(evaluation) = &source.evaluation else {
         return "## Numbers\n\nThe run was not evaluated before this export: there are no numbers and no class names \
                 here. `macrl-train evaluate --run RUN` measures them; export again afterwards.\n"
@@ -159,7 +159,7 @@ fn parity(proof: &Parity) -> String {
     text
 }
 
-fn usage(source: &Source) -> String {
+fn usage(source: &TrainedRun) -> String {
     let e = &source.config.encoder;
     let [mean, std] = [source.config.data.mean, source.config.data.std].map(|v| format!("{v:?}"));
     let pool = if source.config.evaluate.pooling == Pooling::Mean { "avg" } else { "token" };
@@ -199,12 +199,12 @@ fn usage(source: &Source) -> String {
     )
 }
 
-fn limits(source: &Source) -> String {
+fn limits(source: &TrainedRun) -> String {
     let size = source.config.encoder.image_size;
     let mut text = format!(
         "## Limits\n\n\
          - Everything is seen at {size} x {size} pixels; detail below that is gone before the network looks.\n\
-         - The features know what the pretraining images showed. Images of another kind get features too, with no warning.\n"
+         - The features know what the pretraining images showed. ParityImages of another kind get features too, with no warning.\n"
     );
     if source.probe.is_some() {
         text += "- The probe names one of its own classes for every image, whatever it shows; its scores are not calibrated.\n";
@@ -215,7 +215,7 @@ fn limits(source: &Source) -> String {
     text
 }
 
-fn provenance(source: &Source) -> String {
+fn provenance(source: &TrainedRun) -> String {
     format!(
         "## Provenance\n\nRun `{}`, checkpoint `{}` after {} optimiser steps, written by macrl-export {}. The resolved \
          configuration stands in `config.json` under `macrl.config` and in the ONNX files' metadata.\n",

@@ -10,8 +10,8 @@ use crate::graph::Element;
 
 /// Turns a training run into files that other programs read.
 ///
-/// Each export is proven before it appears: the run's own held-out images go through the trained network and through
-/// the exported graph, and an export whose outputs differ is not written.
+/// Each export is checked before it is written: the run's held-out images pass through the trained network and through the
+/// exported graph, and if their outputs differ, nothing is written.
 #[derive(Debug, Parser)]
 #[command(name = "macrl-export", version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 #[command(override_usage = "macrl-export <FILE.onnx> --run <DIR> [--checkpoint <WHICH>]\n       \
@@ -21,19 +21,19 @@ pub struct Cli {
     #[arg(value_name = "FILE.onnx", required = true, value_parser = onnx_file)]
     pub file: Option<PathBuf>,
 
-    /// What is exported with it.
+    /// The run to export.
     #[command(flatten)]
     pub run: Option<RunArgs>,
 
-    /// What is exported instead.
+    /// The command, if more than the encoder is exported.
     #[command(subcommand)]
     pub command: Option<Command>,
 }
 
-/// Exports of more than the encoder.
+/// Commands that export more than the encoder.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Everything that serving needs: weights, ONNX in two precisions, preprocessing, probe, numbers, parity proof
+    /// Everything that serving needs: weights, ONNX in two precisions, preprocessing, probe, evaluation, parity check
     #[command(
         override_usage = "macrl-export bundle <DIR> --run <DIR> [--checkpoint <WHICH>] [--weights f32|f16] [--notes <FILE.md>]"
     )]
@@ -41,28 +41,28 @@ pub enum Command {
         /// Folder to write; an older bundle there is replaced
         #[arg(value_name = "DIR")]
         dir: PathBuf,
-        /// How it is written.
+        /// Options of the bundle.
         #[command(flatten)]
-        extras: Extras,
-        /// What is exported.
+        options: BundleArgs,
+        /// The run to export.
         #[command(flatten)]
         run: RunArgs,
     },
 }
 
-/// What a bundle's writer may choose.
+/// Options of a bundle.
 #[derive(Debug, Clone, Args)]
-pub struct Extras {
+pub struct BundleArgs {
     /// Precision of the weights in model.safetensors and model.onnx: f32, or f16 for half the size
     #[arg(long, value_name = "PRECISION", default_value = "f32", value_parser = precision)]
     pub weights: Element,
 
-    /// Markdown that goes into the model card behind the limits: the data's licence, what else a reader must know
+    /// Markdown for the end of the model card: the data's licence, and what else readers must know
     #[arg(long, value_name = "FILE.md")]
     pub notes: Option<PathBuf>,
 }
 
-/// The run and the moment of it.
+/// The run, its checkpoint, and the device.
 #[derive(Debug, Clone, Args)]
 pub struct RunArgs {
     /// The training run's folder, runs/NAME
@@ -73,25 +73,25 @@ pub struct RunArgs {
     #[arg(long, value_name = "WHICH")]
     pub checkpoint: Option<String>,
 
-    /// Where the trained network computes its side of the proof: auto (a GPU where one works), cpu or cuda
+    /// Device of the trained network in the parity check: auto (a GPU where one works), cpu or cuda
     #[arg(long, default_value = "auto", value_parser = device::parse)]
     pub device: Device,
 }
 
-/// What is to be done.
+/// The export that was asked for.
 #[derive(Debug, Clone)]
 pub enum Job {
     /// The encoder alone, to this file.
     Encoder(PathBuf, RunArgs),
     /// The bundle, to this folder.
-    Bundle(PathBuf, RunArgs, Extras),
+    Bundle(PathBuf, RunArgs, BundleArgs),
 }
 
 impl Cli {
-    /// The one thing that was asked for; clap has seen to it that there is one.
+    /// The export that the arguments ask for; clap makes sure that there is one.
     pub fn job(self) -> Option<Job> {
         match (self.command, self.file, self.run) {
-            (Some(Command::Bundle { dir, extras, run }), ..) => Some(Job::Bundle(dir, run, extras)),
+            (Some(Command::Bundle { dir, options, run }), ..) => Some(Job::Bundle(dir, run, options)),
             (None, Some(file), Some(run)) => Some(Job::Encoder(file, run)),
             _ => None,
         }
@@ -114,7 +114,7 @@ fn onnx_file(text: &str) -> Result<PathBuf, String> {
     Err("expected a file name that ends in .onnx, or `bundle DIR`".into())
 }
 
-/// clap's message without its drawing: one line.
+/// clap's message in one line, without the usage.
 pub fn one_line(error: &clap::Error) -> String {
     let text = error.to_string();
     let message = text.split("\n\nUsage:").next().unwrap_or_default().split("\n\nFor more").next().unwrap_or_default();

@@ -1,20 +1,20 @@
-//! Who is to blame when an export ends early: the exit code says it.
+//! Why an export failed, and its exit code.
 
 use std::fmt;
 
 use macrl_bundle::output::one_line;
 
-/// Why nothing was exported.
+/// The reason why nothing was exported.
 #[derive(Debug)]
 pub enum Failure {
-    /// The arguments name something that is not there or cannot be used (exit code 2).
+    /// The arguments name something that is missing or cannot be used (exit code 2).
     Usage(String),
     /// The work failed (exit code 1).
     Work(anyhow::Error),
 }
 
 impl Failure {
-    /// The process's exit code.
+    /// Exit code of the process.
     pub fn code(&self) -> u8 {
         match self {
             Failure::Usage(_) => 2,
@@ -24,7 +24,7 @@ impl Failure {
 }
 
 impl fmt::Display for Failure {
-    /// One line, with the chain of causes.
+    /// Writes one line, with the chain of causes.
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
             Failure::Usage(message) => f.write_str(&message.split_whitespace().collect::<Vec<_>>().join(" ")),

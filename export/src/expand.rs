@@ -1,13 +1,13 @@
-//! `LayerNormalization` written out from basic operators, for evaluators that lack it.
+//! Replaces `LayerNormalization` by basic operators, for evaluators that lack it.
 //!
-//! candle-onnx 0.11.1 evaluates every operator of our graphs but this one.  The rewriting takes the exported file as it
-//! was read back, so the weights under proof are the shipped ones.
+//! candle-onnx 0.11.1 has every operator of our graphs except this one.  The replacement works on the exported file as it was
+//! read back, so that the shipped weights are checked.
 
 use candle_onnx::onnx::{GraphProto, ModelProto, NodeProto, TensorProto};
 
 use crate::graph::{ints_constant, node, number_constant};
 
-/// Axis of the width in (B, T, D).
+/// Axis of D in (B, T, D).
 const AXIS: i64 = 2;
 
 /// The same model with each `LayerNormalization` over the last axis of (B, T, D) replaced by its definition,
@@ -54,7 +54,7 @@ fn expand(graph: &GraphProto, norm: &NodeProto, nodes: &mut Vec<NodeProto>, cons
     add(&norm.output[0], "Add", &[&scaled, bias]);
 }
 
-/// D, read off the scale (D).
+/// D, the length of the scale.
 fn width(graph: &GraphProto, scale: &str) -> f32 {
     let tensor = graph.initializer.iter().find(|t| t.name == scale);
     tensor.and_then(|t| t.dims.first()).map_or(1.0, |&d| d as f32)

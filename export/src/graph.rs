@@ -1,6 +1,6 @@
-//! An ONNX graph under construction, written through candle-onnx's protobuf types.
+//! Builds an ONNX graph with candle-onnx's protobuf types.
 //!
-//! A node has one output, named as the node itself; names follow the module path of timm's ViT
+//! A node has one output, which has the node's name.  Names follow the module path of timm's ViT
 //! (`blocks.0.attn.proj`), so that a profile of the graph reads like the network.
 
 use candle_core::{DType, Result, Tensor};
@@ -13,32 +13,32 @@ use candle_onnx::onnx::{
     TensorShapeProto, TypeProto, ValueInfoProto,
 };
 
-/// The `producer_name` of every graph: what tells ours from others.
+/// The `producer_name` of our graphs, by which they are recognised.
 pub const PRODUCER: &str = "macrl-export";
 /// Operator set of every graph: the first with `Gelu`.
 pub const OPSET: i64 = 20;
 /// Version of the file format that belongs to [`OPSET`].
 const IR_VERSION: i64 = 9;
 
-/// Matrices of fewer values are not worth a `Cast` of their own.
+/// Smallest number of values for which storing a matrix as halves, with a `Cast`, saves space.
 const WORTH_HALVING: usize = 1024;
 
 /// Precision of stored weights, or of the arithmetic inside a graph; inputs and outputs are always 32-bit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Element {
-    /// 32-bit.
+    /// 32-bit floating point.
     F32,
-    /// 16-bit (IEEE half).
+    /// 16-bit floating point (IEEE half).
     F16,
 }
 
 /// Precision of a graph's arithmetic and of the weights in its file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Precision {
-    /// Of activations and products.
+    /// Precision of activations and products.
     pub arithmetic: Element,
-    /// Of weights in the file.  Where it is narrower than the arithmetic, a weight that halves hold exactly is stored as
-    /// halves with a `Cast` behind it: the graph computes the same bits as with the wide weight.
+    /// Precision of weights in the file.  Where it is narrower than the arithmetic, a weight that is exact in halves is stored as
+    /// halves with a `Cast`: the graph then computes the same bits as with the wide weight.
     pub weights: Element,
 }
 
@@ -49,7 +49,7 @@ impl From<Element> for Precision {
 }
 
 impl Element {
-    /// The number that ONNX gives the type.
+    /// ONNX's number of the type.
     pub fn onnx(self) -> i64 {
         match self {
             Element::F32 => DataType::Float as i64,
@@ -57,7 +57,7 @@ impl Element {
         }
     }
 
-    /// Candle's name of the type.
+    /// The same type in Candle.
     pub fn dtype(self) -> DType {
         match self {
             Element::F32 => DType::F32,
@@ -66,7 +66,7 @@ impl Element {
     }
 }
 
-/// Nodes and constants so far.
+/// The nodes and constants of a graph that is being built.
 #[derive(Debug)]
 pub struct Graph {
     precision: Precision,
@@ -75,12 +75,12 @@ pub struct Graph {
 }
 
 impl Graph {
-    /// An empty graph.
+    /// Starts an empty graph.
     pub fn new(precision: impl Into<Precision>) -> Self {
         Self { precision: precision.into(), nodes: Vec::new(), initializers: Vec::new() }
     }
 
-    /// Arithmetic inside the graph.
+    /// Precision of the graph's arithmetic.
     pub fn element(&self) -> Element {
         self.precision.arithmetic
     }
@@ -94,7 +94,7 @@ impl Graph {
     /// Adds a constant in the graph's arithmetic, `factor` times `tensor`, and returns its name.
     ///
     /// # Errors
-    /// A tensor that cannot be read (candle's error).
+    /// A tensor that cannot be read.
     pub fn weight(&mut self, name: &str, tensor: &Tensor, factor: f64) -> Result<String> {
         if self.halves_hold(tensor)? {
             return self.halves(name, tensor, factor);
@@ -105,7 +105,7 @@ impl Graph {
         Ok(name.to_string())
     }
 
-    /// Whether the file holds halves where the graph computes in 32 bits, and they are worth it and exact.
+    /// Whether a weight of a 32-bit graph is stored as halves: halves were asked for, save space, and are exact.
     fn halves_hold(&self, tensor: &Tensor) -> Result<bool> {
         let Precision { arithmetic: Element::F32, weights: Element::F16 } = self.precision else { return Ok(false) };
         if tensor.rank() < 2 || tensor.elem_count() < WORTH_HALVING {
@@ -116,7 +116,7 @@ impl Graph {
         Ok(wide.to_vec1::<f32>()? == through.to_vec1::<f32>()?)
     }
 
-    /// Halves, their `Cast`, and the factor behind it: times a factor they would not be exact.
+    /// Adds halves, their `Cast`, and a multiplication by `factor`, since the product may not be exact in halves.
     fn halves(&mut self, name: &str, tensor: &Tensor, factor: f64) -> Result<String> {
         let half = format!("{name}.half");
         self.initializers.push(stored(&half, tensor, Element::F16)?);
@@ -130,7 +130,7 @@ impl Graph {
         Ok(self.node(name, "Mul", &[&wide, &scale], vec![]))
     }
 
-    /// Adds a list of integers (a shape, axes) and returns its name; one that is there already is used again.
+    /// Adds a list of integers (a shape, axes) and returns its name; a list that exists already is used again.
     pub fn ints(&mut self, name: &str, values: &[i64]) -> String {
         if !self.initializers.iter().any(|t| t.name == name) {
             self.initializers.push(ints_constant(name, values));
@@ -151,7 +151,7 @@ impl Graph {
         name.to_string()
     }
 
-    /// Closes the graph.
+    /// Makes the model from the graph.
     pub fn finish(
         self,
         inputs: Vec<ValueInfoProto>,
@@ -179,7 +179,7 @@ impl Graph {
     }
 }
 
-/// An operator whose one output is named as itself.
+/// An operator with one output, which has the operator's name.
 pub fn node(name: &str, op: &str, inputs: &[&str], attribute: Vec<AttributeProto>) -> NodeProto {
     NodeProto {
         name: name.into(),
@@ -215,17 +215,17 @@ pub fn number_constant(name: &str, value: f32) -> TensorProto {
     constant(name, vec![], DataType::Float as i32, value.to_le_bytes().to_vec())
 }
 
-/// An integer attribute.
+/// An attribute with one integer.
 pub fn int(name: &str, value: i64) -> AttributeProto {
     AttributeProto { name: name.into(), r#type: AttributeType::Int as i32, i: value, ..Default::default() }
 }
 
-/// A list attribute.
+/// An attribute with a list of integers.
 pub fn ints(name: &str, values: &[i64]) -> AttributeProto {
     AttributeProto { name: name.into(), r#type: AttributeType::Ints as i32, ints: values.into(), ..Default::default() }
 }
 
-/// A floating-point attribute.
+/// An attribute with one floating-point number.
 pub fn float(name: &str, value: f32) -> AttributeProto {
     AttributeProto { name: name.into(), r#type: AttributeType::Float as i32, f: value, ..Default::default() }
 }

@@ -1,7 +1,7 @@
-//! From a training run to what outlives it: the encoder as ONNX, or a bundle with everything that serving needs.
+//! Exports a training run: the encoder as ONNX, or a bundle with everything that serving needs.
 //!
-//! [`run`] does a whole export.  [`Source`] reads the run, [`onnx::build`] makes the graph, [`parity`] compares it with the
-//! trained network, and `write` moves everything into place.
+//! [`run`](run()) does a whole export.  [`TrainedRun`] reads the run, [`onnx::build`] makes the graph, [`parity`] compares it
+//! with the trained network, and `write` writes the files.
 //!
 //! ```
 //! use macrl_bundle::Config;
@@ -19,15 +19,15 @@
 //!
 //! This page is the public interface; hidden modules may change at any time.
 
-#![warn(clippy::print_stdout, clippy::print_stderr)] // everything that is said goes through macrl_bundle::output
+#![warn(clippy::print_stdout, clippy::print_stderr)] // a closed pipe must not end an export: see macrl_bundle::output
 
 pub mod onnx;
 pub mod parity;
 
-pub use cli::{Extras as ExtraArgs, Job, RunArgs};
+pub use cli::{BundleArgs, Job, RunArgs};
 pub use error::Failure;
 pub use graph::Element;
-pub use source::{Source, weights as encoder_weights};
+pub use run::{TrainedRun, weights as encoder_weights};
 
 // Open to the workspace's own programs, tests and benches only; they may change at any time.
 #[doc(hidden)]
@@ -39,13 +39,13 @@ pub mod error;
 #[doc(hidden)]
 pub mod expand;
 #[doc(hidden)]
+pub mod folder;
+#[doc(hidden)]
 pub mod graph;
 #[doc(hidden)]
-pub mod place;
+pub mod run;
 #[doc(hidden)]
 pub mod share;
-#[doc(hidden)]
-pub mod source;
 #[doc(hidden)]
 pub mod write;
 
@@ -54,16 +54,16 @@ use std::path::Path;
 use macrl_bundle::bundle::{Comparison, Parity};
 use macrl_nn::device;
 
-use crate::write::{Extras, Graphs};
+use crate::write::{BundleOptions, Graphs};
 
-/// Does one export and says in a few lines what was written and proven.
+/// Does one export; returns in a few lines what was written and how well it agrees with the trained network.
 ///
 /// # Errors
 /// [`Failure`]; nothing is left at the destination.
 pub fn run(job: &Job) -> Result<String, Failure> {
-    let read = |run: &RunArgs| -> Result<Source, Failure> {
+    let read = |run: &RunArgs| -> Result<TrainedRun, Failure> {
         let (device, name) = device::open(run.device).map_err(|why| Failure::Usage(why.to_string()))?;
-        Ok(Source::read(&run.run, run.checkpoint.as_deref())?.on(&device, name)?)
+        Ok(TrainedRun::read(&run.run, run.checkpoint.as_deref())?.on(&device, name)?)
     };
     let (path, source, proof) = match job {
         Job::Encoder(file, run) => {
@@ -71,10 +71,10 @@ pub fn run(job: &Job) -> Result<String, Failure> {
             let proof = write::encoder(file, &source, &write::graph(&source, Element::F32)?)?;
             (file, source, proof)
         }
-        Job::Bundle(dir, run, extras) => {
-            let extras = Extras { weights: extras.weights, notes: read_notes(extras.notes.as_deref())? };
+        Job::Bundle(dir, run, options) => {
+            let options = BundleOptions { weights: options.weights, notes: read_notes(options.notes.as_deref())? };
             let source = read(run)?;
-            let proof = write::bundle(dir, &source, &Graphs::build(&source, extras.weights)?, &extras)?;
+            let proof = write::bundle(dir, &source, &Graphs::build(&source, options.weights)?, &options)?;
             (dir, source, proof)
         }
     };
@@ -90,7 +90,7 @@ fn read_notes(path: Option<&Path>) -> Result<Option<String>, Failure> {
     path.map(read).transpose()
 }
 
-/// The proof in words, a line per comparison.
+/// The parity check in words, one line for each comparison.
 fn summary(proof: &Parity) -> String {
     let line = |name: &str, c: &Comparison| {
         format!(

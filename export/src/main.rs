@@ -1,6 +1,7 @@
 //! `macrl-export`: arguments in, exit code out.
 
-#![warn(clippy::print_stdout, clippy::print_stderr)] // everything that is said goes through macrl_bundle::output
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
+#![warn(clippy::print_stdout, clippy::print_stderr)] // a closed pipe must not end an export: see macrl_bundle::output
 
 use std::process::ExitCode;
 
@@ -13,7 +14,7 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         // --help and --version come as errors too; they go to stdout.
         Err(e) if !e.use_stderr() => {
-            let _ = e.print(); // to a pipe that nobody reads, perhaps
+            let _ = e.print(); // the pipe may be closed
             return ExitCode::SUCCESS;
         }
         Err(e) => return fail(2, &format!("{}; see macrl-export --help", one_line(&e))),

@@ -52,7 +52,7 @@ pub fn build(
 struct Vit<'a> {
     graph: Graph,
     shape: &'a EncoderConfig,
-    /// What each tensor's shape must be.
+    /// The expected shape of each tensor.
     shapes: HashMap<&'a str, Vec<usize>>,
     weights: &'a HashMap<String, Tensor>,
 }
@@ -199,7 +199,7 @@ impl Vit<'_> {
         Ok(self.graph.node(output.unwrap_or(name), "LayerNormalization", &[x, &weight, &bias], attributes))
     }
 
-    /// A weight that enters the graph as it is.
+    /// Adds a weight unchanged.
     fn constant(&mut self, name: &str) -> Result<String> {
         let tensor = self.tensor(name)?;
         Ok(self.graph.weight(name, &tensor, 1.0)?)

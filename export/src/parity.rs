@@ -1,5 +1,5 @@
-//! The proof that an exported graph computes what was trained: the same real images through Candle, ONNX Runtime and
-//! candle-onnx's evaluator.
+//! Checks that an exported graph computes the same as the trained network: real images pass through Candle, ONNX Runtime and
+//! candle-onnx's evaluator, and the outputs are compared.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -17,7 +17,7 @@ use ort::value::TensorRef;
 use serde_json::json;
 
 use crate::expand;
-use crate::source::{Images, Source};
+use crate::run::{ParityImages, TrainedRun};
 
 /// Largest absolute difference allowed between 32-bit outputs.
 pub const MAX_DIFFERENCE: f64 = 1e-4;
@@ -25,10 +25,10 @@ pub const MAX_DIFFERENCE: f64 = 1e-4;
 pub const MIN_COSINE: f64 = 0.99999;
 /// Smallest cosine allowed between a half-precision pooled feature and the 32-bit one.
 pub const MIN_COSINE_HALF: f64 = 0.999;
-/// Images per call: candle-onnx keeps every intermediate value.
+/// ParityImages in one call; candle-onnx keeps every intermediate value in memory.
 const BATCH: usize = 8;
 
-/// What a network says about n images.
+/// Outputs of a network for n images.
 #[derive(Debug, Clone, Default)]
 pub struct Outputs {
     /// `last_hidden_state` (n, 1 + N, D).
@@ -45,11 +45,11 @@ impl Outputs {
     }
 }
 
-/// A network in Candle: the one that was trained, or one with its stored weights.
+/// Outputs of a network in Candle: the trained one, or one with the stored weights.
 ///
 /// # Errors
-/// Candle's.
-pub fn candle(encoder: &Encoder, images: &Images, pooling: Pooling) -> Result<Outputs> {
+/// A tensor operation fails.
+pub fn candle(encoder: &Encoder, images: &ParityImages, pooling: Pooling) -> Result<Outputs> {
     let mut outputs = Outputs::default();
     for (from, to) in batches(images.count) {
         let hidden = encoder.forward_pixels(&images.batch(from, to)?)?;
@@ -59,11 +59,11 @@ pub fn candle(encoder: &Encoder, images: &Images, pooling: Pooling) -> Result<Ou
     Ok(outputs)
 }
 
-/// A graph in ONNX Runtime, on the CPU.
+/// Outputs of a graph in ONNX Runtime, on the CPU.
 ///
 /// # Errors
 /// No ONNX Runtime, or a graph that it does not run.
-pub fn onnx_runtime(graph: &Path, images: &Images) -> Result<Outputs> {
+pub fn onnx_runtime(graph: &Path, images: &ParityImages) -> Result<Outputs> {
     let options = SessionOptions { device: Device::Cpu, ..Default::default() };
     let mut session = macrl_runtime::session(graph, &options)?.session;
     let mut outputs = Outputs::default();
@@ -77,11 +77,11 @@ pub fn onnx_runtime(graph: &Path, images: &Images) -> Result<Outputs> {
     Ok(outputs)
 }
 
-/// A graph in candle-onnx's evaluator, its `LayerNormalization` written out.
+/// Outputs of a graph in candle-onnx's evaluator, with `LayerNormalization` replaced by basic operators.
 ///
 /// # Errors
 /// An operator that the evaluator lacks.
-pub fn candle_onnx(graph: &ModelProto, images: &Images) -> Result<Outputs> {
+pub fn candle_onnx(graph: &ModelProto, images: &ParityImages) -> Result<Outputs> {
     let (graph, _) = expand::layer_norms(graph);
     let mut outputs = Outputs::default();
     for (from, to) in batches(images.count) {
@@ -93,7 +93,7 @@ pub fn candle_onnx(graph: &ModelProto, images: &Images) -> Result<Outputs> {
     Ok(outputs)
 }
 
-/// How far `other` is from `reference`; `width` is D.
+/// Compares `other` with `reference`; `width` is D.
 ///
 /// # Errors
 /// Outputs of different sizes.
@@ -113,26 +113,27 @@ pub fn compare(reference: &Outputs, other: &Outputs, width: usize, probe: Option
     })
 }
 
-/// What is compared with the trained network.
+/// The exports that are compared with the trained network.
 #[derive(Debug, Clone, Copy)]
 pub struct Exported<'a> {
-    /// 32-bit graph.
+    /// File of the 32-bit graph.
     pub graph: &'a Path,
-    /// Half-precision graph.
+    /// File of the half-precision graph.
     pub half: Option<&'a Path>,
-    /// The network with its weights as stored, where rounding changed them: the graphs hold those.
+    /// The network with the stored weights, where they were rounded.
     pub rounded: Option<&'a Encoder>,
 }
 
-/// Compares what was exported with the network and applies the limits.
+/// Compares the exports with the trained network, and applies the limits.
 ///
 /// # Errors
 /// A graph that does not run, or one line with the numbers of the first comparison that is beyond its limits.
-pub fn prove(source: &Source, exported: &Exported) -> Result<Parity> {
+pub fn check(source: &TrainedRun, exported: &Exported) -> Result<Parity> {
     let (images, pooling) = (&source.images, source.config.evaluate.pooling);
     let (width, probe) = (source.config.encoder.width, source.probe.as_ref());
     let trained = candle(&source.encoder, images, pooling).context("Candle does not run the encoder")?;
-    // Graphs hold the weights as stored: whatever rounding did is measured apart from what an evaluator does.
+    // The graphs hold the stored weights.  Comparing with a network of the same weights separates the evaluator's errors from
+    // those of rounding.
     let stored = exported.rounded.map(|encoder| candle(encoder, images, pooling)).transpose()?;
     let reference = stored.as_ref().unwrap_or(&trained);
     let against = |name: &str, outputs: Outputs, limits: &Limits| {
@@ -167,13 +168,13 @@ struct Limits {
 }
 
 const FULL: Limits = Limits { difference: MAX_DIFFERENCE, cosine: MIN_COSINE, argmax: true };
-/// Half precision answers for directions only: a near tie of two classes may fall either way.
+/// Only the direction of half-precision features is limited: a near tie of two classes may be decided either way.
 const HALF: Limits = Limits { difference: f64::INFINITY, cosine: MIN_COSINE_HALF, argmax: false };
 
 impl Limits {
     fn check(&self, name: &str, images: usize, c: &Comparison) -> Result<()> {
         let agreement = c.argmax_agreement.unwrap_or(1.0);
-        // NaN is beyond every limit, so each comparison is written to be false for it.
+        // NaN must exceed every limit, so each comparison is written to be false for NaN.
         let within = c.max_abs_difference <= self.difference
             && c.min_cosine >= self.cosine
             && (!self.argmax || agreement >= 1.0);
@@ -214,7 +215,7 @@ fn batches(count: usize) -> impl Iterator<Item = (usize, usize)> {
     (0..count).step_by(BATCH).map(move |from| (from, (from + BATCH).min(count)))
 }
 
-/// The largest; NaN where any is.
+/// The largest absolute difference; NaN if any difference is.
 fn difference(a: &Outputs, b: &Outputs) -> f64 {
     let pairs = a.hidden.iter().zip(&b.hidden).chain(a.pooled.iter().zip(&b.pooled));
     pairs.map(|(x, y)| f64::from((x - y).abs())).fold(0.0, |m, d| if d > m || d.is_nan() { d } else { m })

@@ -17,28 +17,28 @@ use sha2::{Digest, Sha256};
 
 use crate::card;
 use crate::error::Failure;
+use crate::folder::BundleFolder;
 use crate::graph::{Element, PRODUCER, Precision};
 use crate::parity::{self, Exported};
-use crate::place::Place;
-use crate::source::{POSITIONS, Source};
+use crate::run::{POSITIONS, TrainedRun};
 use crate::{onnx, share};
 
-/// The encoder as ONNX.
+/// The encoder as ONNX graphs.
 #[derive(Debug, Clone)]
 pub struct Graphs {
-    /// 32-bit.
+    /// The 32-bit graph.
     pub full: ModelProto,
-    /// Half precision inside.
+    /// The graph with half-precision arithmetic.
     pub half: ModelProto,
 }
 
 impl Graphs {
-    /// Builds both from a run's weights.  With `weights` in halves those are rounded first, and both graphs hold the
-    /// rounded ones: the 32-bit graph as halves that it widens.
+    /// Builds both graphs from a run's weights.  With `weights` in halves, the weights are rounded first; the 32-bit graph stores
+    /// them as halves and widens them.
     ///
     /// # Errors
     /// A tensor that is missing or misshapen.
-    pub fn build(source: &Source, weights: Element) -> Result<Self> {
+    pub fn build(source: &TrainedRun, weights: Element) -> Result<Self> {
         let full = graph(source, Precision { arithmetic: Element::F32, weights })?;
         Ok(Self { full, half: graph(source, Element::F16)? })
     }
@@ -48,7 +48,7 @@ impl Graphs {
 ///
 /// # Errors
 /// A tensor that is missing or misshapen.
-pub fn graph(source: &Source, precision: impl Into<Precision>) -> Result<ModelProto> {
+pub fn graph(source: &TrainedRun, precision: impl Into<Precision>) -> Result<ModelProto> {
     let (config, precision) = (&source.config, precision.into());
     let list = |values: &[f32; 3]| format!("[{}, {}, {}]", values[0], values[1], values[2]);
     let metadata = [
@@ -84,8 +84,8 @@ fn through_halves(weights: &HashMap<String, Tensor>) -> Result<HashMap<String, T
 /// Writes the encoder alone, once it is proven.
 ///
 /// # Errors
-/// A destination without its folder, or with a file that no export wrote; parity beyond its limits; what the system says.
-pub fn encoder(destination: &Path, source: &Source, graph: &ModelProto) -> Result<Parity, Failure> {
+/// A destination without its folder, or with a file that no export wrote; parity beyond its limits; an error of the file system.
+pub fn encoder(destination: &Path, source: &TrainedRun, graph: &ModelProto) -> Result<Parity, Failure> {
     let folder = match destination.parent() {
         Some(p) if !p.as_os_str().is_empty() => p,
         _ => Path::new("."),
@@ -98,12 +98,12 @@ pub fn encoder(destination: &Path, source: &Source, graph: &ModelProto) -> Resul
     let staged = Temporary::beside(destination);
     let cannot_write = || format!("cannot write {}", destination.display());
     atomic::write_file(staged.path(), &graph.encode_to_vec()).with_context(cannot_write)?;
-    let proof = parity::prove(source, &Exported { graph: staged.path(), half: None, rounded: None })?;
+    let proof = parity::check(source, &Exported { graph: staged.path(), half: None, rounded: None })?;
     staged.settle().with_context(cannot_write)?;
     Ok(proof)
 }
 
-/// Only a graph that an export wrote is replaced.
+/// Checks that an existing file is one of our graphs.
 fn check_file(destination: &Path) -> Result<(), Failure> {
     let ours = match std::fs::read(destination) {
         Ok(bytes) => ModelProto::decode(bytes.as_slice()).is_ok_and(|model| model.producer_name == PRODUCER),
@@ -114,37 +114,42 @@ fn check_file(destination: &Path) -> Result<(), Failure> {
     }
     let file = destination.display();
     Err(Failure::Usage(format!(
-        "{file} is there and macrl-export did not write it: name another file, or move it away"
+        "{file} exists and was not written by macrl-export: name another file, or move it away"
     )))
 }
 
-/// What a bundle's writer may choose.
+/// Options of a bundle.
 #[derive(Debug, Clone)]
-pub struct Extras {
-    /// Precision of the weights in `model.safetensors`, and what [`Graphs::build`] was told.
+pub struct BundleOptions {
+    /// Precision of the weights in `model.safetensors`; the same as for [`Graphs::build`].
     pub weights: Element,
     /// Markdown for the model card.
     pub notes: Option<String>,
 }
 
-impl Default for Extras {
-    /// What was trained, unrounded, without notes.
+impl Default for BundleOptions {
+    /// The trained weights without rounding, and no notes.
     fn default() -> Self {
         Self { weights: Element::F32, notes: None }
     }
 }
 
-/// Writes a bundle, once it is proven and reads back.
+/// Writes a bundle, after the parity check and after reading it back.
 ///
 /// # Errors
-/// A destination with files that no export wrote; parity beyond its limits; what the system says.
-pub fn bundle(destination: &Path, source: &Source, graphs: &Graphs, extras: &Extras) -> Result<Parity, Failure> {
-    let place = Place::claim(destination)?;
-    let filled = place.fill(|dir| fill(dir, source, graphs, extras));
+/// A destination with files that no export wrote; parity beyond its limits; an error of the file system.
+pub fn bundle(
+    destination: &Path,
+    source: &TrainedRun,
+    graphs: &Graphs,
+    options: &BundleOptions,
+) -> Result<Parity, Failure> {
+    let place = BundleFolder::claim(destination)?;
+    let filled = place.fill(|dir| fill(dir, source, graphs, options));
     Ok(filled.with_context(|| format!("no bundle was written to {}", destination.display()))?)
 }
 
-fn fill(dir: &Path, source: &Source, graphs: &Graphs, extras: &Extras) -> Result<Parity> {
+fn fill(dir: &Path, source: &TrainedRun, graphs: &Graphs, options: &BundleOptions) -> Result<Parity> {
     let put = |name: &str, bytes: &[u8]| {
         atomic::write_file(&dir.join(name), bytes).with_context(|| format!("cannot write {name}"))
     };
@@ -153,13 +158,13 @@ fn fill(dir: &Path, source: &Source, graphs: &Graphs, extras: &Extras) -> Result
     put(bundle::ONNX, &full)?;
     let owner = Path::new(bundle::ONNX).file_name().unwrap_or_default().to_string_lossy();
     put(bundle::ONNX_FP16, &share::halves(&graphs.half, &owner, &full).encode_to_vec())?;
-    let tensors = stored_weights(source, extras.weights)?;
+    let tensors = stored_weights(source, options.weights)?;
     let (graph, half) = (dir.join(bundle::ONNX), dir.join(bundle::ONNX_FP16));
-    let rounded = (extras.weights == Element::F16).then(|| rounded(source, &tensors)).transpose()?;
+    let rounded = (options.weights == Element::F16).then(|| rounded(source, &tensors)).transpose()?;
     let exported = Exported { graph: &graph, half: Some(&half), rounded: rounded.as_ref() };
-    let proof = parity::prove(source, &exported)?;
+    let proof = parity::check(source, &exported)?;
 
-    // The note that PyTorch readers expect.
+    // PyTorch readers expect this note.
     let weights = checkpoint::to_bytes(&tensors, HashMap::from([("format".to_string(), "pt".to_string())]))?;
     put(bundle::WEIGHTS, &weights)?;
     let config = ModelConfig::new(&source.config, source.labels(), provenance(source, &weights));
@@ -172,24 +177,24 @@ fn fill(dir: &Path, source: &Source, graphs: &Graphs, extras: &Extras) -> Result
         }
     }
     bundle::write_json(&dir.join(bundle::PARITY), &proof)?;
-    put(bundle::README, card::render(source, &proof, extras.notes.as_deref()).as_bytes())?;
+    put(bundle::README, card::render(source, &proof, options.notes.as_deref()).as_bytes())?;
     Bundle::open(dir).context("the bundle does not read back")?;
     Ok(proof)
 }
 
-/// What `model.safetensors` holds: timm's names, in the network's order, positions first.
-fn stored_weights(source: &Source, precision: Element) -> Result<Vec<(String, Tensor)>> {
+/// The tensors of `model.safetensors`: timm's names in the network's order, positions first.
+fn stored_weights(source: &TrainedRun, precision: Element) -> Result<Vec<(String, Tensor)>> {
     let positions = source.weights.get(POSITIONS).map(|t| (POSITIONS.to_string(), t.clone()));
     let all = positions.into_iter().chain(source.encoder.named()?);
     all.map(|(name, tensor)| Ok((name, tensor.to_dtype(precision.dtype())?))).collect()
 }
 
-/// The network that a reader of these tensors gets.
-fn rounded(source: &Source, tensors: &[(String, Tensor)]) -> Result<Encoder> {
+/// The network with the weights as stored.
+fn rounded(source: &TrainedRun, tensors: &[(String, Tensor)]) -> Result<Encoder> {
     Ok(Encoder::from_tensors(&source.config.encoder, &tensors.iter().cloned().collect(), "")?)
 }
 
-fn provenance(source: &Source, weights: &[u8]) -> Provenance {
+fn provenance(source: &TrainedRun, weights: &[u8]) -> Provenance {
     let mut extra = serde_json::Map::new();
     extra.insert("checkpoint".into(), source.checkpoint.clone().into());
     Provenance {

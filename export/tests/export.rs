@@ -15,7 +15,7 @@ use macrl_bundle::config::Pooling;
 use macrl_export::error::Failure;
 use macrl_export::graph::Element;
 use macrl_export::parity;
-use macrl_export::write::{self, Extras, Graphs};
+use macrl_export::write::{self, BundleOptions, Graphs};
 use macrl_nn::vit::Encoder;
 use sha2::{Digest, Sha256};
 
@@ -41,7 +41,8 @@ fn a_bundle_holds_what_serving_needs() {
     let source = support::source(&support::write_run(dir.path(), Pooling::Mean, true));
     let target = dir.path().join("out/bundle");
     let proof =
-        write::bundle(&target, &source, &Graphs::build(&source, Element::F32).unwrap(), &Extras::default()).unwrap();
+        write::bundle(&target, &source, &Graphs::build(&source, Element::F32).unwrap(), &BundleOptions::default())
+            .unwrap();
     assert_eq!(
         support::files(&dir.path().join("out")),
         [
@@ -78,7 +79,7 @@ fn weights_travel_under_timms_names() {
     let dir = tempfile::tempdir().unwrap();
     let source = support::source(&support::write_run(dir.path(), Pooling::Cls, false));
     let target = dir.path().join("bundle");
-    write::bundle(&target, &source, &Graphs::build(&source, Element::F32).unwrap(), &Extras::default()).unwrap();
+    write::bundle(&target, &source, &Graphs::build(&source, Element::F32).unwrap(), &BundleOptions::default()).unwrap();
     let file = target.join("model.safetensors");
     let weights = candle_core::safetensors::load(&file, &Device::Cpu).unwrap();
     // 4 tensors before the blocks, 12 in each, 2 after them.
@@ -102,8 +103,8 @@ fn weights_can_be_stored_as_halves_and_the_card_takes_notes() {
     let dir = tempfile::tempdir().unwrap();
     let source = support::source(&support::write_run(dir.path(), Pooling::Mean, true));
     let target = dir.path().join("bundle");
-    let extras = Extras { weights: Element::F16, notes: Some("## Licence\n\nAsk.\n".into()) };
-    let proof = write::bundle(&target, &source, &Graphs::build(&source, Element::F16).unwrap(), &extras).unwrap();
+    let options = BundleOptions { weights: Element::F16, notes: Some("## Licence\n\nAsk.\n".into()) };
+    let proof = write::bundle(&target, &source, &Graphs::build(&source, Element::F16).unwrap(), &options).unwrap();
     let weights = candle_core::safetensors::load(target.join("model.safetensors"), &Device::Cpu).unwrap();
     assert!(weights.values().all(|t| t.dtype() == DType::F16));
     let rounded = Encoder::from_tensors(&source.config.encoder, &weights, "").unwrap();
@@ -132,7 +133,7 @@ fn a_perturbed_weight_fails_and_leaves_nothing() {
     for weight in ["blocks.1.attn.k.weight", "blocks.2.mlp.fc2.bias", "pos_embed"] {
         let mut bad = good.clone();
         perturb(&mut bad.full, weight);
-        let (code, line) = failure(write::bundle(&out.join("bundle"), &source, &bad, &Extras::default()));
+        let (code, line) = failure(write::bundle(&out.join("bundle"), &source, &bad, &BundleOptions::default()));
         assert_eq!(code, 1);
         assert!(line.contains("parity failed: Candle against ONNX Runtime on 11 images: largest difference"), "{line}");
         let (code, line) = failure(write::encoder(&out.join("encoder.onnx"), &source, &bad.full));
@@ -148,13 +149,13 @@ fn a_bad_half_precision_graph_fails_too_and_keeps_the_old_bundle() {
     let source = support::source(&support::write_run(dir.path(), Pooling::Mean, true));
     let target = dir.path().join("bundle");
     let good = Graphs::build(&source, Element::F32).unwrap();
-    write::bundle(&target, &source, &good, &Extras::default()).unwrap();
+    write::bundle(&target, &source, &good, &BundleOptions::default()).unwrap();
     let before = fs::read(target.join("onnx/model.onnx")).unwrap();
     let mut bad = good;
     let scale = |t: &&mut candle_onnx::onnx::TensorProto| t.name == "blocks.0.mlp.fc1.weight";
     let tensor = bad.half.graph.as_mut().unwrap().initializer.iter_mut().find(scale).unwrap();
     tensor.raw_data.reverse();
-    let (code, line) = failure(write::bundle(&target, &source, &bad, &Extras::default()));
+    let (code, line) = failure(write::bundle(&target, &source, &bad, &BundleOptions::default()));
     assert_eq!(code, 1);
     assert!(line.contains("half precision"), "{line}");
     assert_eq!(fs::read(target.join("onnx/model.onnx")).unwrap(), before);
@@ -168,7 +169,7 @@ fn a_folder_with_something_else_in_it_is_not_replaced() {
     let source = support::source(&run);
     let graphs = Graphs::build(&source, Element::F32).unwrap();
     let before = support::files(&run);
-    let (code, line) = failure(write::bundle(&run, &source, &graphs, &Extras::default()));
+    let (code, line) = failure(write::bundle(&run, &source, &graphs, &BundleOptions::default()));
     assert_eq!(code, 2);
     assert!(line.contains("found a folder with something else in it"), "{line}");
     assert_eq!(support::files(&run), before);
@@ -189,7 +190,7 @@ fn a_graph_that_no_export_wrote_is_not_replaced() {
     for bytes in [prost::Message::encode_to_vec(&theirs), b"a file of somebody's".to_vec()] {
         fs::write(&file, &bytes).unwrap();
         let (code, line) = failure(write::encoder(&file, &source, &graph));
-        assert!(code == 2 && line.contains("macrl-export did not write it: name another file"), "{line}");
+        assert!(code == 2 && line.contains("was not written by macrl-export: name another file"), "{line}");
         assert_eq!(fs::read(&file).unwrap(), bytes);
     }
 }

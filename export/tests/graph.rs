@@ -12,7 +12,7 @@ use macrl_bundle::config::{EncoderConfig, Pooling};
 use macrl_bundle::parameters::EncoderLayout;
 use macrl_export::graph::{Element, OPSET};
 use macrl_export::parity::{self, Outputs};
-use macrl_export::source::Images;
+use macrl_export::run::ParityImages;
 use macrl_export::{expand, onnx, write};
 use prost::Message;
 
@@ -63,16 +63,16 @@ fn weights() -> HashMap<String, Tensor> {
     shapes.enumerate().map(tensor).collect()
 }
 
-fn images() -> Images {
+fn images() -> ParityImages {
     let pixels = (0..2 * 3 * 8 * 8).map(|i| (0.01 * (i * i) as f64).cos() as f32).collect();
-    Images { count: 2, size: 8, pixels }
+    ParityImages { count: 2, size: 8, pixels }
 }
 
 fn graph(pooling: Pooling, element: Element) -> ModelProto {
     onnx::build(&SHAPE, pooling, &weights(), element, &[("pooling", "x".to_string())]).unwrap()
 }
 
-fn in_onnx_runtime(graph: &ModelProto, images: &Images) -> Outputs {
+fn in_onnx_runtime(graph: &ModelProto, images: &ParityImages) -> Outputs {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("model.onnx");
     std::fs::write(&path, graph.encode_to_vec()).unwrap();
@@ -118,10 +118,10 @@ fn half_precision_stays_near() {
 #[test]
 fn any_batch_size_runs_and_images_do_not_mix() {
     let graph = graph(Pooling::Mean, Element::F32);
-    let one = Images { count: 1, size: 8, pixels: images().pixels[3 * 64..].to_vec() };
+    let one = ParityImages { count: 1, size: 8, pixels: images().pixels[3 * 64..].to_vec() };
     let expected = &PATCH_MEANS[SHAPE.width..];
     assert_close(&in_onnx_runtime(&graph, &one).pooled, expected, 2e-5);
-    let five = Images { count: 5, size: 8, pixels: one.pixels.repeat(5) };
+    let five = ParityImages { count: 5, size: 8, pixels: one.pixels.repeat(5) };
     assert_close(&in_onnx_runtime(&graph, &five).pooled, &expected.repeat(5), 2e-5);
 }
 

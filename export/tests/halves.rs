@@ -13,8 +13,8 @@ use macrl_bundle::bundle::Bundle;
 use macrl_bundle::config::{Config, Pooling};
 use macrl_export::graph::{Element, Precision};
 use macrl_export::parity::{self, Outputs};
-use macrl_export::source::{Images, weights};
-use macrl_export::write::{self, Extras, Graphs};
+use macrl_export::run::{ParityImages, weights};
+use macrl_export::write::{self, BundleOptions, Graphs};
 use macrl_export::{onnx, share};
 use macrl_nn::vit::Encoder;
 use macrl_runtime::SessionOptions;
@@ -56,9 +56,9 @@ fn graph(config: &Config, precision: impl Into<Precision>) -> ModelProto {
     onnx::build(&config.encoder, Pooling::Mean, &rounded(config), precision, &[]).unwrap()
 }
 
-fn images(size: usize) -> Images {
+fn images(size: usize) -> ParityImages {
     let pixels = (0..3 * 3 * size * size).map(|i| (0.01 * (i * i % 977) as f64).cos() as f32).collect();
-    Images { count: 3, size, pixels }
+    ParityImages { count: 3, size, pixels }
 }
 
 fn written(dir: &Path, name: &str, graph: &ModelProto) -> std::path::PathBuf {
@@ -124,11 +124,11 @@ fn a_half_precision_graph_takes_its_weights_from_the_file_it_was_written_with() 
     let dir = tempfile::tempdir().unwrap();
     let source = support::source(&support::write_run(dir.path(), Pooling::Mean, true));
     let (target, plain) = (dir.path().join("bundle"), dir.path().join("plain"));
-    let extras = Extras { weights: Element::F16, notes: None };
+    let options = BundleOptions { weights: Element::F16, notes: None };
     let graphs = Graphs::build(&source, Element::F16).unwrap();
-    let proof = write::bundle(&target, &source, &graphs, &extras).unwrap();
+    let proof = write::bundle(&target, &source, &graphs, &options).unwrap();
     assert!(proof.fp16.is_some() && proof.onnxruntime.max_abs_difference <= 1e-4);
-    write::bundle(&plain, &source, &Graphs::build(&source, Element::F32).unwrap(), &Extras::default()).unwrap();
+    write::bundle(&plain, &source, &Graphs::build(&source, Element::F32).unwrap(), &BundleOptions::default()).unwrap();
     let size = |dir: &Path, name: &str| std::fs::metadata(dir.join("onnx").join(name)).unwrap().len();
     assert!(size(&target, "model.onnx") < size(&plain, "model.onnx"));
     assert!(size(&target, "model_fp16.onnx") < size(&plain, "model_fp16.onnx"));

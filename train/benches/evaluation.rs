@@ -1,4 +1,4 @@
-//! How long evaluation takes at CIFAR-10's size: `cargo bench -p macrl-train --bench evaluation`.
+//! Times the evaluation at CIFAR-10's size: `cargo bench -p macrl-train --bench evaluation`.
 
 use std::time::Instant;
 

@@ -1,4 +1,4 @@
-//! Times training steps, and the encoder alone, on a GPU; `bench/lease/contenders.py` drives it beside PyTorch.
+//! Times training steps, and the encoder alone, on a GPU; `bench/lease/contenders.py` runs it and PyTorch.
 //!
 //! `bench_cuda CONFIG DUMP_DIR [KEY=VALUE...]` writes the initial state and a few batches into DUMP_DIR, prints `written`,
 //! then `ready LOSS LOSS ...` (the losses of the first steps) and answers on stdin: `run N` with the seconds that N steps
@@ -30,7 +30,7 @@ use macrl_train::step::gpu::GpuStepper;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const BATCHES: usize = 4;
-/// Steps before anything is timed: the capture is among them.
+/// Steps before anything is timed, the capture among them.
 const WARM: usize = 20;
 
 fn main() -> Result<()> {

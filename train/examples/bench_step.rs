@@ -1,4 +1,4 @@
-//! Times training steps on batches that are in memory already; `bench/step.py` drives it beside PyTorch.
+//! Times training steps on batches that are in memory already; `bench/step.py` runs it and PyTorch.
 //!
 //! `bench_step CONFIG DUMP_DIR BATCHES [key=value]...` writes the initial state and that many batches into DUMP_DIR, prints
 //! `ready LOSS LOSS ...` (the losses of a step on each), then answers each line `run N` on stdin with the seconds

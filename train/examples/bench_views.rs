@@ -1,4 +1,4 @@
-//! Images per second on one core for both augmented views, beside `bench/views_torchvision.py`.
+//! Measures images per second on one core for both augmented views; `bench/views_torchvision.py` measures torchvision.
 //!
 //! `bench_views --size 32|224 IMAGE_FOLDER [SECONDS]` prints one line of JSON.  The folder's images are decoded first;
 //! what is timed is u8 pixels -> two normalised views, first without masking and patches (what torchvision does:
@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use image::RgbImage;
 use macrl_bundle::config::Config;
 use macrl_train::data::{Dataset, Reading, open_with};
-use macrl_train::views::{Recipe, Scratch, View};
+use macrl_train::views::{Scratch, View, ViewPipeline};
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -30,7 +30,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// METHOD's corruptions: the defaults, with blur above 48 pixels.  `whole`: nothing masked, no target beside.
+/// The default corruptions, with blur above 48 pixels.  `whole`: without masks and without a target.
 fn config(size: usize, whole: bool) -> Result<Config> {
     let mut set = vec![format!("encoder.image_size={size}"), format!("encoder.patch_size={}", size / 8)];
     if size > 48 {
@@ -52,15 +52,15 @@ fn read(folder: &Path) -> Result<Vec<RgbImage>> {
 
 /// Images (two views each) per second on the calling thread.
 fn rate(config: &Config, images: &[RgbImage], seconds: f64) -> f64 {
-    let recipes = [Recipe::strong(config), Recipe::weak(config)];
-    let mut rooms: Vec<View> = recipes.iter().map(|r| r.room(1)).collect();
+    let pipelines = [ViewPipeline::strong(config), ViewPipeline::weak(config)];
+    let mut views: Vec<View> = pipelines.iter().map(|p| p.empty_view(1)).collect();
     let mut scratch = Scratch::default();
     let (start, mut done) = (Instant::now(), 0u32);
     while start.elapsed() < Duration::from_secs_f64(seconds) {
         for image in images {
-            for (recipe, room) in recipes.iter().zip(&mut rooms) {
-                for slot in &mut recipe.slots(room) {
-                    recipe.make(image, 0, done, &mut scratch, slot);
+            for (pipeline, view) in pipelines.iter().zip(&mut views) {
+                for slot in &mut pipeline.slots(view) {
+                    pipeline.make(image, 0, done, &mut scratch, slot);
                 }
             }
             done += 1;
@@ -69,6 +69,6 @@ fn rate(config: &Config, images: &[RgbImage], seconds: f64) -> f64 {
             }
         }
     }
-    std::hint::black_box(&rooms);
+    std::hint::black_box(&views);
     f64::from(done) / start.elapsed().as_secs_f64()
 }

@@ -5,6 +5,7 @@
 //!
 //! This page is the public interface; hidden modules may change at any time.
 
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 #![warn(clippy::print_stdout, clippy::print_stderr)] // a closed pipe must not end a run: see macrl_bundle::output
 
 pub mod data;

@@ -20,7 +20,7 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::data::Dataset;
 use crate::views::random::{Philox, Stream};
-use crate::views::{Batch, Recipe, Scratch, Slot};
+use crate::views::{Batch, Scratch, Slot, ViewPipeline};
 
 /// Finished batches that wait to be used.  One more is being made and one is in use: at most three are in memory.
 const AHEAD: usize = 1;
@@ -29,8 +29,8 @@ const AHEAD: usize = 1;
 pub struct Batches {
     data: Arc<dyn Dataset>,
     /// `None` where only weak views are made.
-    strong: Option<Recipe>,
-    weak: Recipe,
+    strong: Option<ViewPipeline>,
+    weak: ViewPipeline,
     seed: u64,
     size: usize,
     /// The epoch that was used last, and its order of images.
@@ -52,8 +52,8 @@ impl Batches {
         }
         Ok(Batches {
             data,
-            strong: Some(Recipe::strong(config)),
-            weak: Recipe::weak(config),
+            strong: Some(ViewPipeline::strong(config)),
+            weak: ViewPipeline::weak(config),
             seed: config.train.seed,
             size,
             order: Mutex::new(None),
@@ -101,10 +101,10 @@ impl Batches {
     /// When no image of the split can be read any more.
     pub fn make(&self, step: u64) -> Result<Batch> {
         let epoch = step / self.steps_per_epoch();
-        let strong = self.strong.as_ref().map(|recipe| recipe.room(self.size)).unwrap_or_default();
-        let mut batch = Batch { indices: self.indices(step), strong, weak: self.weak.room(self.size) };
+        let strong = self.strong.as_ref().map(|pipeline| pipeline.empty_view(self.size)).unwrap_or_default();
+        let mut batch = Batch { indices: self.indices(step), strong, weak: self.weak.empty_view(self.size) };
         let strong: Vec<Option<Slot>> = match &self.strong {
-            Some(recipe) => recipe.slots(&mut batch.strong).into_iter().map(Some).collect(),
+            Some(pipeline) => pipeline.slots(&mut batch.strong).into_iter().map(Some).collect(),
             None => (0..self.size).map(|_| None).collect(),
         };
         let slots: Vec<_> = strong.into_iter().zip(self.weak.slots(&mut batch.weak)).collect();
@@ -129,8 +129,8 @@ impl Batches {
     ) -> Result<()> {
         let (readable, image) = self.read(*index)?;
         *index = readable;
-        if let (Some(recipe), Some(slot)) = (&self.strong, strong) {
-            recipe.make(&image, epoch, readable, scratch, slot);
+        if let (Some(pipeline), Some(slot)) = (&self.strong, strong) {
+            pipeline.make(&image, epoch, readable, scratch, slot);
         }
         self.weak.make(&image, epoch, readable, scratch, weak);
         Ok(())

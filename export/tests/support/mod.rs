@@ -9,7 +9,7 @@ use candle_core::{DType, Device, Tensor};
 use macrl_bundle::config::{Config, Pooling};
 use macrl_bundle::probe::Probe;
 use macrl_export::error::Failure;
-use macrl_export::source::Source;
+use macrl_export::run::TrainedRun;
 use macrl_nn::checkpoint;
 use macrl_nn::vit::Encoder;
 
@@ -93,13 +93,13 @@ pub fn write_numbers(run: &Path, config: &Config, steps: u64) {
 }
 
 /// The run read back.
-pub fn source(run: &Path) -> Source {
+pub fn source(run: &Path) -> TrainedRun {
     read(run, None).unwrap()
 }
 
 /// The run read back, or why not.
-pub fn read(run: &Path, checkpoint: Option<&str>) -> Result<Source, Failure> {
-    Source::read(run, checkpoint)
+pub fn read(run: &Path, checkpoint: Option<&str>) -> Result<TrainedRun, Failure> {
+    TrainedRun::read(run, checkpoint)
 }
 
 /// Every file below a folder, sorted, hidden ones too.

@@ -2,7 +2,7 @@
 //!
 //! `check_cuda [--after NAME | --only NAME] [NAME_PART]` prints `begin NAME`, then a line a result with the largest relative
 //! error and its tolerance (norm of the difference over norm of the CPU's result); status 0 only if all pass.  `--after`
-//! leaves out all checks up to NAME, which hung or crashed; `--only` runs that one alone.  `LD_LIBRARY_PATH` with
+//! leaves out all checks up to NAME (one that hung or crashed); `--only` runs NAME alone.  `LD_LIBRARY_PATH` with
 //! scripts/emulate's libraries runs it where no GPU is.
 
 mod operators;
@@ -16,10 +16,10 @@ use candle_core::{Device, Tensor};
 use macrl_kernels::rng::Rng;
 use macrl_nn::cuda::{Engine, Real, memory};
 
-/// Which checks run.
+/// The checks to run.
 #[derive(Default)]
 struct Chosen {
-    /// All up to this one are left out; cleared when it has come by.
+    /// All checks up to this one are left out; cleared when it is reached.
     after: Option<String>,
     only: Option<String>,
     part: Option<String>,
@@ -52,9 +52,9 @@ impl Chosen {
     }
 }
 
-/// Collects what the checks find.
+/// Runs checks and collects their results.
 pub struct Checks {
-    /// The GPU.
+    /// The GPU that is checked.
     pub device: Device,
     chosen: Chosen,
     failed: Vec<String>,
@@ -108,7 +108,7 @@ pub fn noise(real: Real, seed: u64, count: usize, scale: f64) -> Vec<f32> {
     (0..count).map(|_| rounded(real, (rng.normal() * scale) as f32)).collect()
 }
 
-/// The nearest value of the storage.
+/// The nearest value that `real` can store.
 pub fn rounded(real: Real, value: f32) -> f32 {
     match real {
         Real::F32 => value,
@@ -116,7 +116,7 @@ pub fn rounded(real: Real, value: f32) -> f32 {
     }
 }
 
-/// A tensor's values, wherever it is.
+/// A tensor's values, copied from a GPU if it is there.
 pub fn values(tensor: &Tensor) -> Result<Vec<f32>> {
     match tensor.device() {
         Device::Cpu => Ok(tensor.flatten_all()?.to_vec1()?),
@@ -124,7 +124,7 @@ pub fn values(tensor: &Tensor) -> Result<Vec<f32>> {
     }
 }
 
-/// Relative error that a storage allows after a handful of roundings.
+/// Relative error that a few roundings in `real` may cause.
 pub fn tolerance(real: Real) -> f64 {
     match real {
         Real::F32 => 2e-5,

@@ -1,4 +1,4 @@
-//! One operator at a time: the same inputs through the CPU's and the GPU's.
+//! Checks of single operators: the same inputs on the CPU and on the GPU.
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ use super::{Checks, distance, noise, rounded, tolerance, values};
 
 type Found = Vec<(String, f64, f64)>;
 
-/// A scalar whose gradient is what the check wants it to be.
+/// Makes a scalar of a result, so that the result gets a given gradient.
 struct Gradient(Tensor);
 
 impl CustomOp1 for Gradient {
@@ -41,7 +41,7 @@ impl CustomOp1 for Gradient {
     }
 }
 
-/// Parameters on both sides, rounded so that both compute with the same ones.
+/// The same rounded parameters on the CPU and on the GPU.
 struct Sides {
     cpu: Vec<Group>,
     gpu: Vec<Group>,
@@ -92,7 +92,7 @@ fn gpu_variable(tensor: &Tensor) -> Result<Tensor> {
     Ok(Var::from_tensor(tensor)?.as_tensor().clone())
 }
 
-/// Which patches a batch keeps: (B, K) ascending.
+/// Indices of the kept patches (B, K), ascending.
 fn kept(images: usize, k: usize, n: usize, seed: u64) -> Vec<u32> {
     let mut rng = Rng::new([seed, 5, 0, 0]);
     (0..images)
@@ -187,7 +187,7 @@ fn flat_values(tokens: &Tokens) -> Result<Vec<f32>> {
     tokens.parts().iter().map(values).collect::<Result<Vec<_>>>().map(|parts| parts.concat())
 }
 
-/// All of them.
+/// Checks all operators in one precision.
 pub(crate) fn all(checks: &mut Checks, real: Real) {
     let limit = tolerance(real);
     let named = |name: &str| format!("{name} {real:?}");
@@ -203,7 +203,7 @@ pub(crate) fn all(checks: &mut Checks, real: Real) {
             through(device, real, limit, &cpu, &gpu, &[&norm, &e.sides])
         });
     }
-    // Enough rows for sums over more blocks than are added up at once.
+    // Enough rows that sums over blocks need several passes.
     for width in [24, 260] {
         checks.run(&named(&format!("norm of {width}, many rows")), |device| {
             let e = embedded(device, real, 64, [4, 11], 16, width)?;
@@ -215,7 +215,7 @@ pub(crate) fn all(checks: &mut Checks, real: Real) {
     // (tokens of both views, heads, head width): plain and matrix attention, one tile and several.
     for (ks, heads, d) in [
         ([4, 11], 3, 8),
-        // Biases that no product's epilogue takes in bfloat16.
+        // Biases that a product's epilogue does not accept in bfloat16.
         ([4, 11], 5, 4),
         ([16, 48], 3, 64),
         ([32, 79], 1, 64),

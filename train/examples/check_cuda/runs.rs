@@ -1,4 +1,4 @@
-//! What happens around steps: one that is not finite, and ends of epochs.
+//! Checks of whole runs: a step that is not finite, and ends of epochs.
 
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use macrl_train::trainer::pretrain;
 use super::steps::{Ran, STEPS, captured, config, data, weights};
 use super::{Checks, distance};
 
-/// All of them.
+/// Checks runs in several precisions.
 pub(crate) fn all(checks: &mut Checks) {
     for (name, set) in [
         ("f32", vec![]),
@@ -28,10 +28,10 @@ pub(crate) fn all(checks: &mut Checks) {
     checks.run("ends of epochs", epochs);
 }
 
-/// Step that breaks the weights, without being broken itself.
+/// Step whose update breaks the weights; the step itself is finite.
 const WILD: u64 = 6;
 
-/// A run whose step [`WILD`] has a learning rate that the next step's loss does not survive.
+/// A run whose step [`WILD`] has such a high learning rate that the next step's loss is not finite.
 fn broken(device: &Device, set: &[&str]) -> Result<Ran> {
     let [calm, wild] = [config(set)?, config(&[set, &["train.lr=1e30"]].concat())?];
     let mut state = State::init(&calm)?;
@@ -48,8 +48,8 @@ fn broken(device: &Device, set: &[&str]) -> Result<Ran> {
     Ok(Ran { done, state })
 }
 
-/// A step that is not finite changes nothing, and nothing behind it does: weights, moments, bank and counters are those
-/// before it on both devices.
+/// A step that is not finite changes nothing, and neither do the steps after it: weights, moments, bank and counters are those
+/// before it, on both devices.
 fn not_finite(device: &Device, set: &[&str]) -> Result<Vec<(String, f64, f64)>> {
     let (cpu, gpu) = (broken(&Device::Cpu, set)?, broken(device, set)?);
     let counters = |ran: &Ran| {
@@ -66,12 +66,12 @@ fn not_finite(device: &Device, set: &[&str]) -> Result<Vec<(String, f64, f64)>> 
     Ok(vec![
         ("bank".into(), distance(b, a), limit),
         ("moments".into(), distance(&moments(&gpu), &moments(&cpu)), limit),
-        // A wild step goes by signs, which flip where a gradient is nearly 0.
+        // A step with a huge rate depends on signs, which flip where a gradient is nearly 0.
         ("weights".into(), distance(&weights(&gpu.state)?, &weights(&cpu.state)?), 4.0 * limit),
     ])
 }
 
-/// Steps after which a short run has kept a checkpoint, and how long it took.
+/// Names of the checkpoints that a short run has kept, and the time that it took.
 fn kept(device: &Device) -> Result<(Vec<String>, Duration)> {
     let config = config(&["train.epochs=4", "evaluate.every_epochs=3", "train.keep_checkpoints=9"])?;
     let dir = std::env::temp_dir().join(format!("check_cuda-{}-{}", std::process::id(), device.is_cuda()));
@@ -97,7 +97,7 @@ fn kept(device: &Device) -> Result<(Vec<String>, Duration)> {
     Ok((names, took))
 }
 
-/// On a GPU only ends of epochs that are evaluated are saved, and the last, unless the last time was a while ago.
+/// On a GPU, checkpoints are kept at ends of epochs that are evaluated, at the last, and where the last checkpoint is old.
 fn epochs(device: &Device) -> Result<Vec<(String, f64, f64)>> {
     let (cpu, (gpu, took)) = (kept(&Device::Cpu)?.0, kept(device)?);
     let named = |steps: &[u64]| steps.iter().map(|step| format!("step-{step:08}")).collect::<Vec<_>>();

@@ -62,7 +62,7 @@ pub(super) fn data(equal: bool) -> Arc<dyn Dataset> {
     Arc::new(Memory::new("train", (0..IMAGES).map(image).collect(), vec![None; IMAGES]))
 }
 
-/// All of them.
+/// Checks views and steps in several configurations.
 pub(crate) fn all(checks: &mut Checks) {
     for (name, set) in [
         (
@@ -177,7 +177,7 @@ fn views(device: &Device, config: &Config) -> Result<Vec<(String, f64, f64)>> {
     Ok(found)
 }
 
-/// Numbers and weights of a run.
+/// The finished steps and the final state of a run.
 pub(super) struct Ran {
     pub(super) done: Vec<Finished>,
     pub(super) state: State,
@@ -199,7 +199,7 @@ fn ran(device: &Device, config: &Config, equal: bool) -> Result<Ran> {
     Ok(Ran { done, state })
 }
 
-/// On a GPU a run's steps are one captured graph by now, unless scripts/emulate was told to let captures fail.
+/// Checks that a run's steps on a GPU are one captured graph by now, unless scripts/emulate was told to let captures fail.
 pub(super) fn captured(device: &Device, stepper: &dyn Stepper) -> Result<()> {
     if device.is_cuda() {
         let fails = std::env::var_os("EMULATE_FAIL").is_some_and(|wish| !wish.is_empty());
@@ -208,7 +208,7 @@ pub(super) fn captured(device: &Device, stepper: &dyn Stepper) -> Result<()> {
     Ok(())
 }
 
-/// Every trainable value, and the key branch's.
+/// All trainable parameters, and those of the key branch.
 pub(super) fn weights(state: &State) -> Result<Vec<f32>> {
     let trainable = state.method.trainable().into_iter().map(|(_, group)| group);
     let keys = state.method.key.iter().flat_map(|(e, p)| [e.groups(), p.groups()].concat());
@@ -222,7 +222,7 @@ pub(super) fn weights(state: &State) -> Result<Vec<f32>> {
     Ok(all)
 }
 
-/// The same run on both devices: losses, norms, weights, moments, bank.
+/// Compares the same run on both devices: losses, norms, weights, moments, bank.
 fn steps(device: &Device, config: &Config, equal: bool) -> Result<Vec<(String, f64, f64)>> {
     let bf16 = config.train.precision == macrl_bundle::config::Precision::Bf16;
     let cpu = ran(&Device::Cpu, config, equal)?;
@@ -261,7 +261,7 @@ fn steps(device: &Device, config: &Config, equal: bool) -> Result<Vec<(String, f
     Ok(found)
 }
 
-/// A run stopped, saved and gone on with equals one that was not: sums have a fixed order.
+/// A run that was stopped, saved and resumed equals one that was not, since sums have a fixed order.
 fn resumed(device: &Device) -> Result<Vec<(String, f64, f64)>> {
     let config = config(&["train.precision=bf16", "train.optimizer=muon", "contrast.key_mask=none"])?;
     let whole = ran(device, &config, true)?;

@@ -1,4 +1,4 @@
-//! What both step benches hand to PyTorch: the initial state and a few batches.
+//! Files that both step benchmarks write for PyTorch: the initial state and a few batches.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -14,10 +14,10 @@ use macrl_train::data::memory::Memory;
 use macrl_train::state::State;
 use macrl_train::views::{Batch, View};
 
-/// Steps in an epoch as far as the schedule is concerned.
+/// Steps in an epoch, for the schedule.
 pub(crate) const EPOCH: u64 = 1000;
 
-/// Images for `batches` batches; their pixels do not matter.
+/// Random images for `batches` batches.
 pub(crate) fn noise(config: &Config, batches: usize) -> Arc<dyn Dataset> {
     let size = config.encoder.image_size as u32;
     let count = batches * config.train.batch_size;

@@ -10,14 +10,14 @@ use macrl_bundle::probe::Probe;
 use macrl_nn::ops::graph::with_values;
 use macrl_nn::vit::Encoder;
 
-use super::material::{Material, Neighbour, Neighbourhood, Reconstruction};
+use super::content::{Neighbour, Neighbourhood, Reconstruction, ReportContent};
 use crate::data::{Data, Dataset};
 use crate::encode::{load_encoder, stream};
 use crate::evaluate::{Features, knn};
 use crate::run::Run;
 use crate::samples;
 use crate::state::State;
-use crate::views::{Batch, Recipe, Scratch, View};
+use crate::views::{Batch, Scratch, View, ViewPipeline};
 
 /// Number of images whose reconstructions are shown.
 const RECONSTRUCTED: usize = 6;
@@ -59,7 +59,7 @@ impl FeatureExtractor {
 ///
 /// # Errors
 /// A missing or damaged checkpoint or samples.safetensors.
-pub fn gather(run: &Run, data: Option<&Data>) -> Result<Material> {
+pub fn gather(run: &Run, data: Option<&Data>) -> Result<ReportContent> {
     let path = if run.best().exists() { run.best() } else { run.last() };
     let (encoder, config, step) = load_encoder(&path)?;
     let extractor =
@@ -90,7 +90,7 @@ pub fn gather(run: &Run, data: Option<&Data>) -> Result<Material> {
     }
     provenance.push(("network computed on".into(), format!("CPU, {} threads", rayon::current_num_threads())));
     let unlabelled = known.iter().all(Option::is_none);
-    Ok(Material { strong, weak, neighbours, gallery, projected: Some(projected), unlabelled, labels, provenance })
+    Ok(ReportContent { strong, weak, neighbours, gallery, projected: Some(projected), unlabelled, labels, provenance })
 }
 
 /// The samples as queries.
@@ -170,7 +170,7 @@ type Branches = (Vec<Reconstruction>, Vec<Reconstruction>);
 
 /// The images in both branches, with the views of the first epoch; empty where the run has no decoder.
 fn reconstructions(state: &State, config: &Config, images: &[RgbImage]) -> Result<Branches> {
-    let (strong, weak) = (Recipe::strong(config), Recipe::weak(config));
+    let (strong, weak) = (ViewPipeline::strong(config), ViewPipeline::weak(config));
     let batch = Batch {
         indices: (0..images.len() as u32).collect(),
         strong: views(&strong, images),
@@ -180,11 +180,11 @@ fn reconstructions(state: &State, config: &Config, images: &[RgbImage]) -> Resul
     Ok((pictures(config, &batch.strong, &strong)?, pictures(config, &batch.weak, &weak)?))
 }
 
-fn views(recipe: &Recipe, images: &[RgbImage]) -> View {
-    let mut view = recipe.room(images.len());
+fn views(pipeline: &ViewPipeline, images: &[RgbImage]) -> View {
+    let mut view = pipeline.empty_view(images.len());
     let mut scratch = Scratch::default();
-    for (i, (slot, image)) in recipe.slots(&mut view).iter_mut().zip(images).enumerate() {
-        recipe.make(image, 0, i as u32, &mut scratch, slot);
+    for (i, (slot, image)) in pipeline.slots(&mut view).iter_mut().zip(images).enumerate() {
+        pipeline.make(image, 0, i as u32, &mut scratch, slot);
     }
     view
 }

@@ -1,16 +1,16 @@
 //! `report.html`: one self-contained page about a run.
 //!
 //! This module reads the text files of the run's folder.  What needs the network (reconstructions, features) is passed as
-//! [`Material`], which [`gather`] computes.  Missing parts are left out, so that a report can be written at any time.
+//! [`ReportContent`], which [`gather`] computes.  Missing parts are left out, so that a report can be written at any time.
 
 mod chart;
 mod confusion;
+mod content;
 mod evaluation;
 mod files;
 mod finetune;
 mod gather;
 mod html;
-mod material;
 mod metrics;
 mod pictures;
 mod projection;
@@ -21,10 +21,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result};
 use macrl_bundle::evaluation::Evaluation;
 
+pub use content::{Neighbour, Neighbourhood, Reconstruction, ReportContent};
 use files::optional;
 pub use gather::gather;
 use html::{Page, escape, section};
-pub use material::{Material, Neighbour, Neighbourhood, Reconstruction};
 use metrics::Metrics;
 
 /// Bytes at the start of a page that contain its title.
@@ -34,8 +34,8 @@ const HEAD: usize = 4096;
 ///
 /// # Errors
 /// A file of the run that is there but can't be read, or the report that can't be written.
-pub fn write(run: &Path, material: &Material) -> Result<PathBuf> {
-    let page = render(run, material)?;
+pub fn write(run: &Path, content: &ReportContent) -> Result<PathBuf> {
+    let page = render(run, content)?;
     let path = run.join("report.html");
     macrl_bundle::atomic::write_file(&path, page.as_bytes())
         .with_context(|| format!("cannot write {}", path.display()))?;
@@ -52,7 +52,7 @@ pub fn is_own(page: &[u8]) -> bool {
 ///
 /// # Errors
 /// A file of the run that is there but can't be read.
-pub fn render(run: &Path, material: &Material) -> Result<String> {
+pub fn render(run: &Path, content: &ReportContent) -> Result<String> {
     let metrics = match optional(&run.join("metrics.jsonl"))? {
         Some(text) => Metrics::parse(&text),
         None => Metrics::default(),
@@ -65,15 +65,15 @@ pub fn render(run: &Path, material: &Material) -> Result<String> {
     let name = run.file_name().map_or_else(|| "run".into(), |name| name.to_string_lossy().into_owned());
     let mut page = Page::new(&name);
     page.push(evaluation::headline(&name, judged.as_ref(), &metrics));
-    page.push(evaluation::sections(judged.as_ref(), &run.display().to_string(), &metrics, material.unlabelled));
+    page.push(evaluation::sections(judged.as_ref(), &run.display().to_string(), &metrics, content.unlabelled));
     page.push(finetune::section(run)?);
     page.push(section("curves", "Training", &metrics.charts()));
-    page.push(pictures::reconstructions(&material.strong, &material.weak));
-    page.push(pictures::neighbours(&material.neighbours, &material.gallery, &material.labels));
-    if let Some(features) = &material.projected {
-        page.push(projection::section(features, &material.labels, !material.unlabelled));
+    page.push(pictures::reconstructions(&content.strong, &content.weak));
+    page.push(pictures::neighbours(&content.neighbours, &content.gallery, &content.labels));
+    if let Some(features) = &content.projected {
+        page.push(projection::section(features, &content.labels, !content.unlabelled));
     }
-    page.push(provenance(&material.provenance, &metrics));
+    page.push(provenance(&content.provenance, &metrics));
     if !config.is_empty() {
         let body = format!("<pre class=\"config\"><code>{}</code></pre>", escape(config.trim_end()));
         page.push(section("config", "Configuration, resolved", &body));

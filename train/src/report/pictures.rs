@@ -4,8 +4,8 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use image::codecs::jpeg::JpegEncoder;
 use image::{ImageFormat, RgbImage, imageops};
 
+use super::content::{Neighbourhood, Reconstruction};
 use super::html::{class_name, escape, section};
-use super::material::{Neighbourhood, Reconstruction};
 
 /// Largest edge of reconstructions and of neighbours in the page; larger images are reduced, so that the page stays small.
 const RECONSTRUCTION: u32 = 192;

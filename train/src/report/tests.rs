@@ -22,11 +22,11 @@ fn metrics_text() -> String {
     lines.join("\n")
 }
 
-fn material() -> Material {
+fn content() -> ReportContent {
     let picture = |shade: u8| RgbImage::from_pixel(8, 8, Rgb([shade, 0, 255 - shade]));
     let triple = Reconstruction { input: picture(0), corrupted: picture(100), reconstructed: picture(200) };
     let labels: Vec<u32> = (0..20).map(|i| i % 3).collect();
-    Material {
+    ReportContent {
         strong: vec![triple.clone(); 2],
         weak: vec![triple; 2],
         neighbours: vec![Neighbourhood {
@@ -38,7 +38,7 @@ fn material() -> Material {
         projected: Some(Features { values: draws(80, 1), labels, dim: 4 }),
         labels: vec!["<script>alert(1)</script>".into(), "b".into(), "c".into()],
         provenance: vec![("device".into(), "cpu".into())],
-        ..Material::default()
+        ..ReportContent::default()
     }
 }
 
@@ -60,7 +60,7 @@ fn a_whole_run_gives_a_whole_page() {
     let tuning = [(10, 0.554), (20, 0.654)]
         .map(|(step, accuracy)| format!(r#"{{"kind":"eval","step":{step},"accuracy":{accuracy}}}"#));
     std::fs::write(run.join("finetune/macrl/metrics.jsonl"), tuning.join("\n")).unwrap();
-    let page = std::fs::read_to_string(write(&run, &material()).unwrap()).unwrap();
+    let page = std::fs::read_to_string(write(&run, &content()).unwrap()).unwrap();
     let sections = "evaluation confusion finetune curves reconstructions neighbours projection provenance config";
     for id in sections.split(' ') {
         assert!(page.contains(&format!("<section id=\"{id}\">")), "{id}");
@@ -86,7 +86,7 @@ fn opened_tags(page: &str, tag: &str) -> usize {
 #[test]
 fn an_empty_run_gives_a_page_that_says_so() {
     let folder = tempfile::tempdir().unwrap();
-    let page = render(folder.path(), &Material::default()).unwrap();
+    let page = render(folder.path(), &ReportContent::default()).unwrap();
     assert!(page.contains("Not evaluated yet") && !page.contains("id=\"curves\""));
 }
 
@@ -95,10 +95,10 @@ fn a_run_without_labels_has_its_own_page() {
     let folder = tempfile::tempdir().unwrap();
     let metrics: Vec<String> = metrics_text().lines().map(|line| line.replace("\"knn\":0.5,", "")).collect();
     std::fs::write(folder.path().join("metrics.jsonl"), metrics.join("\n").replace("\"knn\":0.6,", "")).unwrap();
-    let mut material = Material { unlabelled: true, labels: Vec::new(), ..material() };
-    material.neighbours[0].label = None;
-    material.neighbours[0].near[0].label = None;
-    let page = render(folder.path(), &material).unwrap();
+    let mut content = ReportContent { unlabelled: true, labels: Vec::new(), ..content() };
+    content.neighbours[0].label = None;
+    content.neighbours[0].near[0].label = None;
+    let page = render(folder.path(), &content).unwrap();
     assert!(page.contains("No image has a label") && page.contains("measures the spread of the"));
     let about_labels =
         ["coloured by class", "outlined", "Not evaluated yet", "kNN", "linear probe", "<ul>", "Another class"];
@@ -123,7 +123,7 @@ fn a_run_without_labels_has_its_own_page() {
     };
     let evaluation = crate::evaluate::unlabelled::evaluation(&spread, &settings).to_json();
     std::fs::write(folder.path().join("evaluation.json"), evaluation).unwrap();
-    let page = render(folder.path(), &material).unwrap();
+    let page = render(folder.path(), &content).unwrap();
     assert!(
         page.contains("Evaluation without labels") && page.contains("20.5 of 192") && page.contains("<td>0.75</td>")
     );
@@ -134,7 +134,7 @@ fn a_run_without_labels_has_its_own_page() {
 fn a_broken_evaluation_is_named() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("evaluation.json"), "{").unwrap();
-    assert!(render(folder.path(), &Material::default()).unwrap_err().to_string().contains("evaluation.json"));
+    assert!(render(folder.path(), &ReportContent::default()).unwrap_err().to_string().contains("evaluation.json"));
 }
 
 #[test]

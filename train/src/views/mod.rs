@@ -80,7 +80,7 @@ fn part_of<T: Clone>(values: &[T], i: usize, parts: usize) -> Vec<T> {
 
 /// Makes the views of one branch.
 #[derive(Debug, Clone)]
-pub struct Recipe {
+pub struct ViewPipeline {
     config: ViewConfig,
     stream: Stream,
     seed: u64,
@@ -112,23 +112,23 @@ pub struct Slot<'a> {
     pub target: &'a mut [f32],
 }
 
-impl Recipe {
+impl ViewPipeline {
     /// The strong branch of a run.
     pub fn strong(config: &Config) -> Self {
         let keys = config.contrast.symmetric;
-        Recipe::new(config, &config.views.strong, Stream::Strong, keys)
+        ViewPipeline::new(config, &config.views.strong, Stream::Strong, keys)
     }
 
     /// The weak branch of a run.
     pub fn weak(config: &Config) -> Self {
-        Recipe::new(config, &config.views.weak, Stream::Weak, true)
+        ViewPipeline::new(config, &config.views.weak, Stream::Weak, true)
     }
 
     /// `keys`: whether this branch's views are keys, not only queries.
     fn new(config: &Config, view: &ViewConfig, stream: Stream, keys: bool) -> Self {
         let std = config.data.std;
         let mean = config.data.mean;
-        Recipe {
+        ViewPipeline {
             config: view.clone(),
             stream,
             seed: config.train.seed,
@@ -156,7 +156,7 @@ impl Recipe {
     }
 
     /// A view of `batch` images, filled with zeros.
-    pub fn room(&self, batch: usize) -> View {
+    pub fn empty_view(&self, batch: usize) -> View {
         let values = self.patchify.values();
         View {
             kept: vec![0; batch * self.kept],

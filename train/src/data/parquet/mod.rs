@@ -10,8 +10,6 @@ mod held;
 mod labels;
 #[cfg(test)]
 mod tests;
-#[cfg(test)]
-mod written;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::os::unix::fs::MetadataExt;

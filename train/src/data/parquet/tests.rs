@@ -1,13 +1,15 @@
 //! Data sets as the hub and other programs write them.
 
+mod written;
+
 use std::time::{Duration, Instant};
 
 use parquet::basic::{BrotliLevel, Compression, GzipLevel, ZstdLevel};
 use rayon::prelude::*;
 
-use super::written::{Column, png, write, write_groups};
 use super::*;
 use crate::data::{Columns, Data, Unclear, open_with};
+use written::{Column, png, write, write_groups};
 
 const SNAPPY: Compression = Compression::SNAPPY;
 const CLASSES: &str = r#"{"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}"#;

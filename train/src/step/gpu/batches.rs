@@ -21,7 +21,7 @@ use crate::loader::{Batches, Loader};
 use crate::ops::contrast::KeyImages;
 use crate::ops::reconstruction::Target;
 use crate::views::draw::{Adjust, Draws};
-use crate::views::{Batch, Recipe, View, blur};
+use crate::views::{Batch, View, ViewPipeline, blur};
 
 /// Words at the start of a batch: the step's numbers.
 pub(super) const HEAD: usize = size_of::<crate::cuda::flat::StepNumbers>() / 4;
@@ -85,8 +85,8 @@ struct ViewParts {
 }
 
 impl ViewParts {
-    fn of(recipe: &Recipe) -> Self {
-        ViewParts { k: recipe.kept(), whole: recipe.has_whole() }
+    fn of(pipeline: &ViewPipeline) -> Self {
+        ViewParts { k: pipeline.kept(), whole: pipeline.has_whole() }
     }
 }
 
@@ -116,7 +116,7 @@ impl HostBatches {
         config: &Config,
         first: u64,
     ) -> Result<(Self, DeviceBatch)> {
-        let (strong, weak) = (Recipe::strong(config), Recipe::weak(config));
+        let (strong, weak) = (ViewPipeline::strong(config), ViewPipeline::weak(config));
         let resident = resident(device, &data, config, &strong)?;
         let parts = config.train.accumulate.max(1);
         let sizes = Sizes {
@@ -282,12 +282,12 @@ fn resident(
     device: &Device,
     data: &Arc<dyn Dataset>,
     config: &Config,
-    recipe: &Recipe,
+    pipeline: &ViewPipeline,
 ) -> Result<Option<(Tensor, Geometry)>> {
     let engine = Engine::at(device)?;
     let Ok(first) = data.image(0) else { return Ok(None) };
     let (width, height) = first.dimensions();
-    let patchify = recipe.patchify();
+    let patchify = pipeline.patchify();
     let geometry = Geometry {
         height: height as usize,
         width: width as usize,
@@ -318,14 +318,20 @@ fn resident(
 }
 
 /// The random draws of a step, for images that lie on the device.
-fn drawn(batches: &Batches, step: u64, image: (usize, usize), sizes: Sizes, recipes: [&Recipe; 2]) -> HostBatch {
+fn drawn(
+    batches: &Batches,
+    step: u64,
+    image: (usize, usize),
+    sizes: Sizes,
+    pipelines: [&ViewPipeline; 2],
+) -> HostBatch {
     let epoch = step / batches.steps_per_epoch();
     let indices = batches.indices(step);
-    let mut words = head(&indices, sizes, recipes.map(ViewParts::of));
+    let mut words = head(&indices, sizes, pipelines.map(ViewParts::of));
     let mut rest = &mut words[HEAD + sizes.batch..];
-    for recipe in recipes {
-        let k = recipe.kept();
-        let (branch, behind) = rest.split_at_mut(sizes.words(ViewParts::of(recipe)));
+    for pipeline in pipelines {
+        let k = pipeline.kept();
+        let (branch, behind) = rest.split_at_mut(sizes.words(ViewParts::of(pipeline)));
         let (draws, branch) = branch.split_at_mut(sizes.batch * DRAW_WORDS);
         let (kept, sources) = branch.split_at_mut(sizes.batch * k);
         let rows = draws
@@ -333,8 +339,8 @@ fn drawn(batches: &Batches, step: u64, image: (usize, usize), sizes: Sizes, reci
             .zip(kept.par_chunks_exact_mut(k))
             .zip(sources.par_chunks_exact_mut(TokenLayout::of_patches(sizes.patches).count()));
         rows.zip(&indices).enumerate().for_each_init(Vec::new, |order, (i, (((draw, kept), sources), index))| {
-            let drawn = recipe.draw(image, epoch, *index, kept, order);
-            draw.copy_from_slice(bytemuck::cast_slice(&[record(*index, &drawn, recipe.patchify().size)]));
+            let drawn = pipeline.draw(image, epoch, *index, kept, order);
+            draw.copy_from_slice(bytemuck::cast_slice(&[record(*index, &drawn, pipeline.patchify().size)]));
             TokenLayout::of_patches(k).sources(kept, i % sizes.part, sources);
         });
         rest = behind;

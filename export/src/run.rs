@@ -1,4 +1,4 @@
-//! What an export starts from: a run folder, read once and validated.
+//! Reads and validates the run that is exported.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -17,50 +17,50 @@ use crate::error::Failure;
 
 /// Name of the fixed positions among the weights, (1, 1 + N, D).
 pub const POSITIONS: &str = "pos_embed";
-/// In front of the encoder's tensors in a training checkpoint.
+/// Prefix of the encoder's tensors in a training checkpoint.
 const PREFIX: &str = "encoder.";
 
-/// Everything that a bundle is made of.
+/// A training run with everything that a bundle is made of.
 #[derive(Debug)]
-pub struct Source {
-    /// Name of the run: its folder's.
+pub struct TrainedRun {
+    /// Name of the run's folder.
     pub name: String,
     /// The run's resolved configuration.
     pub config: Config,
-    /// Optimiser steps behind the weights.
+    /// Optimiser steps after which the weights were saved.
     pub steps: u64,
     /// File name of the checkpoint.
     pub checkpoint: String,
-    /// The network.
+    /// The trained encoder.
     pub encoder: Encoder,
-    /// The GPU it computes on; `None`: the CPU.
+    /// Name of the GPU that the encoder is on; `None`: the CPU.
     pub device: Option<String>,
-    /// Its weights under timm's names, and [`POSITIONS`].
+    /// The encoder's weights under timm's names, and [`POSITIONS`].
     pub weights: HashMap<String, Tensor>,
-    /// Images for the parity proof.
-    pub images: Images,
+    /// ParityImages for the parity check.
+    pub images: ParityImages,
     /// The linear probe, where the run was evaluated.
     pub probe: Option<Probe>,
-    /// The numbers, where the run was evaluated.
+    /// The evaluation, where the run was evaluated.
     pub evaluation: Option<Evaluation>,
-    /// `probe.safetensors` as it lies in the run.
+    /// Path of the run's `probe.safetensors`.
     pub probe_file: Option<PathBuf>,
-    /// `evaluation.json` as it lies in the run.
+    /// Path of the run's `evaluation.json`.
     pub evaluation_file: Option<PathBuf>,
 }
 
-impl Source {
-    /// The same with the network on another device, in 32-bit precision.
+impl TrainedRun {
+    /// Moves the encoder to another device, in 32-bit precision.
     ///
     /// # Errors
-    /// Out of memory there.
+    /// The device's memory does not suffice.
     pub fn on(self, device: &Device, name: String) -> Result<Self> {
         match device {
             Device::Cpu => Ok(self),
             #[cfg(feature = "cuda")]
             gpu => {
                 let encoder = self.encoder.map(|group| group.to_gpu(gpu, macrl_nn::cuda::Real::F32))?;
-                Ok(Source { encoder, device: Some(name), ..self })
+                Ok(TrainedRun { encoder, device: Some(name), ..self })
             }
             #[cfg(not(feature = "cuda"))]
             other => anyhow::bail!("this build does not compute on {other:?} ({name})"),
@@ -68,22 +68,22 @@ impl Source {
     }
 }
 
-/// Images as the encoder takes them.
+/// ParityImages as the encoder takes them, for the parity check.
 #[derive(Debug, Clone)]
-pub struct Images {
-    /// n.
+pub struct ParityImages {
+    /// n, the number of images.
     pub count: usize,
-    /// S, pixels.
+    /// S, the edge of an image in pixels.
     pub size: usize,
     /// (n, 3, S, S), normalised.
     pub pixels: Vec<f32>,
 }
 
-impl Images {
-    /// Images `from..to` as a tensor (to - from, 3, S, S).
+impl ParityImages {
+    /// ParityImages `from..to` as a tensor (to - from, 3, S, S).
     ///
     /// # Errors
-    /// Candle's.
+    /// A tensor operation fails.
     pub fn batch(&self, from: usize, to: usize) -> candle_core::Result<Tensor> {
         let values = 3 * self.size * self.size;
         let shape = (to - from, 3, self.size, self.size);
@@ -91,7 +91,7 @@ impl Images {
     }
 }
 
-impl Source {
+impl TrainedRun {
     /// Reads a run folder; `checkpoint` is `best`, `last`, a file, or nothing: the one that was evaluated, else the
     /// best, else the last.
     ///
@@ -149,7 +149,7 @@ impl Source {
 /// The encoder's weights under timm's names, the fixed positions among them.
 ///
 /// # Errors
-/// Candle's.
+/// A tensor operation fails.
 pub fn weights(encoder: &Encoder, config: &Config) -> Result<HashMap<String, Tensor>> {
     let (e, d) = (&config.encoder, config.encoder.width);
     let positions = Tensor::from_vec(positions(e.grid(), d), (1, 1 + e.patches(), d), &Device::Cpu)?;
@@ -208,7 +208,7 @@ fn check_evaluation(
 }
 
 /// `samples.safetensors`: `pixels` u8 (n, S, S, 3), held-out images after the evaluation transform.
-fn read_images(path: &Path, config: &Config) -> Result<Images> {
+fn read_images(path: &Path, config: &Config) -> Result<ParityImages> {
     let name = path.display();
     let bytes = std::fs::read(path).with_context(|| {
         format!("cannot read {name}, the run's held-out images for the parity proof (`macrl-train pretrain` writes it)")
@@ -223,7 +223,7 @@ fn read_images(path: &Path, config: &Config) -> Result<Images> {
     for (rgb, out) in view.data().chunks(3 * size * size).zip(pixels.chunks_mut(3 * size * size)) {
         preprocess.normalize(rgb, out);
     }
-    Ok(Images { count: view.shape()[0], size, pixels })
+    Ok(ParityImages { count: view.shape()[0], size, pixels })
 }
 
 fn existing(path: PathBuf) -> Option<PathBuf> {

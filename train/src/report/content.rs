@@ -39,7 +39,7 @@ pub struct Neighbour {
 
 /// What the report shows besides the text files of the run's folder; each part may be empty.
 #[derive(Debug, Clone, Default)]
-pub struct Material {
+pub struct ReportContent {
     /// Images in the strong branch.
     pub strong: Vec<Reconstruction>,
     /// The same images in the weak branch.

@@ -20,7 +20,7 @@ fn write(dir: &Path, names: &[&str], version: &str) -> Result<()> {
 
 /// Exports like the real one, but for the work.
 fn export(dir: &Path, names: &[&str], version: &str) -> Result<(), Failure> {
-    Ok(Place::claim(dir)?.fill(|at| write(at, names, version))?)
+    Ok(BundleFolder::claim(dir)?.fill(|at| write(at, names, version))?)
 }
 
 fn refused(dir: &Path) -> String {
@@ -144,7 +144,7 @@ fn a_kill_at_any_moment_leaves_the_old_one_or_the_new_one_to_be_finished() {
         // Killed while it was made.
         fs::create_dir(dir.join(NEW)).unwrap();
         fs::write(dir.join(NEW).join(bundle::WEIGHTS), "half").unwrap();
-        drop(Place::claim(&dir).unwrap());
+        drop(BundleFolder::claim(&dir).unwrap());
         assert_eq!(text(&dir, bundle::WEIGHTS), "model.safetensors old");
         // Killed after so many moves.
         remove(&dir.join(NEW)).unwrap();
@@ -160,7 +160,7 @@ fn a_kill_at_any_moment_leaves_the_old_one_or_the_new_one_to_be_finished() {
         }
         let told = macrl_bundle::bundle::Bundle::open(&dir).unwrap_err().to_string();
         assert!(told.contains("is half replaced") && told.contains("`macrl-export bundle "), "{told}");
-        drop(Place::claim(&dir).unwrap());
+        drop(BundleFolder::claim(&dir).unwrap());
         let expected = place.path().join("expected");
         remove(&expected).unwrap();
         export(&expected, &ALWAYS, "new").unwrap();
@@ -171,11 +171,11 @@ fn a_kill_at_any_moment_leaves_the_old_one_or_the_new_one_to_be_finished() {
 #[test]
 fn two_exports_do_not_meet() {
     let dir = tempfile::tempdir().unwrap();
-    let first = Place::claim(dir.path()).unwrap();
+    let first = BundleFolder::claim(dir.path()).unwrap();
     assert!(refused(dir.path()).contains(&format!("is being written by process {}", std::process::id())));
     first.fill(|at| write(at, &ALWAYS, "1")).unwrap();
     export(dir.path(), &ALWAYS, "2").unwrap();
-    let failed = Place::claim(dir.path()).unwrap().fill(|at| {
+    let failed = BundleFolder::claim(dir.path()).unwrap().fill(|at| {
         write(at, &ALWAYS, "3")?;
         anyhow::bail!("stop")
     });

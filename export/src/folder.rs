@@ -1,9 +1,9 @@
-//! A bundle's folder: whose it is, and how a new bundle takes an old one's place.
+//! A bundle's folder: checks that it is ours, and replaces an old bundle by a new one.
 //!
-//! A folder that is not there appears whole, by one rename.  Into a folder that is there (a mounted one, one with notes or
-//! `.git` in it) the files are moved one by one, on its own file system: first everything is written and proven in
-//! [`NEW`], then [`NEW`] is renamed to [`COMMIT`], and what lies there is moved to its place.  A kill before that rename
-//! leaves the old bundle; after it the next export finishes what was begun, and readers are told until then.
+//! A new folder is created complete, by one rename.  In an existing folder (a mounted one, or one with notes or `.git` in it)
+//! the files are moved one by one, within its file system: everything is written and checked in [`NEW`], then [`NEW`] is renamed
+//! to [`COMMIT`], and its files are moved out of it.  A kill before that rename leaves the old bundle.  After a later kill, readers
+//! refuse the folder until the next export has finished the moves.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -17,20 +17,20 @@ use macrl_bundle::owned::{BUNDLE, MARKER, Marker, digest, files_below};
 
 use crate::error::Failure;
 
-/// Folder in which a bundle is made.
+/// Sub-folder in which a bundle is written.
 const NEW: &str = ".macrl-new";
-/// In [`COMMIT`]: the old bundle's files that the new one does not have.
+/// File in [`COMMIT`] that lists the old bundle's files that the new one does not have.
 const STALE: &str = ".macrl-stale.json";
-/// Files that every bundle of earlier versions has, which had no marker.
+/// Files of every bundle of earlier versions, which wrote no marker.
 const ALWAYS: [&str; 5] = [bundle::CONFIG, bundle::WEIGHTS, bundle::PREPROCESSOR, bundle::ONNX, bundle::PARITY];
 
-/// Paths in the folder and their digests.
+/// Paths of files in the folder, and their digests.
 type Files = BTreeMap<String, String>;
 
-/// Where a bundle is to be written.
-pub struct Place {
+/// The folder that a bundle is written to.
+pub struct BundleFolder {
     dir: PathBuf,
-    /// `None`: the folder is not there yet.
+    /// The old bundle; `None` where the folder does not exist yet.
     old: Option<Old>,
 }
 
@@ -39,17 +39,17 @@ struct Old {
     _lock: Lock,
 }
 
-impl Place {
-    /// Looks at a destination before any work is done.
+impl BundleFolder {
+    /// Checks a destination before any work is done.
     ///
     /// # Errors
-    /// [`Failure::Usage`] where something would be lost that we did not write, or another export is at work there.
+    /// [`Failure::Usage`] where files that we did not write would be lost, or another export is writing there.
     pub fn claim(dir: &Path) -> Result<Self, Failure> {
         let dir = dir.to_path_buf();
         match std::fs::metadata(&dir) {
             Ok(found) if found.is_dir() => {}
             Ok(_) => return refuse(&dir, "a file"),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Place { dir, old: None }),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(BundleFolder { dir, old: None }),
             Err(e) => return Err(anyhow::Error::from(e).context(format!("cannot read {}", dir.display())).into()),
         }
         let lock = Lock::take(&dir, "macrl-export bundle").map_err(|why| match why {
@@ -60,15 +60,15 @@ impl Place {
         let swept = atomic::sweep_of(&dir, MARKER);
         swept.with_context(|| format!("cannot clear what a killed export left in {}", dir.display()))?;
         let files = old_files(&dir)?;
-        Ok(Place { old: Some(Old { files, _lock: lock }), dir })
+        Ok(BundleFolder { old: Some(Old { files, _lock: lock }), dir })
     }
 
-    /// Lets `fill` write a bundle into an empty folder, and puts it in its place.
+    /// Lets `fill` write a bundle into an empty folder, and moves it to its place.
     ///
     /// # Errors
-    /// `fill`'s, or what the system says; the old bundle stays as it was.
+    /// An error of `fill` or of the file system; the old bundle is then unchanged.
     pub fn fill<T>(self, fill: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
-        let Place { dir, old } = self;
+        let BundleFolder { dir, old } = self;
         let made = |at: &Path| -> Result<T> {
             let done = fill(at)?;
             marker(at)?.write(at).with_context(|| format!("cannot write {MARKER}"))?;
@@ -78,7 +78,7 @@ impl Place {
             None => atomic::create_dir(&dir, made),
             Some(old) => {
                 let new = dir.join(NEW);
-                remove(&new)?; // of an export that was killed
+                remove(&new)?; // left by an export that was killed
                 std::fs::create_dir(&new).with_context(|| format!("cannot create {}", new.display()))?;
                 let done = made(&new).and_then(|done| {
                     commit(&dir, &old.files)?;
@@ -127,7 +127,7 @@ fn old_files(dir: &Path) -> Result<Files, Failure> {
     }
 }
 
-/// The same where no marker says it: earlier versions wrote none.
+/// The same for a folder without a marker, as earlier versions left it.
 fn unmarked(dir: &Path) -> Result<Files, Failure> {
     let work =
         |why: io::Error| Failure::Work(anyhow::Error::from(why).context(format!("cannot read {}", dir.display())));
@@ -137,7 +137,7 @@ fn unmarked(dir: &Path) -> Result<Files, Failure> {
     let mut visible = Vec::new();
     for entry in std::fs::read_dir(dir).map_err(work)? {
         let name = entry.map_err(work)?.file_name();
-        // A file system's own folder, and what stays untouched because no bundle has such a name (`.git`).
+        // Folders of the file system itself, and names that no bundle has (`.git`), are ignored.
         if name != "lost+found" && !name.as_encoded_bytes().starts_with(b".") {
             visible.push(name);
         }
@@ -151,7 +151,7 @@ fn unmarked(dir: &Path) -> Result<Files, Failure> {
     }
 }
 
-/// A bundle of an earlier version: exactly the names that an export wrote, and a configuration that tells of a run.
+/// The files of a bundle of an earlier version: exactly the names that an export writes, and a configuration with provenance.
 fn earlier(dir: &Path) -> io::Result<Option<Files>> {
     let mut files = Files::new();
     for path in files_below(dir)? {

@@ -3,8 +3,9 @@
 
     python bench/check_pretrained.py models/pretrained/cifar10 cifar-10-batches-bin
     python bench/check_pretrained.py models/pretrained/cifar10 cifar-10-batches-bin --first 1017
+    python bench/check_pretrained.py models/pretrained/cifar10 cifar-10-batches-bin --graph onnx/model_quantized.onnx
 
-Reads onnx/model.onnx, preprocessor_config.json and probe.safetensors, nothing else of the bundle but the numbers that
+Reads onnx/model.onnx (or --graph), preprocessor_config.json and probe.safetensors, nothing else of the bundle but the numbers that
 its evaluation.json claims.  --first judges the first N test images too, beside all of them.  Exit status 1 where an
 accuracy on all test images differs by more than 0.2 point.
 
@@ -32,18 +33,18 @@ def read(files):
     return records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0].astype(np.int64)
 
 
-def features(bundle, images):
+def features(bundle, graph, images, size):
     """u8 (n, 3, 32, 32) -> f32 (n, D), by ONNX Runtime alone."""
     settings = json.loads((bundle / "preprocessor_config.json").read_text())
     assert settings["crop_size"] == {"height": 32, "width": 32}, "this check does not resize"
     mean, std = (np.array(settings[key], np.float32).reshape(3, 1, 1) for key in ("image_mean", "image_std"))
-    session = onnxruntime.InferenceSession(str(bundle / "onnx/model.onnx"), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(bundle / graph), providers=["CPUExecutionProvider"])
 
     def embed(batch):
         pixels = (batch.astype(np.float32) * np.float32(settings["rescale_factor"]) - mean) / std
         return session.run(["pooler_output"], {"pixel_values": pixels})[0]
 
-    return np.concatenate([embed(images[i:i + 256]) for i in range(0, len(images), 256)])
+    return np.concatenate([embed(images[i:i + size]) for i in range(0, len(images), size)])
 
 
 def knn(x, y, xt, k):
@@ -63,10 +64,12 @@ def main() -> int:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("data", type=Path, help="the official binary layout: data_batch_1.bin ... test_batch.bin")
     parser.add_argument("--first", type=int, help="judge this many first test images too")
+    parser.add_argument("--graph", default="onnx/model.onnx", help="which of the bundle's graphs")
+    parser.add_argument("--batch", type=int, default=8, help="images a call: of the 8-bit graph it shows in the features")
     arguments = parser.parse_args()
     images, labels = read(sorted(arguments.data.glob("data_batch_*.bin")))
     test_images, test_labels = read([arguments.data / "test_batch.bin"])
-    x, xt = features(arguments.bundle, images), features(arguments.bundle, test_images)
+    x, xt = (features(arguments.bundle, arguments.graph, part, arguments.batch) for part in (images, test_images))
     named = {"knn": knn(x, labels, xt, NEIGHBOURS), "knn1": knn(x, labels, xt, 1), "linear": probe(arguments.bundle, xt)}
 
     claims = json.loads((arguments.bundle / "evaluation.json").read_text())["rows"]

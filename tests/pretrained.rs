@@ -40,7 +40,9 @@ fn shipped_bundles_are_small_whole_and_explained() {
         let sizes = sizes(&dir);
         assert!(sizes.iter().all(|size| *size <= FILE_LIMIT) && sizes.iter().sum::<u64>() <= BUNDLE_LIMIT, "{sizes:?}");
         let bundle = Bundle::open(&dir).unwrap();
-        assert!(bundle.probe.is_some() && bundle.parity.is_some() && bundle.onnx_fp16.is_some());
+        assert!(bundle.probe.is_some() && bundle.onnx_fp16.is_some());
+        let int8 = bundle.parity.and_then(|parity| parity.int8);
+        assert!(bundle.onnx_int8.is_some() && int8.is_some_and(|proof| proof.holds() && proof.accuracy.is_some()));
         let rows = bundle.evaluation.unwrap().rows;
         assert_eq!(rows.iter().map(|r| r.features.as_str()).collect::<Vec<_>>(), ["macrl", "random", "pixels"]);
         let card = fs::read_to_string(dir.join("README.md")).unwrap();
@@ -70,6 +72,29 @@ fn a_server_gives_the_shipped_encoders_embeddings_and_classes() {
             let (_, classes) = post(&format!("{}/classify?top_k=1", server.url), "image/x-portable-pixmap", &image);
             let label = classes["predictions"][0][0]["label"].as_str().unwrap();
             assert!(bundle.config.labels().contains(&label.to_string()), "{label}");
+        }
+    }
+}
+
+#[test]
+fn eight_bits_give_nearly_the_same_embeddings() {
+    for dir in shipped() {
+        let servers = ["f32", "int8"].map(|precision| Server::start_in(&dir, precision));
+        let precisions = servers.each_ref().map(|server| {
+            let info = ureq::get(format!("{}/info", server.url)).call().unwrap().body_mut().read_to_string().unwrap();
+            serde_json::from_str::<serde_json::Value>(&info).unwrap()["precision"].clone()
+        });
+        assert_eq!(precisions, ["f32", "int8"]);
+        for k in [1, 3, 5] {
+            let image = waves(40, k);
+            let [full, int8] = servers.each_ref().map(|server| {
+                let (status, answer) = post(&format!("{}/embed", server.url), "image/x-portable-pixmap", &image);
+                assert_eq!(status, 200, "{answer}");
+                let values = answer["embeddings"][0].as_array().unwrap().iter();
+                values.map(|v| v.as_f64().unwrap()).collect::<Vec<_>>()
+            });
+            let cosine: f64 = full.iter().zip(&int8).map(|(a, b)| a * b).sum();
+            assert!(cosine > 0.999 && full != int8, "cosine {cosine}");
         }
     }
 }

@@ -5,6 +5,7 @@ use std::fmt::Write;
 use macrl_bundle::bundle::{Comparison, Parity};
 use macrl_bundle::config::{Fit, Pooling};
 use macrl_bundle::evaluation::{Evaluation, Row};
+use macrl_bundle::quantized::{Pair, Quantized};
 
 use crate::run::TrainedRun;
 
@@ -20,7 +21,7 @@ pub fn pooling_name(pooling: Pooling) -> &'static str {
 pub fn render(source: &TrainedRun, proof: &Parity, notes: Option<&str>) -> String {
     let sections = [
         head(source),
-        files(source, proof.weights_fp16.is_some()),
+        files(source, proof),
         numbers(source),
         parity(proof),
         usage(source),
@@ -57,7 +58,7 @@ fn pooled(source: &TrainedRun) -> &'static str {
     }
 }
 
-fn files(source: &TrainedRun, halves: bool) -> String {
+fn files(source: &TrainedRun, proof: &Parity) -> String {
     let mut text = String::from(
         "## Files\n\n\
          | file | content |\n| --- | --- |\n\
@@ -65,20 +66,62 @@ fn files(source: &TrainedRun, halves: bool) -> String {
          | `preprocessor_config.json` | the one transform of evaluation and serving |\n\
          | `model.safetensors` | weights under timm's names |\n\
          | `onnx/model.onnx` | `pixel_values` (batch, 3, H, W) -> `last_hidden_state`, `pooler_output`; 32-bit |\n\
-         | `onnx/model_fp16.onnx` | the same, half precision inside, 32-bit inputs and outputs; for GPUs |\n\
-         | `parity.json` | the proof that the graphs compute what was trained |\n",
+         | `onnx/model_fp16.onnx` | the same, half precision inside, 32-bit inputs and outputs; for GPUs |\n",
     );
+    if proof.int8.is_some() {
+        text += INT8_FILE;
+    }
+    text += "| `parity.json` | the proof that the graphs compute what was trained |\n";
     if source.probe.is_some() {
         text += "| `probe.safetensors` | linear classifier on standardised features |\n";
     }
     if source.evaluation.is_some() {
         text += "| `evaluation.json` | protocol and numbers |\n";
     }
-    if halves {
+    if proof.weights_fp16.is_some() {
         text += "\nWeights are stored as halves. `model.onnx` widens them and computes in 32 bits; `model_fp16.onnx` takes its \
                  weights from `model.onnx`: keep the two together.\n";
     }
     text
+}
+
+const INT8_FILE: &str = "| `onnx/model_quantized.onnx` | the same, matrix products in 8 bits; for processors, and transformers.js (`dtype: \"q8\"`) |\n";
+
+/// A card that another export wrote, with the 8-bit graph in its tables.
+pub fn with_int8(card: &str, proof: &Parity) -> String {
+    let mut text = String::with_capacity(card.len() + 1000);
+    let int8 = proof.int8.as_ref();
+    let mut file = int8.map(|_| INT8_FILE.to_string());
+    let mut numbers = int8.map(|int8| comparison("ONNX Runtime, `model_quantized.onnx`", &int8.features));
+    let mut cost = int8.map(|int8| int8_cost(int8) + "\n");
+    let of_int8 = ["| `onnx/model_quantized.onnx`", "| ONNX Runtime, `model_quantized.onnx`", "8 bits: "];
+    for line in card.lines().filter(|line| !of_int8.iter().any(|start| line.starts_with(start))) {
+        if line.starts_with("## Use") {
+            text += &cost.take().unwrap_or_default();
+        }
+        text += line;
+        text.push('\n');
+        let after = |start: &str, addition: &mut Option<String>| match line.starts_with(start) {
+            true => addition.take().unwrap_or_default(),
+            false => String::new(),
+        };
+        text += &after("| `onnx/model_fp16.onnx`", &mut file);
+        text += &after("| ONNX Runtime, `model_fp16.onnx`", &mut numbers);
+    }
+    text
+}
+
+/// Accuracies in both, in a sentence; empty where they were not measured.
+fn int8_cost(int8: &Quantized) -> String {
+    let Some(a) = &int8.accuracy else { return String::new() };
+    let pair = |name: &str, p: &Pair| format!("{name} {:.1} % instead of {:.1} %", 100.0 * p.int8, 100.0 * p.f32);
+    let linear = a.linear.as_ref().map(|p| format!(", {}", pair("linear probe", p))).unwrap_or_default();
+    format!("8 bits: {}{linear} on {} images ({} to look up).\n", pair("kNN", &a.knn), a.query_images, a.lookup_images)
+}
+
+fn comparison(name: &str, c: &Comparison) -> String {
+    let same = c.argmax_agreement.map_or("no probe".to_string(), |a| format!("{:.1} %", 100.0 * a));
+    format!("| {name} | {:.1e} | {:.7} | {same} |\n", c.max_abs_difference, c.min_cosine)
 }
 
 fn numbers(source: &TrainedRun) -> String {
@@ -142,21 +185,17 @@ fn parity(proof: &Parity) -> String {
          | implementation | largest difference | smallest cosine | same class |\n| --- | --- | --- | --- |\n",
         proof.source, proof.images
     );
-    let mut row = |name: &str, c: &Comparison| {
-        let same = c.argmax_agreement.map_or("no probe".to_string(), |a| format!("{:.1} %", 100.0 * a));
-        let _ = writeln!(text, "| {name} | {:.1e} | {:.7} | {same} |", c.max_abs_difference, c.min_cosine);
-    };
-    row("ONNX Runtime, `model.onnx`", &proof.onnxruntime);
-    if let Some(c) = &proof.candle_onnx {
-        row("candle-onnx, `model.onnx`", c);
-    }
-    if let Some(c) = &proof.fp16 {
-        row("ONNX Runtime, `model_fp16.onnx`", c);
-    }
-    if let Some(c) = &proof.weights_fp16 {
-        row("Candle, `model.safetensors` (halves)", c);
-    }
-    text
+    let int8 = proof.int8.as_ref();
+    let rows = [
+        ("ONNX Runtime, `model.onnx`", Some(&proof.onnxruntime)),
+        ("candle-onnx, `model.onnx`", proof.candle_onnx.as_ref()),
+        ("ONNX Runtime, `model_fp16.onnx`", proof.fp16.as_ref()),
+        ("ONNX Runtime, `model_quantized.onnx`", int8.map(|int8| &int8.features)),
+        ("Candle, `model.safetensors` (halves)", proof.weights_fp16.as_ref()),
+    ];
+    text.extend(rows.iter().filter_map(|(name, c)| Some(comparison(name, (*c)?))));
+    let cost = int8.map(int8_cost).unwrap_or_default();
+    if cost.is_empty() { text } else { text + "\n" + &cost }
 }
 
 fn usage(source: &TrainedRun) -> String {

@@ -15,7 +15,8 @@ use crate::graph::Element;
 #[derive(Debug, Parser)]
 #[command(name = "macrl-export", version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 #[command(override_usage = "macrl-export <FILE.onnx> --run <DIR> [--checkpoint <WHICH>]\n       \
-                            macrl-export bundle <DIR> --run <DIR> [--checkpoint <WHICH>]")]
+                            macrl-export bundle <DIR> --run <DIR> [--checkpoint <WHICH>]\n       \
+                            macrl-export quantize <DIR> --data <FOLDER>")]
 pub struct Cli {
     /// Where the encoder alone is written, as ONNX
     #[arg(value_name = "FILE.onnx", required = true, value_parser = onnx_file)]
@@ -33,7 +34,7 @@ pub struct Cli {
 /// Commands that export more than the encoder.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Everything that serving needs: weights, ONNX in two precisions, preprocessing, probe, evaluation, parity check
+    /// Everything that serving needs: weights, ONNX in three precisions, preprocessing, probe, evaluation, parity check
     #[command(
         override_usage = "macrl-export bundle <DIR> --run <DIR> [--checkpoint <WHICH>] [--weights f32|f16] [--notes <FILE.md>]"
     )]
@@ -47,6 +48,15 @@ pub enum Command {
         /// The run to export.
         #[command(flatten)]
         run: RunArgs,
+    },
+    /// Adds the 8-bit graph, onnx/model_quantized.onnx, to a bundle of an earlier version
+    Quantize {
+        /// The bundle's folder
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+        /// Images in class sub-folders to prove it by: a training and a test split, or one whole (docs/data.md)
+        #[arg(long, value_name = "FOLDER")]
+        data: PathBuf,
     },
 }
 
@@ -85,6 +95,8 @@ pub enum Job {
     Encoder(PathBuf, RunArgs),
     /// The bundle, to this folder.
     Bundle(PathBuf, RunArgs, BundleArgs),
+    /// The 8-bit graph, into this bundle, proven by the images of that folder.
+    Quantize(PathBuf, PathBuf),
 }
 
 impl Cli {
@@ -92,6 +104,7 @@ impl Cli {
     pub fn job(self) -> Option<Job> {
         match (self.command, self.file, self.run) {
             (Some(Command::Bundle { dir, options, run }), ..) => Some(Job::Bundle(dir, run, options)),
+            (Some(Command::Quantize { dir, data }), ..) => Some(Job::Quantize(dir, data)),
             (None, Some(file), Some(run)) => Some(Job::Encoder(file, run)),
             _ => None,
         }

@@ -43,6 +43,14 @@ pub mod folder;
 #[doc(hidden)]
 pub mod graph;
 #[doc(hidden)]
+pub mod judge;
+#[doc(hidden)]
+pub mod outlier;
+#[doc(hidden)]
+pub mod quantize;
+#[doc(hidden)]
+pub mod requantize;
+#[doc(hidden)]
 pub mod run;
 #[doc(hidden)]
 pub mod share;
@@ -52,6 +60,7 @@ pub mod write;
 use std::path::Path;
 
 use macrl_bundle::bundle::{Comparison, Parity};
+use macrl_bundle::quantized::{Pair, Quantized};
 use macrl_nn::device;
 
 use crate::write::{BundleOptions, Graphs};
@@ -76,6 +85,10 @@ pub fn run(job: &Job) -> Result<String, Failure> {
             let source = read(run)?;
             let proof = write::bundle(dir, &source, &Graphs::build(&source, options.weights)?, &options)?;
             (dir, source, proof)
+        }
+        Job::Quantize(dir, data) => {
+            let proof = requantize::bundle(dir, data)?;
+            return Ok(format!("{}: {}", dir.display(), int8_summary(&proof)));
         }
     };
     let head = format!("{}: {} of {}, {} steps", path.display(), source.checkpoint, source.name, source.steps);
@@ -104,5 +117,28 @@ fn summary(proof: &Parity) -> String {
         proof.fp16.as_ref().map(|c| line("ONNX Runtime in half precision", c)),
         proof.weights_fp16.as_ref().map(|c| line("model.safetensors in half precision", c)),
     ];
-    all.into_iter().flatten().collect::<Vec<_>>().join("\n")
+    let int8 = Some(int8_summary(proof)).filter(|_| proof.fp16.is_some());
+    all.into_iter().flatten().chain(int8).collect::<Vec<_>>().join("\n")
+}
+
+/// What 8 bits cost, in a line.
+fn int8_summary(proof: &Parity) -> String {
+    let left_out = || serde_json::from_value(proof.extra.get(write::LEFT_OUT)?.clone()).ok();
+    let (measured, kept): (Option<Quantized>, bool) = match &proof.int8 {
+        Some(measured) => (Some(measured.clone()), true),
+        None => (left_out(), false),
+    };
+    let Some(Quantized { features, accuracy }) = measured else { return "no 8-bit graph".into() };
+    let mut text = format!("8 bits: smallest cosine {:.5}", features.min_cosine);
+    if let Some(a) = accuracy {
+        let mut pair =
+            |name: &str, p: Pair| text += &format!(", {name} {:.1} % (32 bits {:.1} %)", 100.0 * p.int8, 100.0 * p.f32);
+        pair("kNN", a.knn);
+        a.linear.into_iter().for_each(|p| pair("linear", p));
+        text += &format!(" on {} images", a.query_images);
+    }
+    if !kept {
+        text += "; that costs too much, so onnx/model_quantized.onnx was left out";
+    }
+    text
 }

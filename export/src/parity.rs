@@ -10,13 +10,16 @@ use candle_onnx::onnx::ModelProto;
 use macrl_bundle::bundle::{Comparison, HIDDEN, INPUT, POOLED, Parity};
 use macrl_bundle::config::Pooling;
 use macrl_bundle::probe::Probe;
+use macrl_bundle::quantized::Quantized;
 use macrl_nn::ops::tokens::pool;
 use macrl_nn::vit::Encoder;
 use macrl_runtime::{Device, SessionOptions};
+use ort::session::{OutputSelector, RunOptions};
 use ort::value::TensorRef;
 use serde_json::json;
 
 use crate::expand;
+use crate::judge::{Judged, Votes};
 use crate::run::{ParityImages, TrainedRun};
 
 /// Largest absolute difference allowed between 32-bit outputs.
@@ -27,6 +30,9 @@ pub const MIN_COSINE: f64 = 0.99999;
 pub const MIN_COSINE_HALF: f64 = 0.999;
 /// ParityImages in one call; candle-onnx keeps every intermediate value in memory.
 const BATCH: usize = 8;
+
+/// Both outputs.
+const BOTH: [&str; 2] = [HIDDEN, POOLED];
 
 /// Outputs of a network for n images.
 #[derive(Debug, Clone, Default)]
@@ -59,20 +65,26 @@ pub fn candle(encoder: &Encoder, images: &ParityImages, pooling: Pooling) -> Res
     Ok(outputs)
 }
 
-/// Outputs of a graph in ONNX Runtime, on the CPU.
+/// A graph in ONNX Runtime, on the CPU; outputs that are not `wanted` stay empty.
 ///
 /// # Errors
 /// No ONNX Runtime, or a graph that it does not run.
-pub fn onnx_runtime(graph: &Path, images: &ParityImages) -> Result<Outputs> {
+pub fn onnx_runtime(graph: &Path, images: &ParityImages, wanted: &[&str]) -> Result<Outputs> {
     let options = SessionOptions { device: Device::Cpu, ..Default::default() };
     let mut session = macrl_runtime::session(graph, &options)?.session;
     let mut outputs = Outputs::default();
     let (s, values) = (images.size, 3 * images.size * images.size);
+    let selector = wanted.iter().fold(OutputSelector::no_default(), |selector, name| selector.with(*name));
+    let selected = RunOptions::new()?.with_outputs(selector);
     for (from, to) in batches(images.count) {
         let pixels = (vec![to - from, 3, s, s], &images.pixels[from * values..to * values]);
-        let results = session.run(ort::inputs![INPUT => TensorRef::from_array_view(pixels)?])?;
-        outputs.hidden.extend(results[HIDDEN].try_extract_tensor::<f32>()?.1);
-        outputs.pooled.extend(results[POOLED].try_extract_tensor::<f32>()?.1);
+        let inputs = ort::inputs![INPUT => TensorRef::from_array_view(pixels)?];
+        let results = session.run_with_options(inputs, &selected)?;
+        for (name, to) in [(HIDDEN, &mut outputs.hidden), (POOLED, &mut outputs.pooled)] {
+            if wanted.contains(&name) {
+                to.extend(results[name].try_extract_tensor::<f32>()?.1);
+            }
+        }
     }
     Ok(outputs)
 }
@@ -120,6 +132,8 @@ pub struct Exported<'a> {
     pub graph: &'a Path,
     /// File of the half-precision graph.
     pub half: Option<&'a Path>,
+    /// File of the 8-bit graph.
+    pub int8: Option<&'a Path>,
     /// The network with the stored weights, where they were rounded.
     pub rounded: Option<&'a Encoder>,
 }
@@ -141,15 +155,18 @@ pub fn check(source: &TrainedRun, exported: &Exported) -> Result<Parity> {
         limits.check(name, images.count, &comparison)?;
         Ok::<_, anyhow::Error>(comparison)
     };
-    let onnxruntime = against("ONNX Runtime", onnx_runtime(exported.graph, images)?, &FULL)?;
+    let onnxruntime = against("ONNX Runtime", onnx_runtime(exported.graph, images, &BOTH)?, &FULL)?;
     let model = candle_onnx::read_file(exported.graph).context("the graph cannot be read back")?;
     let candle_onnx = against("candle-onnx", candle_onnx(&model, images)?, &FULL)?;
-    let half = |graph| against("ONNX Runtime in half precision", onnx_runtime(graph, images)?, &HALF);
+    let half = |graph| against("ONNX Runtime in half precision", onnx_runtime(graph, images, &BOTH)?, &HALF);
     let rounding = |stored: &Outputs| {
         let comparison = compare(&trained, stored, width, probe)?;
         HALF.check("half-precision weights", images.count, &comparison)?;
         Ok::<_, anyhow::Error>(comparison)
     };
+    let votes = Votes { k: source.config.evaluate.k, temperature: source.config.evaluate.temperature };
+    let judged = source.judged.as_ref().map(|judged| (judged, votes));
+    let int8 = |graph| quantized([exported.graph, graph], (reference, images), judged, probe);
     Ok(Parity {
         images: images.count,
         source: format!("held-out images of the run {} (samples.safetensors)", source.name),
@@ -157,8 +174,27 @@ pub fn check(source: &TrainedRun, exported: &Exported) -> Result<Parity> {
         candle_onnx: Some(candle_onnx),
         fp16: exported.half.map(half).transpose()?,
         weights_fp16: stored.as_ref().map(rounding).transpose()?,
+        int8: exported.int8.map(int8).transpose()?,
         extra: notes(),
     })
+}
+
+/// The 8-bit graph's outputs on n images against `reference`, and its accuracy where there are labelled images.
+///
+/// # Errors
+/// A graph that does not run.
+pub fn quantized(
+    graphs: [&Path; 2],
+    (reference, images): (&Outputs, &ParityImages),
+    judged: Option<(&Judged, Votes)>,
+    probe: Option<&Probe>,
+) -> Result<Quantized> {
+    let [full, int8] = graphs;
+    let width = reference.pooled.len() / images.count.max(1);
+    let outputs = onnx_runtime(int8, images, &BOTH).context("ONNX Runtime in 8 bits")?;
+    let features = compare(reference, &outputs, width, probe).context("ONNX Runtime in 8 bits")?;
+    let accuracy = judged.map(|(judged, votes)| judged.accuracy(full, int8, votes, probe)).transpose()?;
+    Ok(Quantized { features, accuracy })
 }
 
 struct Limits {
@@ -199,7 +235,7 @@ fn notes() -> serde_json::Map<String, serde_json::Value> {
         "compared": "every value of last_hidden_state and pooler_output; cosine and argmax of pooler_output",
         "limits": {
             "max_abs_difference": MAX_DIFFERENCE, "min_cosine": MIN_COSINE, "argmax_agreement": 1.0,
-            "fp16_min_cosine": MIN_COSINE_HALF,
+            "fp16_min_cosine": MIN_COSINE_HALF, "int8_min_cosine": Quantized::MIN_COSINE, "int8_max_loss": Quantized::MAX_LOSS,
         },
         "candle_onnx_note": "onnx/model.onnx itself, with each LayerNormalization node replaced by its definition in \
             basic operators on the same weights: candle-onnx's evaluator lacks that one operator",
@@ -207,9 +243,15 @@ fn notes() -> serde_json::Map<String, serde_json::Value> {
             weights, and this one says what the rounding changed",
         "fp16_note": "weights and activations are halves, inputs and outputs 32-bit; on a CPU ONNX Runtime computes \
             most of its operators in 32-bit",
+        "int8_note": INT8_NOTE,
     });
     notes.as_object().cloned().unwrap_or_default()
 }
+
+/// What a reader of the 8-bit numbers must know.
+pub const INT8_NOTE: &str = "matrix products in integers, all but at most one: weights in 7 bits, a scale per column; activations in 8 bits, a scale \
+    per batch, so that an image's feature depends a little on the others of its batch (measured in batches of 8); \
+    int8_max_loss may be exceeded by two standard errors of the difference";
 
 fn batches(count: usize) -> impl Iterator<Item = (usize, usize)> {
     (0..count).step_by(BATCH).map(move |from| (from, (from + BATCH).min(count)))
@@ -221,7 +263,8 @@ fn difference(a: &Outputs, b: &Outputs) -> f64 {
     pairs.map(|(x, y)| f64::from((x - y).abs())).fold(0.0, |m, d| if d > m || d.is_nan() { d } else { m })
 }
 
-fn cosine(a: &[f32], b: &[f32]) -> f64 {
+/// Of two features.
+pub(crate) fn cosine(a: &[f32], b: &[f32]) -> f64 {
     let dot = |x: &[f32], y: &[f32]| x.iter().zip(y).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum::<f64>();
     dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
 }
@@ -230,6 +273,7 @@ fn worse_cosine(worst: f64, cosine: f64) -> f64 {
     if cosine < worst || cosine.is_nan() { cosine } else { worst }
 }
 
-fn argmax(scores: &[f32]) -> Option<usize> {
+/// Number of the largest.
+pub(crate) fn argmax(scores: &[f32]) -> Option<usize> {
     (0..scores.len()).max_by(|&a, &b| scores[a].total_cmp(&scores[b]))
 }

@@ -14,6 +14,7 @@ use macrl_nn::vit::{Encoder, positions};
 use safetensors::{Dtype, SafeTensors};
 
 use crate::error::Failure;
+use crate::judge::{self, Judged};
 
 /// Name of the fixed positions among the weights, (1, 1 + N, D).
 pub const POSITIONS: &str = "pos_embed";
@@ -39,6 +40,8 @@ pub struct TrainedRun {
     pub weights: HashMap<String, Tensor>,
     /// ParityImages for the parity check.
     pub images: ParityImages,
+    /// Labelled images to judge the 8-bit graph by, where the run was evaluated.
+    pub judged: Option<Judged>,
     /// The linear probe, where the run was evaluated.
     pub probe: Option<Probe>,
     /// The evaluation, where the run was evaluated.
@@ -80,6 +83,22 @@ pub struct ParityImages {
 }
 
 impl ParityImages {
+    /// From pixels u8 (n, S, S, 3).
+    pub fn normalized(rgb: &[u8], preprocess: &Preprocess) -> Self {
+        let (size, values) = (preprocess.image_size, preprocess.values());
+        let mut pixels = vec![0.0; rgb.len()];
+        rgb.chunks(values).zip(pixels.chunks_mut(values)).for_each(|(rgb, out)| preprocess.normalize(rgb, out));
+        Self { count: rgb.len() / values, size, pixels }
+    }
+
+    /// At most `count` of them, evenly.
+    pub fn spread(&self, count: usize) -> Self {
+        let (values, count) = (3 * self.size * self.size, count.min(self.count));
+        let chosen = (0..count).map(|i| i * self.count / count);
+        let pixels = chosen.flat_map(|i| self.pixels[i * values..(i + 1) * values].iter().copied()).collect();
+        Self { count, size: self.size, pixels }
+    }
+
     /// ParityImages `from..to` as a tensor (to - from, 3, S, S).
     ///
     /// # Errors
@@ -132,6 +151,7 @@ impl TrainedRun {
             encoder,
             device: None,
             images: read_images(&run.join("samples.safetensors"), &config)?,
+            judged: read_judged(run, &config)?,
             config,
             probe,
             evaluation,
@@ -207,6 +227,12 @@ fn check_evaluation(
     Ok(())
 }
 
+/// Runs that were evaluated by an earlier version have none.
+fn read_judged(run: &Path, config: &Config) -> Result<Option<Judged>> {
+    let file = existing(run.join(judge::FILE));
+    file.map(|file| Judged::read(&file, &Preprocess::from_config(config))).transpose()
+}
+
 /// `samples.safetensors`: `pixels` u8 (n, S, S, 3), held-out images after the evaluation transform.
 fn read_images(path: &Path, config: &Config) -> Result<ParityImages> {
     let name = path.display();
@@ -218,12 +244,7 @@ fn read_images(path: &Path, config: &Config) -> Result<ParityImages> {
     let size = config.encoder.image_size;
     let fits = view.dtype() == Dtype::U8 && matches!(view.shape(), &[n, h, w, 3] if n > 0 && h == size && w == size);
     ensure!(fits, "{name}: `pixels` should be U8 (n, {size}, {size}, 3), found {:?} {:?}", view.dtype(), view.shape());
-    let preprocess = Preprocess::from_config(config);
-    let mut pixels = vec![0.0; view.data().len()];
-    for (rgb, out) in view.data().chunks(3 * size * size).zip(pixels.chunks_mut(3 * size * size)) {
-        preprocess.normalize(rgb, out);
-    }
-    Ok(ParityImages { count: view.shape()[0], size, pixels })
+    Ok(ParityImages::normalized(view.data(), &Preprocess::from_config(config)))
 }
 
 fn existing(path: PathBuf) -> Option<PathBuf> {

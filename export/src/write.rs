@@ -21,7 +21,10 @@ use crate::folder::BundleFolder;
 use crate::graph::{Element, PRODUCER, Precision};
 use crate::parity::{self, Exported};
 use crate::run::{POSITIONS, TrainedRun};
-use crate::{onnx, share};
+use crate::{onnx, outlier, share};
+
+/// In the proof: what was measured of an 8-bit graph that is not in the bundle.
+pub const LEFT_OUT: &str = "int8_left_out";
 
 /// The encoder as ONNX graphs.
 #[derive(Debug, Clone)]
@@ -98,7 +101,7 @@ pub fn encoder(destination: &Path, source: &TrainedRun, graph: &ModelProto) -> R
     let staged = Temporary::beside(destination);
     let cannot_write = || format!("cannot write {}", destination.display());
     atomic::write_file(staged.path(), &graph.encode_to_vec()).with_context(cannot_write)?;
-    let proof = parity::check(source, &Exported { graph: staged.path(), half: None, rounded: None })?;
+    let proof = parity::check(source, &Exported { graph: staged.path(), half: None, int8: None, rounded: None })?;
     staged.settle().with_context(cannot_write)?;
     Ok(proof)
 }
@@ -161,8 +164,11 @@ fn fill(dir: &Path, source: &TrainedRun, graphs: &Graphs, options: &BundleOption
     let tensors = stored_weights(source, options.weights)?;
     let (graph, half) = (dir.join(bundle::ONNX), dir.join(bundle::ONNX_FP16));
     let rounded = (options.weights == Element::F16).then(|| rounded(source, &tensors)).transpose()?;
-    let exported = Exported { graph: &graph, half: Some(&half), rounded: rounded.as_ref() };
-    let proof = parity::check(source, &exported)?;
+    let int8 = dir.join(bundle::ONNX_INT8);
+    outlier::write_int8(&graphs.full, &graph, &int8, &source.images)?;
+    let exported = Exported { graph: &graph, half: Some(&half), int8: Some(&int8), rounded: rounded.as_ref() };
+    let mut proof = parity::check(source, &exported)?;
+    keep_if_it_holds(&int8, &mut proof)?;
 
     // PyTorch readers expect this note.
     let weights = checkpoint::to_bytes(&tensors, HashMap::from([("format".to_string(), "pt".to_string())]))?;
@@ -180,6 +186,17 @@ fn fill(dir: &Path, source: &TrainedRun, graphs: &Graphs, options: &BundleOption
     put(bundle::README, card::render(source, &proof, options.notes.as_deref()).as_bytes())?;
     Bundle::open(dir).context("the bundle does not read back")?;
     Ok(proof)
+}
+
+/// An 8-bit graph that costs too much is left out, and the proof says so: whoever finds one may use it.
+///
+/// # Errors
+/// The file cannot be removed.
+pub(crate) fn keep_if_it_holds(int8: &Path, proof: &mut Parity) -> Result<()> {
+    let Some(measured) = proof.int8.take_if(|measured| !measured.holds()) else { return Ok(()) };
+    std::fs::remove_file(int8).with_context(|| format!("cannot remove {}", int8.display()))?;
+    proof.extra.insert(LEFT_OUT.into(), serde_json::to_value(&measured)?);
+    Ok(())
 }
 
 /// The tensors of `model.safetensors`: timm's names in the network's order, positions first.
@@ -205,5 +222,27 @@ fn provenance(source: &TrainedRun, weights: &[u8]) -> Provenance {
         config: source.config.to_toml(),
         steps: source.steps,
         extra,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_graph_that_costs_too_much_is_left_out() {
+        let file = tempfile::NamedTempFile::new().unwrap().into_temp_path();
+        let proof = |min_cosine: f64| -> Parity {
+            let features = serde_json::json!({ "max_abs_difference": 0.1, "min_cosine": min_cosine });
+            let proof = serde_json::json!({
+                "images": 8, "source": "a test", "onnxruntime": features, "int8": { "features": features },
+            });
+            serde_json::from_value(proof).unwrap()
+        };
+        let (mut good, mut bad) = (proof(0.9999), proof(0.9));
+        keep_if_it_holds(&file, &mut good).unwrap();
+        assert!(file.exists() && good.int8.is_some() && !good.extra.contains_key(LEFT_OUT));
+        keep_if_it_holds(&file, &mut bad).unwrap();
+        assert!(!file.exists() && bad.int8.is_none() && bad.extra[LEFT_OUT]["features"]["min_cosine"] == 0.9);
     }
 }

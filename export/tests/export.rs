@@ -53,6 +53,7 @@ fn a_bundle_holds_what_serving_needs() {
             "model.safetensors",
             "onnx/model.onnx",
             "onnx/model_fp16.onnx",
+            "onnx/model_quantized.onnx",
             "parity.json",
             "preprocessor_config.json",
             "probe.safetensors"

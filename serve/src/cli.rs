@@ -10,7 +10,7 @@ use macrl_bundle::decode::DecodeLimits;
 use macrl_bundle::device::Device;
 
 use crate::arguments::{parse_device, usage};
-use crate::engine::EngineOptions;
+use crate::engine::{EngineOptions, Precision};
 use crate::index::Location;
 use crate::limits::{Limits, MAX_INPUTS};
 use crate::origin::Origin;
@@ -66,6 +66,10 @@ struct ServeArgs {
     /// Device of the inference: auto, cpu or cuda.
     #[arg(long, default_value = "auto", value_parser = parse_device)]
     device: Device,
+    /// Precision of the matrix products: f32, int8 (on a CPU), or auto: int8 where the bundle has it and its proof holds, and it
+    /// is faster on this machine.
+    #[arg(long, default_value = "auto", value_name = "auto|f32|int8")]
+    precision: Precision,
     /// Address and port to listen on; the default is reachable from this machine only.
     #[arg(long, default_value = "127.0.0.1:8080", value_name = "HOST:PORT")]
     listen: String,
@@ -238,6 +242,7 @@ impl ServeArgs {
     fn engine(&self) -> EngineOptions {
         EngineOptions {
             device: self.device,
+            precision: self.precision,
             workers: self.workers.map(usize::from),
             threads: usize::from(self.threads),
             max_batch: self.max_batch.map(usize::from),

@@ -170,7 +170,8 @@ fn device(state: &AppState) -> String {
     state.model().map_or("none".into(), |model| {
         let devices = model.engine.devices();
         let fallback = model.engine.fallback().map_or(String::new(), |why| format!(" ({why})"));
-        format!("{} x {}{fallback}", devices.len(), devices.first().copied().unwrap_or("none"))
+        let (device, precision) = (devices.first().copied().unwrap_or("none"), model.engine.precision());
+        format!("{} x {device} in {precision}{fallback}", devices.len())
     })
 }
 

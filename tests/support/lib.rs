@@ -127,12 +127,17 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts `macrl-serve` on a free port and waits until it is ready.
+    /// Starts `macrl-serve` in 32 bits on a free port and waits until it is ready.
     pub fn start(bundle: &Path) -> Self {
+        Self::start_in(bundle, "f32")
+    }
+
+    /// The same in a precision.
+    pub fn start_in(bundle: &Path, precision: &str) -> Self {
         let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port();
         let listen = format!("127.0.0.1:{port}");
         let mut child = Command::new(binary("macrl-serve"))
-            .args(["--bundle", &bundle.display().to_string(), "--listen", &listen])
+            .args(["--bundle", &bundle.display().to_string(), "--listen", &listen, "--precision", precision])
             .current_dir(root())
             .stderr(Stdio::piped())
             .spawn()

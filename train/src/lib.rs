@@ -46,6 +46,8 @@ pub mod gradients;
 #[doc(hidden)]
 pub mod inputs;
 #[doc(hidden)]
+pub mod judged;
+#[doc(hidden)]
 pub mod loader;
 #[doc(hidden)]
 pub mod log;

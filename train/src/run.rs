@@ -87,6 +87,11 @@ impl Run {
         self.dir.join("samples.safetensors")
     }
 
+    /// Labelled images of both splits, for the export to judge the 8-bit graph by.
+    pub fn judged(&self) -> PathBuf {
+        self.dir.join("judged.safetensors")
+    }
+
     /// Accuracies of the encoder and of the baselines.
     pub fn evaluation(&self) -> PathBuf {
         self.dir.join("evaluation.json")

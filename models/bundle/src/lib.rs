@@ -36,6 +36,7 @@ pub mod parameters;
 pub mod preprocess;
 pub mod probe;
 pub mod progress;
+pub mod quantized;
 pub mod tokens;
 
 pub use bundle::{Bundle, BundleError};

@@ -19,6 +19,9 @@ pub enum EngineError {
         /// What was expected and what was found.
         cause: String,
     },
+    /// The precision that was asked for is not available.
+    #[error("{0}")]
+    Precision(String),
     /// The system could not start a thread.
     #[error("cannot start an inference thread: {0}")]
     Thread(std::io::Error),

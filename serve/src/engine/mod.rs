@@ -5,6 +5,7 @@
 
 mod error;
 mod options;
+mod precision;
 mod queue;
 mod runner;
 mod worker;
@@ -20,6 +21,8 @@ use tokio::sync::oneshot;
 
 pub use self::error::{EmbedError, EngineError};
 pub use self::options::EngineOptions;
+use self::precision::Chosen;
+pub use self::precision::Precision;
 use self::queue::{EmbedResult, Job, JobQueue};
 pub use self::queue::{Pixels, Prepare};
 use self::worker::Worker;
@@ -31,6 +34,8 @@ pub struct Engine {
     threads: Vec<JoinHandle<()>>,
     devices: Vec<&'static str>,
     fallback: Option<String>,
+    precision: &'static str,
+    precision_note: Option<String>,
     max_batch: usize,
 }
 
@@ -42,27 +47,21 @@ impl Engine {
     pub fn start(bundle: &Bundle, options: &EngineOptions, metrics: &Arc<Metrics>) -> Result<Self, EngineError> {
         // First of all: any other use of `ort` would look for the library by its bare name, and panic.
         macrl_runtime::load()?;
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        // A single worker does not share its weights; they would only be held twice.
-        let sharing = options.device != Device::Cuda && options.workers.unwrap_or(cores) > 1;
-        let weights = sharing.then(|| SharedWeights::read(&bundle.onnx)).transpose()?;
-        let session = SessionOptions {
-            device: options.device,
-            threads: options.threads,
-            spin: options.spin,
-            weights: weights.as_ref(),
-        };
-        let open = || Worker::new(&session, bundle, options, metrics);
-        let mut workers = vec![open()?];
-        let usual = if workers[0].runner.device == "cpu" { cores } else { 1 };
-        for _ in 1..options.workers.unwrap_or(usual) {
-            workers.push(open()?);
-        }
+        let chosen = Chosen::of(bundle, options)?;
+        let workers = open(&chosen, options, metrics)?;
         let devices = workers.iter().map(|w| w.runner.device).collect();
         let fallback = workers.iter().rev().find_map(|w| w.runner.fallback.clone());
         let max_batch = workers.iter().map(|w| w.max_batch).max().unwrap_or(1);
         let queue = Arc::new(JobQueue::default());
-        let mut engine = Self { queue: queue.clone(), threads: Vec::new(), devices, fallback, max_batch };
+        let mut engine = Self {
+            queue: queue.clone(),
+            threads: Vec::new(),
+            devices,
+            precision: precision_of(&chosen, &workers, fallback.as_deref()),
+            fallback,
+            precision_note: chosen.note,
+            max_batch,
+        };
         for (number, worker) in workers.into_iter().enumerate() {
             let queue = queue.clone();
             let thread = std::thread::Builder::new().name(format!("inference-{number}"));
@@ -104,6 +103,16 @@ impl Engine {
         self.devices.iter().all(|device| *device == "cpu")
     }
 
+    /// Precision of the matrix products: `f32`, `int8` or, on a GPU, `f16`.
+    pub fn precision(&self) -> &'static str {
+        self.precision
+    }
+
+    /// Why `--precision auto` decided as it did.
+    pub fn precision_note(&self) -> Option<&str> {
+        self.precision_note.as_deref()
+    }
+
     /// Largest batch of a session.
     pub fn max_batch(&self) -> usize {
         self.max_batch
@@ -112,6 +121,37 @@ impl Engine {
     /// Which feature of a GPU is not used, and why: CUDA (if the library has it), half precision, or page-locked memory.
     pub fn fallback(&self) -> Option<&str> {
         self.fallback.as_deref()
+    }
+}
+
+/// Opens the sessions.
+fn open(chosen: &Chosen, options: &EngineOptions, metrics: &Arc<Metrics>) -> Result<Vec<Worker>, EngineError> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    // A single worker does not share its weights; they would only be held twice.
+    let sharing = chosen.device != Device::Cuda && options.workers.unwrap_or(cores) > 1;
+    let weights = sharing.then(|| SharedWeights::read(&chosen.bundle.onnx)).transpose()?;
+    let session = SessionOptions {
+        device: chosen.device,
+        threads: options.threads,
+        spin: options.spin,
+        weights: weights.as_ref(),
+    };
+    let open = || Worker::new(&session, &chosen.bundle, options, metrics);
+    let mut workers = vec![open()?];
+    let usual = if workers[0].runner.device == "cpu" { cores } else { 1 };
+    for _ in 1..options.workers.unwrap_or(usual) {
+        workers.push(open()?);
+    }
+    Ok(workers)
+}
+
+/// A GPU runs the half-precision graph where there is one, unless it says why not.
+fn precision_of(chosen: &Chosen, workers: &[Worker], fallback: Option<&str>) -> &'static str {
+    let on_gpu = workers.iter().all(|w| w.runner.device != "cpu") && chosen.bundle.onnx_fp16.is_some();
+    match (chosen.int8, on_gpu && !fallback.is_some_and(|why| why.contains("half precision"))) {
+        (true, _) => "int8",
+        (_, true) => "f16",
+        _ => "f32",
     }
 }
 

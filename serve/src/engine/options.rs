@@ -4,11 +4,15 @@ use std::time::Duration;
 
 use macrl_bundle::device::Device;
 
+use super::precision::Precision;
+
 /// How inference is spread over the machine.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EngineOptions {
     /// The device that sessions run on.
     pub device: Device,
+    /// Precision of the matrix products.
+    pub precision: Precision,
     /// Number of sessions, each with its own thread; `None`: one per core, or one on a GPU.
     pub workers: Option<usize>,
     /// Threads within an operator of one session.
@@ -26,6 +30,7 @@ impl Default for EngineOptions {
     fn default() -> Self {
         Self {
             device: Device::Auto,
+            precision: Precision::F32,
             workers: None,
             threads: 1,
             spin: false,

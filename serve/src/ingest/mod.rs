@@ -32,7 +32,7 @@ use self::report::Report;
 use self::source::Source;
 use crate::arguments::{UsageError, parse_device};
 use crate::client::Client;
-use crate::engine::{Engine, EngineOptions};
+use crate::engine::{Engine, EngineOptions, Precision};
 use crate::image_folder::{ImageFile, ImageFolder, Labels, read_image_folder};
 use crate::index::{self, ContentHash, EncoderIdentity, Index, Location, Metadata, OpenOptions};
 
@@ -60,6 +60,10 @@ pub struct IngestArgs {
     /// Device of the inference: auto, cpu or cuda.
     #[arg(long, default_value = "auto", value_parser = parse_device)]
     device: Device,
+    /// Precision of the matrix products: f32, int8 (on a CPU), or auto: int8 where the bundle has it and its proof holds, and it
+    /// is faster on this machine.
+    #[arg(long, default_value = "auto", value_name = "auto|f32|int8")]
+    precision: Precision,
     /// Images of a batch [default: 8, which fit into a core's cache; 64 on CUDA].
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
     max_batch: Option<u16>,
@@ -172,6 +176,7 @@ fn into_index(job: &Job, bundle: &Bundle, encoder: &EncoderIdentity, local: &Ope
     let known = local.runtime.block_on(hashes(local.index, &found))?;
     let options = EngineOptions {
         device: job.args.device,
+        precision: job.args.precision,
         max_batch: job.args.max_batch.map(usize::from),
         // Throughput matters and not the delay of one image, so that every batch but the last should be full.
         batch_wait: Duration::from_millis(500),

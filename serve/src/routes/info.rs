@@ -36,6 +36,8 @@ pub(crate) async fn info(State(app): State<AppState>) -> Result<Json<Value>, Fai
         "device": model.engine.devices().first().copied().unwrap_or("none"),
         "sessions": model.engine.devices(),
         "device_fallback": model.engine.fallback(),
+        "precision": model.engine.precision(),
+        "precision_note": model.engine.precision_note(),
         "batching": {
             "max_batch": model.engine.max_batch(),
             "wait_ms": engine.batch_wait.as_secs_f64() * 1e3,

@@ -18,6 +18,7 @@ use crate::encode::{LeftOut, labelled, load_encoder};
 use crate::evaluate::{Settings, Split, evaluate, export, table, unlabelled};
 use crate::extract::EncoderPair;
 use crate::finetune::result;
+use crate::judged;
 use crate::run::Run;
 
 const COMMAND: &str = "macrl-train evaluate";
@@ -47,6 +48,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let (encoder, config, step) = load_encoder(&path)?;
     say!("encoder: {} (step {step})", path.display());
     check_file(&run.probe(), |path| Probe::read(path).is_ok())?;
+    check_file(&run.judged(), judged::is_ours)?;
     check_file(&run.evaluation(), |path| Evaluation::read(path).is_ok())?;
     let data = open_data_once(&data_dir(&arguments.data, &run)?, &config)?;
     let pair = EncoderPair::new(encoder, &config)?;
@@ -92,6 +94,7 @@ fn accuracies(
     let (evaluation, probe) = evaluate(sets, &settings)?;
     let bytes = probe.to_bytes().context("cannot write the probe")?;
     atomic::write_file(&run.probe(), &bytes).with_context(|| format!("cannot write {}", run.probe().display()))?;
+    judged::write(run, config, data)?;
     Ok(evaluation)
 }
 

@@ -50,6 +50,8 @@ pub struct Bundle {
     pub onnx: PathBuf,
     /// `onnx/model_fp16.onnx`, where there is one.
     pub onnx_fp16: Option<PathBuf>,
+    /// `onnx/model_quantized.onnx`, where there is one; whether it can be used, only a session tells.
+    pub onnx_int8: Option<PathBuf>,
 }
 
 impl Bundle {
@@ -88,6 +90,7 @@ impl Bundle {
             weights: dir.join(WEIGHTS),
             onnx: dir.join(ONNX),
             onnx_fp16: fp16.exists().then_some(fp16),
+            onnx_int8: optional(ONNX_INT8),
         })
     }
 }

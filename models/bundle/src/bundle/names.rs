@@ -12,6 +12,8 @@ pub const WEIGHTS: &str = "model.safetensors";
 pub const ONNX: &str = "onnx/model.onnx";
 /// `onnx/model_fp16.onnx`
 pub const ONNX_FP16: &str = "onnx/model_fp16.onnx";
+/// `onnx/model_quantized.onnx`, the name that transformers.js looks for
+pub const ONNX_INT8: &str = "onnx/model_quantized.onnx";
 /// `probe.safetensors`
 pub const PROBE: &str = "probe.safetensors";
 /// `evaluation.json`
@@ -23,7 +25,7 @@ pub const README: &str = "README.md";
 
 /// Every file that an export may write.
 pub const FILES: [&str; 10] =
-    [CONFIG, PREPROCESSOR, WEIGHTS, ONNX, ONNX_FP16, "onnx/model_quantized.onnx", PROBE, EVALUATION, PARITY, README];
+    [CONFIG, PREPROCESSOR, WEIGHTS, ONNX, ONNX_FP16, ONNX_INT8, PROBE, EVALUATION, PARITY, README];
 /// Folder in a bundle that holds the next one while its files are moved to their places.
 pub const COMMIT: &str = ".macrl-commit";
 

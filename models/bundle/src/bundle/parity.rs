@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::quantized::Quantized;
+
 /// How far two implementations of one network are apart, on the same images.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Comparison {
@@ -32,6 +34,9 @@ pub struct Parity {
     /// The trained network against itself with the weights of `model.safetensors`, where that holds halves.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weights_fp16: Option<Comparison>,
+    /// Candle (f32) against the 8-bit graph in ONNX Runtime.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub int8: Option<Quantized>,
     /// More, free.
     #[serde(flatten)]
     pub extra: serde_json::Map<String, serde_json::Value>,

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use macrl_serve::index::{
-    EmbeddedIndex, EncoderIdentity, Filter, Hit, Index, Item, Location, Metadata, OpenOptions, PostgresIndex, Query,
+    EmbeddedIndex, EncoderIdentity, Filter, Hit, Index, Item, JsonMap, Location, OpenOptions, PostgresIndex, Query,
 };
 use macrl_serve::metrics::resident_bytes;
 use tokio::runtime::Runtime;
@@ -145,7 +145,7 @@ fn item(number: usize, vector: &[f32]) -> Item {
     Item {
         id: format!("item-{number}"),
         vector: vector.to_vec(),
-        metadata: Metadata::from_iter([("n".to_string(), number.into())]),
+        metadata: JsonMap::from_iter([("n".to_string(), number.into())]).into(),
         image: None,
         has_image: false,
         hash: None,

@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use macrl_bundle::decode::DecodeLimits;
 use macrl_bundle::device::Device;
 
+use crate::api::bounded::MAX_LIST;
 use crate::arguments::{parse_device, usage};
 use crate::engine::{EngineOptions, Precision};
 use crate::index::Location;
@@ -204,6 +205,9 @@ impl ServeArgs {
         if self.max_images == 0 || self.max_images > self.queue {
             let (images, queue) = (self.max_images, self.queue);
             return Err(usage(format!("--max-images must be in 1..={queue} (the queue), found {images}")));
+        }
+        if self.max_images > MAX_LIST {
+            return Err(usage(format!("--max-images must be at most {MAX_LIST}, found {}", self.max_images)));
         }
         if self.drain_delay != 0.0 {
             seconds("--drain-delay", self.drain_delay)?;

@@ -12,7 +12,7 @@ use ureq::typestate::WithoutBody;
 use ureq::{Agent, Body, RequestBuilder};
 
 use crate::image_folder::ImageFile;
-use crate::index::Metadata;
+use crate::index::JsonMap;
 
 /// Images of one upload request.
 const BATCH: usize = 32;
@@ -120,7 +120,7 @@ impl Client {
     ///
     /// # Errors
     /// A request that failed as a whole.
-    pub fn upload(&self, images: &[(ImageFile, Metadata)]) -> Result<Uploaded> {
+    pub fn upload(&self, images: &[(ImageFile, JsonMap)]) -> Result<Uploaded> {
         let progress = Progress::new("uploading images", images.len());
         let mut all = Uploaded::default();
         for batch in images.chunks(BATCH) {
@@ -130,7 +130,7 @@ impl Client {
         Ok(all)
     }
 
-    fn upload_batch(&self, batch: &[(ImageFile, Metadata)], all: &mut Uploaded) -> Result<()> {
+    fn upload_batch(&self, batch: &[(ImageFile, JsonMap)], all: &mut Uploaded) -> Result<()> {
         let items = batch.iter().map(|(image, metadata)| item(image, metadata)).collect::<Result<Vec<_>>>()?;
         let body = serde_json::to_vec(&json!({ "items": items }))?;
         let answer = self.post("/items", "application/json", &body)?;
@@ -149,7 +149,7 @@ impl Client {
     }
 }
 
-fn item(image: &ImageFile, metadata: &Metadata) -> Result<Value> {
+fn item(image: &ImageFile, metadata: &JsonMap) -> Result<Value> {
     let bytes = std::fs::read(&image.path).with_context(|| format!("cannot read {}", image.path.display()))?;
     Ok(json!({ "id": image.id, "image": STANDARD.encode(bytes), "metadata": metadata }))
 }

@@ -28,7 +28,12 @@ enum Phase {
     Discard(Instant, Instant),
     /// Makes the response.
     Response,
+    /// Sends a large response: since when, and how many bytes since then.
+    Send(Instant, usize),
 }
+
+/// Bytes of a large response that a client must read within each [`Timeouts::send`].
+pub const SEND_BYTES: usize = 64 << 10;
 
 /// How long a client may take.
 #[derive(Debug, Clone, Copy)]
@@ -37,6 +42,8 @@ pub struct Timeouts {
     pub idle: Duration,
     /// From a header's first byte to its last.
     pub header: Duration,
+    /// For the client to read [`SEND_BYTES`] of a large response.
+    pub send: Duration,
 }
 
 /// The state of a connection.  Requests carry it as an extension.
@@ -69,6 +76,19 @@ impl Connection {
         *self.lock() = Phase::Idle(Instant::now());
     }
 
+    /// The response was made, and its large body is being sent.
+    pub(crate) fn start_send(&self) {
+        *self.lock() = Phase::Send(Instant::now(), 0);
+    }
+
+    /// The body was sent or dropped.  Does nothing in another phase.
+    pub(crate) fn finish_send(&self) {
+        let mut phase = self.lock();
+        if let Phase::Send(..) = *phase {
+            *phase = Phase::Idle(Instant::now());
+        }
+    }
+
     /// The response was made, and the rest of the body is read and discarded for at most `timeout`.
     pub(crate) fn start_discard(&self, timeout: Duration) -> DiscardPhase {
         let now = Instant::now();
@@ -93,7 +113,11 @@ impl Connection {
     /// Since when the server waits for the client; `None` while it makes a response.
     pub fn waiting_since(&self) -> Option<Instant> {
         match *self.lock() {
-            Phase::Idle(since) | Phase::Header(since) | Phase::Body(since) | Phase::Discard(since, _) => Some(since),
+            Phase::Idle(since)
+            | Phase::Header(since)
+            | Phase::Body(since)
+            | Phase::Discard(since, _)
+            | Phase::Send(since, _) => Some(since),
             Phase::Response => None,
         }
     }
@@ -103,6 +127,7 @@ impl Connection {
             Phase::Idle(since) => Some(since + timeouts.idle),
             Phase::Header(since) => Some(since + timeouts.header),
             Phase::Discard(_, until) => Some(until),
+            Phase::Send(since, _) => Some(since + timeouts.send),
             Phase::Body(_) | Phase::Response => None,
         }
     }
@@ -114,11 +139,14 @@ impl Connection {
         }
     }
 
-    /// A connection whose client still reads a long response is not idle.
-    fn sent(&self) {
+    /// Bytes were sent.  A connection whose client still reads a response is not idle.
+    fn sent(&self, bytes: usize) {
         let mut phase = self.lock();
-        if let Phase::Idle(_) = *phase {
-            *phase = Phase::Idle(Instant::now());
+        match *phase {
+            Phase::Idle(_) => *phase = Phase::Idle(Instant::now()),
+            Phase::Send(_, before) if before + bytes >= SEND_BYTES => *phase = Phase::Send(Instant::now(), 0),
+            Phase::Send(since, before) => *phase = Phase::Send(since, before + bytes),
+            _ => {}
         }
     }
 
@@ -194,8 +222,8 @@ impl ObservedStream {
     }
 
     fn wrote(&self, outcome: &Poll<io::Result<usize>>) {
-        if let Poll::Ready(Ok(1..)) = outcome {
-            self.connection.sent();
+        if let Poll::Ready(Ok(bytes @ 1..)) = outcome {
+            self.connection.sent(*bytes);
         }
     }
 }
@@ -245,7 +273,8 @@ impl AsyncWrite for ObservedStream {
 mod tests {
     use super::*;
 
-    const TIMEOUTS: Timeouts = Timeouts { idle: Duration::from_secs(75), header: Duration::from_secs(10) };
+    const TIMEOUTS: Timeouts =
+        Timeouts { idle: Duration::from_secs(75), header: Duration::from_secs(10), send: Duration::from_secs(30) };
 
     /// Seconds until the connection is closed, rounded: the test takes less than half a second.
     fn seconds_left(connection: &Connection) -> Option<u64> {
@@ -273,13 +302,30 @@ mod tests {
         let connection = Connection::new();
         let early = connection.due(&TIMEOUTS);
         std::thread::sleep(Duration::from_millis(2));
-        connection.sent();
+        connection.sent(1);
         assert!(connection.due(&TIMEOUTS) > early);
         connection.received();
         let begun = connection.due(&TIMEOUTS);
         std::thread::sleep(Duration::from_millis(2));
         connection.received();
         assert_eq!(connection.due(&TIMEOUTS), begun);
+    }
+
+    #[test]
+    fn a_large_response_must_be_read_at_a_minimum_rate() {
+        let connection = Connection::new();
+        connection.start_send();
+        let first = connection.due(&TIMEOUTS);
+        std::thread::sleep(Duration::from_millis(2));
+        connection.sent(SEND_BYTES - 1);
+        assert_eq!(connection.due(&TIMEOUTS), first, "too little was read");
+        connection.sent(1);
+        assert!(connection.due(&TIMEOUTS) > first);
+        connection.finish_send();
+        assert_eq!(seconds_left(&connection), Some(75));
+        connection.start_response();
+        connection.finish_send();
+        assert_eq!(connection.waiting_since(), None);
     }
 
     #[test]
@@ -297,7 +343,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_slow_client_is_disconnected_and_a_response_is_finished() {
-        let timeouts = Timeouts { idle: Duration::from_millis(20), header: Duration::from_millis(10) };
+        let (idle, header, send) = (Duration::from_millis(20), Duration::from_millis(10), Duration::from_secs(1));
+        let timeouts = Timeouts { idle, header, send };
         let connection = Connection::new();
         assert_eq!(drive(std::future::pending::<()>(), &connection, &timeouts).await, End::TimedOut);
         connection.start_response();
@@ -306,7 +353,8 @@ mod tests {
         assert_eq!(drive(busy, &connection, &timeouts).await, End::Closed);
         connection.finish_response();
         connection.close();
-        let long = Timeouts { idle: Duration::from_secs(3600), header: Duration::from_secs(3600) };
+        let hour = Duration::from_secs(3600);
+        let long = Timeouts { idle: hour, header: hour, send: hour };
         assert_eq!(drive(std::future::pending::<()>(), &connection, &long).await, End::Evicted);
     }
 }

@@ -20,6 +20,7 @@ use tower::ServiceExt;
 use crate::connection::{Connection, End, ObservedStream, Timeouts, drive};
 use crate::limits::Limits;
 use crate::metrics::Metrics;
+use crate::response_body::LargeBody;
 use crate::unread_body;
 
 /// The time after which a failed accept, or a wait for a free slot, is tried again.
@@ -45,7 +46,7 @@ impl ConnectionLimiter {
         let mut http = http1::Builder::new();
         // hyper's own timeout does not distinguish an idle connection from a header that has begun.
         http.header_read_timeout(None);
-        let timeouts = Timeouts { idle: limits.keep_alive, header: limits.header_timeout };
+        let timeouts = Timeouts { idle: limits.keep_alive, header: limits.header_timeout, send: limits.send_timeout };
         let slots = Arc::new(Semaphore::new(limits.connections.max(1)));
         let (body_timeout, connections) = (limits.body_timeout, Vec::new());
         Self { listener, router, http, timeouts, body_timeout, metrics, slots, connections, waiting: None }
@@ -104,6 +105,9 @@ impl ConnectionLimiter {
                 let mut response = router.oneshot(request).await;
                 connection.finish_response();
                 if let Ok(response) = &mut response {
+                    if response.extensions().get::<LargeBody>().is_some() {
+                        connection.start_send();
+                    }
                     unread.discard(response, &connection, body_timeout);
                 }
                 response

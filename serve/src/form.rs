@@ -5,10 +5,12 @@ use axum::extract::{FromRequest, Multipart, Request};
 use axum::http::HeaderMap;
 use axum::http::header::{CONTENT_DISPOSITION, CONTENT_TYPE};
 use serde::de::DeserializeOwned;
+use tokio::runtime::Handle;
 
 use crate::body::RequestBody;
 use crate::content_disposition::ContentDisposition;
 use crate::error::ApiError;
+use crate::state::App;
 
 /// Fields that are options even if they are sent as files.
 const OPTIONS: [&str; 7] = ["metadata", "normalize", "top_k", "encoding_format", "filter", "exact", "k"];
@@ -62,23 +64,44 @@ impl Part {
     }
 }
 
+/// Most parts of a form that are not images.
+const MAX_FIELDS: usize = 16;
+/// Most images of a form that are counted; the count is part of the error for too many.
+const MAX_COUNTED: usize = 10_000;
+
 impl RequestBody {
-    /// The form's parts, in order.
+    /// The form's parts, in order, parsed on a blocking thread.
     ///
     /// # Errors
-    /// [`ApiError::Malformed`].
-    pub async fn form(&self) -> Result<Vec<Part>, ApiError> {
+    /// [`ApiError::Malformed`]; [`ApiError::TooManyImages`] if it has more images than a request may have.
+    pub async fn form(&self, app: &App) -> Result<Vec<Part>, ApiError> {
         let request = Request::from_parts(self.parts.clone(), Body::from(self.bytes.clone()));
-        let fault = |e: &dyn std::fmt::Display| ApiError::malformed(format!("the form cannot be read: {e}"));
-        let mut form = Multipart::from_request(request, &()).await.map_err(|e| fault(&e.body_text()))?;
-        let mut parts = Vec::new();
-        while let Some(field) = form.next_field().await.map_err(|e| fault(&e.body_text()))? {
-            let part = Part::new(field.headers());
-            let bytes = field.bytes().await.map_err(|e| fault(&e.body_text()))?;
-            parts.push(Part { bytes, ..part });
-        }
-        Ok(parts)
+        let (limit, runtime) = (app.settings.limits.images, Handle::current());
+        // The body is complete, so the parser never waits.
+        app.pool.run(move || runtime.block_on(parse(request, limit))).await
     }
+}
+
+async fn parse(request: Request, limit: usize) -> Result<Vec<Part>, ApiError> {
+    let fault = |e: &dyn std::fmt::Display| ApiError::malformed(format!("the form cannot be read: {e}"));
+    let mut form = Multipart::from_request(request, &()).await.map_err(|e| fault(&e.body_text()))?;
+    let (mut parts, mut images) = (Vec::new(), 0);
+    while let Some(field) = form.next_field().await.map_err(|e| fault(&e.body_text()))? {
+        let part = Part::new(field.headers());
+        images += usize::from(part.is_image);
+        if images > MAX_COUNTED {
+            break;
+        }
+        if part.is_image && images > limit {
+            continue; // counted only
+        }
+        if !part.is_image && parts.len() >= MAX_FIELDS + images {
+            return Err(ApiError::malformed(format!("the form has more than {MAX_FIELDS} fields that are no images")));
+        }
+        let bytes = field.bytes().await.map_err(|e| fault(&e.body_text()))?;
+        parts.push(Part { bytes, ..part });
+    }
+    if images > limit { Err(ApiError::TooManyImages { limit, found: images }) } else { Ok(parts) }
 }
 
 #[cfg(test)]

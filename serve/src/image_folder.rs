@@ -8,7 +8,7 @@ use clap::ValueEnum;
 use macrl_bundle::folder::{self, LabelFrom, READ, Reason, Split, Summary, arrange, walk};
 use serde_json::Value;
 
-use crate::index::Metadata;
+use crate::index::JsonMap;
 
 /// Which folder gives an image its label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
@@ -37,8 +37,8 @@ pub struct ImageFile {
 
 impl ImageFile {
     /// Its item's metadata: `label` and `split`, if they are known, and `file`.
-    pub fn metadata(&self) -> Metadata {
-        let mut metadata = Metadata::new();
+    pub fn metadata(&self) -> JsonMap {
+        let mut metadata = JsonMap::new();
         if let Some(label) = &self.label {
             metadata.insert("label".into(), label.clone().into());
         }

@@ -33,6 +33,7 @@ pub mod metrics;
 pub mod origin;
 pub mod pool;
 pub mod process;
+mod response_body;
 pub mod routes;
 pub mod server;
 pub mod state;

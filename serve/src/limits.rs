@@ -25,6 +25,10 @@ pub struct Limits {
     pub hits: usize,
     /// Bytes of one item's metadata, as JSON.
     pub metadata_bytes: usize,
+    /// Bytes of a filter, as JSON.
+    pub filter_bytes: usize,
+    /// Bytes of all large responses that are being sent.
+    pub response_bytes: usize,
     /// Bytes of memory that the items of an index may take.
     pub index_bytes: usize,
     /// With more items than this, searches are approximate unless they ask to be exact.
@@ -35,6 +39,8 @@ pub struct Limits {
     pub header_timeout: Duration,
     /// Time for a body to arrive.
     pub body_timeout: Duration,
+    /// Time in which a client must read the next 64 KiB of a large response.
+    pub send_timeout: Duration,
     /// Time from the body's arrival to the response.
     pub request_timeout: Duration,
     /// Connections at once; for a further one, the one that has been idle longest is closed.
@@ -59,12 +65,15 @@ impl Default for Limits {
             decode: DecodeLimits::default(),
             hits: 1000,
             metadata_bytes: 16 << 10,
+            filter_bytes: 256 << 10,
+            response_bytes: 256 << 20,
             index_bytes: OpenOptions::default().max_bytes,
             exact_up_to: OpenOptions::default().exact_up_to,
             // Longer than the 60 s of most proxies: see connection.rs.
             keep_alive: Duration::from_secs(75),
             header_timeout: Duration::from_secs(10),
             body_timeout: Duration::from_secs(30),
+            send_timeout: Duration::from_secs(30),
             request_timeout: Duration::from_secs(30),
             connections: 1024,
             drain_delay: Duration::ZERO,

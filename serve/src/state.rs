@@ -79,6 +79,8 @@ pub struct App {
     pub admitted: Arc<Budget>,
     /// Budget of the bytes of all bodies in memory.
     pub buffered: Arc<Budget>,
+    /// Budget of the bytes of all large responses that are being sent.
+    pub responses: Arc<Budget>,
     /// When the server was started.
     pub started: Instant,
     bundle_dir: PathBuf,
@@ -108,6 +110,7 @@ impl App {
             large_image_pool: LowPriorityPool::new(slow_decoders),
             admitted: Budget::new(limits.queue),
             buffered: Budget::new(limits.buffered_bytes),
+            responses: Budget::new(limits.response_bytes),
             started: Instant::now(),
             bundle_dir: bundle.dir.clone(),
             model: RwLock::new(None),
@@ -203,11 +206,12 @@ impl App {
         }
     }
 
-    /// The most bytes that all requests together can take: one image for each decoder, and the bodies.
+    /// The most bytes that all requests together can take: one image for each decoder, the bodies, and the responses.
     pub fn worst_case_bytes(&self) -> u64 {
         let limits = &self.settings.limits;
         let (decoders, slow_decoders) = decoders();
-        (decoders + slow_decoders) as u64 * limits.decode.max_alloc + limits.buffered_bytes as u64
+        (decoders + slow_decoders) as u64 * limits.decode.max_alloc
+            + (limits.buffered_bytes + limits.response_bytes) as u64
     }
 
     /// The error for a full queue; it estimates from the throughput so far when the queue will be empty.

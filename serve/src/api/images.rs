@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
+use super::bounded::{CappedList, MAX_LIST};
 use crate::text_encoding::encode_vector;
 
 /// Options of `/embed` and `/classify` in the query.
@@ -25,8 +26,8 @@ pub(crate) struct ImageOptions {
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ImagesBody {
-    #[schema(min_items = 1)]
-    pub(crate) images: Vec<String>,
+    #[schema(value_type = Vec<String>, min_items = 1)]
+    pub(crate) images: CappedList<String, MAX_LIST>,
     /// Scale vectors to length 1; true by default.
     #[schema(required = false)]
     pub(crate) normalize: Option<bool>,

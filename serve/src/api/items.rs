@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
+use super::bounded::{CappedList, MAX_LIST, Numbers, RawObject};
 use super::errors::ErrorBody;
 use crate::index::{Item, Metadata};
 
@@ -55,19 +56,19 @@ pub(crate) struct ItemBody {
     /// Base64 or a `data:` URI.
     #[schema(required = false)]
     pub(crate) image: Option<String>,
-    #[schema(required = false)]
-    pub(crate) vector: Option<Vec<f32>>,
+    #[schema(value_type = Option<Vec<f32>>, required = false)]
+    pub(crate) vector: Option<Numbers>,
     /// A JSON object.
     #[serde(default)]
     #[schema(value_type = Map<String, Value>, required = false)]
-    pub(crate) metadata: Metadata,
+    pub(crate) metadata: RawObject,
 }
 
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ItemsBody {
-    #[schema(min_items = 1)]
-    pub(crate) items: Vec<ItemBody>,
+    #[schema(value_type = Vec<ItemBody>, min_items = 1)]
+    pub(crate) items: CappedList<ItemBody, MAX_LIST>,
 }
 
 #[derive(Debug, Serialize, ToSchema)]

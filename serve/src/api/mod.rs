@@ -1,5 +1,6 @@
 //! The HTTP interface's types: what is described in the OpenAPI document is what is parsed and sent.
 
+pub(crate) mod bounded;
 pub(crate) mod errors;
 pub(crate) mod images;
 pub(crate) mod items;

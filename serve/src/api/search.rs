@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
+use super::bounded::{Numbers, RawObject};
 use crate::index::duplicates::Group;
 use crate::index::{Hit, Metadata};
 
@@ -23,8 +24,8 @@ pub(crate) struct SearchParams {
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct SearchBody {
-    #[schema(required = false)]
-    pub(crate) vector: Option<Vec<f32>>,
+    #[schema(value_type = Option<Vec<f32>>, required = false)]
+    pub(crate) vector: Option<Numbers>,
     /// Id of an item, which is left out of the hits.
     #[schema(required = false)]
     pub(crate) id: Option<String>,
@@ -38,7 +39,7 @@ pub(crate) struct SearchBody {
         value_type = Option<Map<String, Value>>,
         example = json!({"label": {"in": ["cat", "dog"]}, "year": {"gte": 2000}})
     )]
-    pub(crate) filter: Option<Metadata>,
+    pub(crate) filter: Option<RawObject>,
     /// No approximation.
     #[schema(required = false)]
     pub(crate) exact: Option<bool>,

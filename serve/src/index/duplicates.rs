@@ -25,8 +25,9 @@ pub const MAX_PER_PAGE: usize = 2000;
 const PAGE_TIME: Duration = Duration::from_secs(2);
 /// Rounding may make the product of two equal unit vectors smaller than 1 by this.
 const ROUNDING: f32 = 1e-6;
-/// Items whose neighbours are cached.
+/// Items whose neighbours are cached, and ids of all their neighbours.
 const CACHED: usize = 16;
+const CACHED_IDS: usize = 1 << 18;
 
 /// An item and its near-duplicates.
 #[derive(Debug, Clone, PartialEq)]
@@ -220,7 +221,10 @@ impl PageBuilder<'_> {
         }
         let ids = scored.iter().map(|scored| scored.id.clone()).collect();
         let neighbours = Arc::new(Neighbours { id: item.id, vector: item.vector, scored, ids });
-        if self.cache.len() == CACHED {
+        let full = |cache: &[Arc<Neighbours>]| {
+            cache.len() >= CACHED || cache.iter().map(|known| known.ids.len()).sum::<usize>() > CACHED_IDS
+        };
+        while !self.cache.is_empty() && full(&self.cache) {
             self.cache.remove(0);
         }
         self.cache.push(neighbours.clone());

@@ -8,7 +8,7 @@ use std::ops::Bound;
 
 use serde_json::{Number, Value};
 
-use super::item::Metadata;
+use super::item::JsonMap;
 
 /// A range of numbers.
 #[derive(Debug, Clone, PartialEq)]
@@ -40,7 +40,7 @@ impl Filter {
     ///
     /// # Errors
     /// One sentence.
-    pub fn parse(json: Metadata) -> Result<Self, String> {
+    pub fn parse(json: JsonMap) -> Result<Self, String> {
         let conditions = json.into_iter().map(|(field, value)| {
             let condition = condition(value).map_err(|e| format!("filter on `{field}`: {e}"))?;
             Ok((field, condition))

@@ -4,10 +4,56 @@ use std::fmt;
 use std::sync::Arc;
 
 use macrl_bundle::bundle::Bundle;
+use serde::{Serialize, Serializer};
+use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
-/// An item's metadata: a JSON object.
-pub type Metadata = Map<String, Value>;
+/// A parsed JSON object.
+pub type JsonMap = Map<String, Value>;
+
+/// An item's metadata: the text of a JSON object.
+///
+/// It stays text in the index and in answers.  Parsed, it would take up to 90 times the memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Metadata(Arc<str>);
+
+impl Metadata {
+    /// Metadata that an index stored; the text was checked then.
+    pub(super) fn from_stored(text: impl Into<Arc<str>>) -> Self {
+        Self(text.into())
+    }
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The parsed object; empty if another program damaged the stored text.
+    pub fn to_map(&self) -> JsonMap {
+        serde_json::from_str(&self.0).unwrap_or_default()
+    }
+}
+
+impl Default for Metadata {
+    fn default() -> Self {
+        Self("{}".into())
+    }
+}
+
+impl From<JsonMap> for Metadata {
+    fn from(map: JsonMap) -> Self {
+        Self(Value::Object(map).to_string().into())
+    }
+}
+
+impl Serialize for Metadata {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match serde_json::from_str::<&RawValue>(&self.0) {
+            Ok(raw) => raw.serialize(serializer),
+            Err(_) => JsonMap::new().serialize(serializer),
+        }
+    }
+}
 
 /// SHA-256 of the file that an item was made from.
 pub type ContentHash = [u8; 32];

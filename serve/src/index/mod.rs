@@ -20,7 +20,7 @@ pub use embedded::EmbeddedIndex;
 pub use error::IndexError;
 pub use filter::{Condition, Filter, Range};
 pub use interface::Index;
-pub use item::{ContentHash, EncoderIdentity, Hit, Item, Metadata, ScoredId, check_id, normalized};
+pub use item::{ContentHash, EncoderIdentity, Hit, Item, JsonMap, Metadata, ScoredId, check_id, normalized};
 pub use location::Location;
 pub use open::{open, open_read_only};
 pub use options::OpenOptions;

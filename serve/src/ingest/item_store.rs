@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
 use crate::client::Client;
-use crate::index::{Condition, Filter, Index, ListQuery, Metadata};
+use crate::index::{Condition, Filter, Index, JsonMap, ListQuery};
 use crate::text_encoding::encode_percent;
 
 /// Metadata field of an item's source.
@@ -23,7 +23,7 @@ pub(super) trait ItemStore: Sync {
     ///
     /// # Errors
     /// The index does not answer.
-    fn metadata(&self, id: &str) -> Result<Option<Metadata>>;
+    fn metadata(&self, id: &str) -> Result<Option<JsonMap>>;
 
     /// Removes an item; returns whether it existed.
     ///
@@ -35,7 +35,7 @@ pub(super) trait ItemStore: Sync {
 /// Ids and metadata of one page of items.
 pub(super) struct ItemPage {
     /// In the order of their ids.
-    pub(super) items: Vec<(String, Metadata)>,
+    pub(super) items: Vec<(String, JsonMap)>,
     /// Cursor of the next page; `None` on the last.
     pub(super) next: Option<String>,
 }
@@ -52,12 +52,12 @@ impl ItemStore for OpenIndex<'_> {
         let filter = Filter { conditions: source.map(condition).into_iter().collect() };
         let query = ListQuery { cursor, limit, filter, vectors: false, skip_total: true };
         let page = self.runtime.block_on(self.index.list(query))?;
-        let items = page.items.into_iter().map(|item| (item.id, item.metadata)).collect();
+        let items = page.items.into_iter().map(|item| (item.id, item.metadata.to_map())).collect();
         Ok(ItemPage { items, next: page.next })
     }
 
-    fn metadata(&self, id: &str) -> Result<Option<Metadata>> {
-        Ok(self.runtime.block_on(self.index.get(id))?.map(|item| item.metadata))
+    fn metadata(&self, id: &str) -> Result<Option<JsonMap>> {
+        Ok(self.runtime.block_on(self.index.get(id))?.map(|item| item.metadata.to_map()))
     }
 
     fn remove(&self, id: &str) -> Result<bool> {
@@ -85,7 +85,7 @@ impl ItemStore for RemoteServer<'_> {
         Ok(ItemPage { items, next: answer["next"].as_str().map(str::to_string) })
     }
 
-    fn metadata(&self, id: &str) -> Result<Option<Metadata>> {
+    fn metadata(&self, id: &str) -> Result<Option<JsonMap>> {
         let item = self.0.find(&format!("/items/{}", encode_percent(id)))?;
         Ok(item.map(|item| item["metadata"].as_object().cloned().unwrap_or_default()))
     }

@@ -34,7 +34,7 @@ use crate::arguments::{UsageError, parse_device};
 use crate::client::Client;
 use crate::engine::{Engine, EngineOptions, Precision};
 use crate::image_folder::{ImageFile, ImageFolder, Labels, read_image_folder};
-use crate::index::{self, ContentHash, EncoderIdentity, Index, Location, Metadata, OpenOptions};
+use crate::index::{self, ContentHash, EncoderIdentity, Index, JsonMap, Location, OpenOptions};
 
 /// Ids whose hashes are looked up together.
 const LOOKUP: usize = 1024;
@@ -137,7 +137,7 @@ impl<'a> Job<'a> {
         Ok(Self { args, folder, store, source, found })
     }
 
-    fn items(&self) -> Vec<(ImageFile, Metadata)> {
+    fn items(&self) -> Vec<(ImageFile, JsonMap)> {
         self.found.images.iter().map(|image| self.source.item(image.clone())).collect()
     }
 
@@ -202,7 +202,7 @@ fn into_index(job: &Job, bundle: &Bundle, encoder: &EncoderIdentity, local: &Ope
     })
 }
 
-async fn hashes(index: &dyn Index, found: &[(ImageFile, Metadata)]) -> Result<Vec<Option<ContentHash>>> {
+async fn hashes(index: &dyn Index, found: &[(ImageFile, JsonMap)]) -> Result<Vec<Option<ContentHash>>> {
     let mut known = Vec::with_capacity(found.len());
     for block in found.chunks(LOOKUP) {
         let ids: Vec<String> = block.iter().map(|(image, _)| image.id.clone()).collect();

@@ -17,7 +17,7 @@ use super::report::Report;
 use super::source::Source;
 use crate::engine::{EmbedError, Engine, Pixels};
 use crate::image_folder::ImageFile;
-use crate::index::{ContentHash, EncoderIdentity, Index, Item, Metadata, check_id, normalized};
+use crate::index::{ContentHash, EncoderIdentity, Index, Item, JsonMap, Metadata, check_id, normalized};
 use crate::pool::catch_panic;
 use crate::thumbnail;
 
@@ -36,7 +36,7 @@ pub(super) enum Prepared {
 
 /// The state that the preparing threads share.
 pub(super) struct Preparation<'a> {
-    pub(super) found: Vec<(ImageFile, Metadata)>,
+    pub(super) found: Vec<(ImageFile, JsonMap)>,
     /// The content hashes of the items in the index, in the order of `found`.
     pub(super) known: Vec<Option<ContentHash>>,
     pub(super) source: &'a Source,
@@ -61,7 +61,7 @@ impl Preparation<'_> {
         }
     }
 
-    fn prepare(&self, image: &ImageFile, metadata: &Metadata, known: Option<ContentHash>) -> Result<Prepared> {
+    fn prepare(&self, image: &ImageFile, metadata: &JsonMap, known: Option<ContentHash>) -> Result<Prepared> {
         check_id(&image.id).map_err(anyhow::Error::msg)?;
         let bytes = std::fs::read(&image.path).context("cannot be read")?;
         let hash: ContentHash = Sha256::digest(&bytes).into();
@@ -79,7 +79,7 @@ impl Preparation<'_> {
         });
         let (pixels, thumbnail) = decoded?;
         let feature = self.engine.submit(Pixels::Ready(pixels))?;
-        let (id, metadata, image) = (image.id.clone(), metadata.clone(), Some(thumbnail));
+        let (id, metadata, image) = (image.id.clone(), Metadata::from(metadata.clone()), Some(thumbnail));
         let item = Item { id, vector: Vec::new(), metadata, image, has_image: true, hash: Some(hash) };
         Ok(Prepared::Embedding { item, feature })
     }

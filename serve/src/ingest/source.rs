@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::item_store::{ItemStore, SOURCE};
 use crate::image_folder::ImageFile;
-use crate::index::Metadata;
+use crate::index::JsonMap;
 
 /// Metadata field of the source's prefix.
 const PREFIX: &str = "prefix";
@@ -52,7 +52,7 @@ impl Source {
     }
 
     /// The image with its id in this source, and its metadata.
-    pub(super) fn item(&self, image: ImageFile) -> (ImageFile, Metadata) {
+    pub(super) fn item(&self, image: ImageFile) -> (ImageFile, JsonMap) {
         let mut metadata = image.metadata();
         metadata.insert(SOURCE.into(), self.name.clone().into());
         let Some(prefix) = &self.prefix else { return (image, metadata) };
@@ -68,7 +68,7 @@ impl Source {
     }
 
     /// Whether an existing item belongs to this source.  Items of early versions name no source and belong to any.
-    pub(super) fn owns(&self, metadata: &Metadata) -> bool {
+    pub(super) fn owns(&self, metadata: &JsonMap) -> bool {
         metadata.get(SOURCE).is_none_or(|source| *source == self.name.as_str())
     }
 }

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::parse;
 use super::responses::{BODY, IMAGES, KEY, MODEL, error_responses};
+use crate::api::bounded::{CappedList, MAX_LIST};
 use crate::api::images::{Embeddings, ImageOptions, ImagesBody, Prediction, Predictions};
 use crate::body::{Kind, RequestBody};
 use crate::error::{ApiError, ErrorKind, Failure};
@@ -20,7 +21,7 @@ async fn images(body: RequestBody, app: &App) -> Result<(Vec<Bytes>, ImageOption
     let mut options: ImageOptions = parse::query(&body.parts.uri)?;
     let images = match body.kind {
         Kind::Image => vec![body.bytes.clone()],
-        Kind::Form => form_images(&body, &mut options).await?,
+        Kind::Form => form_images(&body, app, &mut options).await?,
         Kind::Json => {
             let json: ImagesBody = body.json(app).await?;
             options.normalize = json.normalize.or(options.normalize);
@@ -35,9 +36,9 @@ async fn images(body: RequestBody, app: &App) -> Result<(Vec<Bytes>, ImageOption
     Ok((images, options))
 }
 
-async fn form_images(body: &RequestBody, options: &mut ImageOptions) -> Result<Vec<Bytes>, ApiError> {
+async fn form_images(body: &RequestBody, app: &App, options: &mut ImageOptions) -> Result<Vec<Bytes>, ApiError> {
     let mut images = Vec::new();
-    for part in body.form().await? {
+    for part in body.form(app).await? {
         let unknown = || {
             ApiError::malformed(format!("the form has a field `{}` that is neither an image nor an option", part.name))
         };
@@ -58,12 +59,12 @@ async fn form_images(body: &RequestBody, options: &mut ImageOptions) -> Result<V
 }
 
 /// Decodes the base64 of a whole request on a blocking thread.  Too many images are refused before any is decoded.
-async fn decode_all(images: Vec<String>, app: &App) -> Result<Vec<Bytes>, Failure> {
+async fn decode_all(images: CappedList<String, MAX_LIST>, app: &App) -> Result<Vec<Bytes>, Failure> {
     let limit = app.settings.limits.images;
-    if images.len() > limit {
-        return Err(ApiError::TooManyImages { limit, found: images.len() }.into());
+    if images.count > limit {
+        return Err(ApiError::TooManyImages { limit, found: images.count }.into());
     }
-    let decode = move || Ok::<_, ApiError>(images.iter().map(|i| parse::image(i)).collect::<Vec<_>>());
+    let decode = move || Ok::<_, ApiError>(images.kept.iter().map(|i| parse::image(i)).collect::<Vec<_>>());
     let decoded = app.pool.run(decode).await?;
     decoded.into_iter().enumerate().map(|(i, image)| image.map_err(|e| e.at(i))).collect()
 }

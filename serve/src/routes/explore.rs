@@ -16,7 +16,7 @@ use crate::state::AppState;
 /// Points of a map by default.
 const DEFAULT_POINTS: usize = 1500;
 
-error_responses!(ExploreErrors, ErrorBody, [&[ErrorKind::Malformed], KEY, INDEX]);
+error_responses!(ExploreErrors, ErrorBody, [&[ErrorKind::Malformed, ErrorKind::QueueFull], KEY, INDEX]);
 
 /// `GET /duplicates?threshold=0.98`: groups of near-duplicate items, page by page.
 #[utoipa::path(
@@ -36,7 +36,7 @@ pub(crate) async fn duplicates(State(app): State<AppState>, parts: Parts) -> Res
     if !(1..=most).contains(&limit) {
         return Err(ApiError::malformed(format!("limit must be in 1..={most}, found {limit}")).into());
     }
-    let filter = parse::filter_text(params.filter.as_deref())?;
+    let filter = parse::filter_text(params.filter.as_deref(), &app.settings.limits)?;
     let cursor = params.cursor.filter(|c| !c.is_empty());
     let query = DuplicateQuery { threshold: threshold as f32, cursor, limit, filter, exact: params.exact };
     let (groups, next) = find(app.index.as_ref(), &query).await?;

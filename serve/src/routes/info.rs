@@ -79,6 +79,8 @@ fn describe_limits(app: &App) -> Value {
         "bytes_of_all_requests": app.worst_case_bytes(),
         "hits_per_search": limits.hits,
         "metadata_bytes": limits.metadata_bytes,
+        "filter_bytes": limits.filter_bytes,
+        "response_bytes": limits.response_bytes,
         "index_bytes": limits.index_bytes,
         "exact_search_up_to_items": limits.exact_up_to,
         "connections": limits.connections,

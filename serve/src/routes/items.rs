@@ -47,9 +47,9 @@ error_responses!(PutErrors, ErrorBody, [KEY, BODY, IMAGES, MODEL, INDEX, PUT]);
 pub(crate) async fn put(State(app): State<AppState>, id: Id, body: RequestBody) -> Result<Response, Failure> {
     let (model, id) = (app.model()?, path_id(id)?);
     let draft = match body.kind {
-        Kind::Image => raw_draft(id, &body)?,
-        Kind::Form => form_draft(id, &body).await?,
-        Kind::Json => json_draft(body.json::<ItemBody>(&app).await?, Some(&id))?,
+        Kind::Image => raw_draft(id, &body, &app)?,
+        Kind::Form => form_draft(id, &body, &app).await?,
+        Kind::Json => json_draft(body.json::<ItemBody>(&app).await?, Some(&id), &app.settings.limits)?,
     };
     let mut outcomes = store(&app, &model, vec![Ok(draft)]).await?;
     let (id, created) = outcomes.pop().unwrap_or(Err(ApiError::Internal("no outcome".into())))?;
@@ -76,13 +76,17 @@ pub(crate) async fn post(State(app): State<AppState>, body: RequestBody) -> Resu
         Kind::Json => {
             let json: ItemsBody = body.json(&app).await?;
             let limit = app.settings.limits.images;
-            if json.items.len() > limit {
-                return Err(ApiError::TooManyImages { limit, found: json.items.len() }.into());
+            if json.items.count > limit {
+                return Err(ApiError::TooManyImages { limit, found: json.items.count }.into());
             }
-            let drafts = move || Ok::<_, ApiError>(json.items.into_iter().map(|i| json_draft(i, None)).collect());
+            let limits = app.settings.limits.clone();
+            let drafts = move || {
+                let draft = |item| json_draft(item, None, &limits);
+                Ok::<_, ApiError>(json.items.kept.into_iter().map(draft).collect())
+            };
             app.pool.run(drafts).await?
         }
-        Kind::Form => form_drafts(body.form().await?)?,
+        Kind::Form => form_drafts(body.form(&app).await?, &app.settings.limits)?,
         Kind::Image => {
             let message = "one image belongs to PUT /items/{id}; a batch is JSON or a form";
             return Err(ApiError::malformed(message).into());
@@ -154,7 +158,7 @@ pub(crate) async fn delete(State(app): State<AppState>, id: Id) -> Result<Json<O
     if app.index.delete(&id).await? { Ok(Json(Outcome::deleted(id))) } else { Err(unknown(&id).into()) }
 }
 
-error_responses!(ListErrors, ErrorBody, [KEY, INDEX, &[ErrorKind::Malformed]]);
+error_responses!(ListErrors, ErrorBody, [KEY, INDEX, &[ErrorKind::Malformed, ErrorKind::QueueFull]]);
 
 /// `GET /items?cursor=&limit=`: pages in the order of ids.  `next` is the cursor of the following page, `total` the number of
 /// items on all pages.
@@ -173,7 +177,7 @@ pub(crate) async fn list(State(app): State<AppState>, parts: Parts) -> Result<Js
     }
     // An empty cursor is the first page.
     let cursor = params.cursor.filter(|c| !c.is_empty());
-    let filter = parse::filter_text(params.filter.as_deref())?;
+    let filter = parse::filter_text(params.filter.as_deref(), &app.settings.limits)?;
     let query = ListQuery { cursor, limit, filter, vectors: params.vectors, skip_total: false };
     let page = app.index.list(query).await?;
     let items = page.items.into_iter().map(ItemDescription::from).collect();

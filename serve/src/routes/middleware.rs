@@ -1,8 +1,8 @@
 //! Middleware around every route: request ids, metrics, logging, the key, CORS, and the handling of panics.
 
 use std::any::Any;
-use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -14,8 +14,10 @@ use axum::response::{IntoResponse, Response};
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
+use crate::connection::Connection;
 use crate::error::{ApiError, ErrorCode, Failure};
 use crate::origin::Origin;
+use crate::response_body;
 use crate::state::AppState;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -27,6 +29,7 @@ pub(super) fn wrap(routes: Router<AppState>, state: &AppState) -> Router<AppStat
         Some(layer) => routes.layer(layer),
         None => routes,
     };
+    let routes = routes.layer(from_fn_with_state(state.clone(), count_response));
     routes.layer(from_fn_with_state(state.clone(), observe))
 }
 
@@ -48,6 +51,14 @@ fn cors(origins: &[Origin]) -> Option<CorsLayer> {
         .expose_headers([REQUEST_ID, RETRY_AFTER])
         .max_age(Duration::from_secs(600));
     Some(layer)
+}
+
+/// Counts a large response against the budget of all responses, and refuses it if the budget is used up.
+async fn count_response(State(app): State<AppState>, request: Request, next: Next) -> Response {
+    let connection = request.extensions().get::<Arc<Connection>>().cloned();
+    let response = next.run(request).await;
+    response_body::count(response, &app.responses, connection)
+        .unwrap_or_else(|| Failure::from(app.queue_full()).into_response())
 }
 
 /// Gives errors of routes below `/v1` OpenAI's form.

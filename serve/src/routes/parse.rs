@@ -5,8 +5,10 @@ use axum::extract::Query;
 use axum::http::Uri;
 use serde::de::DeserializeOwned;
 
+use crate::api::bounded::RawObject;
 use crate::error::ApiError;
-use crate::index::{Filter, Metadata};
+use crate::index::{Filter, JsonMap, Metadata};
+use crate::limits::Limits;
 use crate::text_encoding;
 
 /// The query string as `T`.
@@ -19,16 +21,38 @@ pub(super) fn query<T: DeserializeOwned>(uri: &Uri) -> Result<T, ApiError> {
 }
 
 /// A filter from a JSON body.
-pub(super) fn filter(json: Option<Metadata>) -> Result<Filter, ApiError> {
-    Filter::parse(json.unwrap_or_default()).map_err(ApiError::malformed)
+pub(super) fn filter(json: Option<&RawObject>, limits: &Limits) -> Result<Filter, ApiError> {
+    filter_text(json.map(RawObject::text), limits)
 }
 
 /// A filter from a query string.
-pub(super) fn filter_text(text: Option<&str>) -> Result<Filter, ApiError> {
-    let parse = |text| {
-        serde_json::from_str(text).map_err(|e| ApiError::malformed(format!("filter must be a JSON object: {e}")))
-    };
-    filter(text.map(parse).transpose()?)
+pub(super) fn filter_text(text: Option<&str>, limits: &Limits) -> Result<Filter, ApiError> {
+    let Some(text) = text else { return Ok(Filter::default()) };
+    let (limit, found) = (limits.filter_bytes, text.len());
+    if found > limit {
+        return Err(ApiError::malformed(format!("filter must be at most {limit} bytes of JSON, found {found}")));
+    }
+    let map: JsonMap =
+        serde_json::from_str(text).map_err(|e| ApiError::malformed(format!("filter must be a JSON object: {e}")))?;
+    Filter::parse(map).map_err(ApiError::malformed)
+}
+
+/// White space and escapes may make metadata so many times longer than its compact form, which the limit is for.
+const MAX_METADATA_EXPANSION: usize = 4;
+
+/// An item's metadata, in compact form.  Its length is checked before it is parsed, and again in compact form.
+pub(super) fn metadata(text: &str, limits: &Limits) -> Result<Metadata, ApiError> {
+    let limit = limits.metadata_bytes;
+    let too_long =
+        |found: usize| ApiError::malformed(format!("metadata must be at most {limit} bytes of JSON, found {found}"));
+    if text.len() > limit.saturating_mul(MAX_METADATA_EXPANSION) {
+        return Err(too_long(text.len()));
+    }
+    let map: JsonMap =
+        serde_json::from_str(text).map_err(|e| ApiError::malformed(format!("metadata must be a JSON object: {e}")))?;
+    let metadata = Metadata::from(map);
+    let found = metadata.as_str().len();
+    if found <= limit { Ok(metadata) } else { Err(too_long(found)) }
 }
 
 /// The bytes of an image that is given as base64 or as a `data:` URI.  URLs are not fetched.

@@ -6,16 +6,17 @@ use axum::extract::State;
 
 use super::parse;
 use super::responses::{BODY, IMAGES, INDEX, KEY, MODEL, error_responses};
+use crate::api::bounded::Numbers;
 use crate::api::search::{HitBody, Hits, SearchBody, SearchParams};
 use crate::body::{Kind, RequestBody};
 use crate::error::{ApiError, ErrorKind, Failure};
 use crate::features;
 use crate::index::{Filter, Query, normalized};
-use crate::state::{AppState, Model};
+use crate::state::{App, AppState, Model};
 
 /// What is searched with.
 enum Target {
-    Vector(Vec<f32>),
+    Vector(Numbers),
     Item(String),
     Image(Bytes),
 }
@@ -65,18 +66,18 @@ async fn item_vector(app: &AppState, id: &str) -> Result<Vec<f32>, ApiError> {
 }
 
 /// Checks that the client's vector has the model's length, and scales it to length 1.
-pub(super) fn check_vector(vector: Vec<f32>, model: &Model) -> Result<Vec<f32>, ApiError> {
-    if vector.len() != model.dim() {
-        return Err(ApiError::Dimension { expected: model.dim(), found: vector.len() });
+pub(super) fn check_vector(vector: Numbers, model: &Model) -> Result<Vec<f32>, ApiError> {
+    if vector.count != model.dim() {
+        return Err(ApiError::Dimension { expected: model.dim(), found: vector.count });
     }
-    normalized(vector).map_err(ApiError::Malformed)
+    normalized(vector.kept).map_err(ApiError::Malformed)
 }
 
 async fn parse_request(body: RequestBody, app: &AppState) -> Result<Request, Failure> {
     let params: SearchParams = parse::query(&body.parts.uri)?;
     let (target, rest) = match body.kind {
         Kind::Image => (Target::Image(body.bytes.clone()), SearchBody::default()),
-        Kind::Form => from_form(&body).await?,
+        Kind::Form => from_form(&body, app).await?,
         Kind::Json => from_json(body.json(app).await?)?,
     };
     let (k, limit) = (params.k.or(rest.k).unwrap_or(10), app.settings.limits.hits);
@@ -84,7 +85,7 @@ async fn parse_request(body: RequestBody, app: &AppState) -> Result<Request, Fai
         return Err(ApiError::malformed(format!("k must be in 1..={limit}, found {k}")).into());
     }
     let exact = rest.exact.or(params.exact).unwrap_or(false);
-    Ok(Request { target, filter: parse::filter(rest.filter)?, exact, k })
+    Ok(Request { target, filter: parse::filter(rest.filter.as_ref(), &app.settings.limits)?, exact, k })
 }
 
 fn from_json(mut body: SearchBody) -> Result<(Target, SearchBody), ApiError> {
@@ -97,9 +98,9 @@ fn from_json(mut body: SearchBody) -> Result<(Target, SearchBody), ApiError> {
     Ok((target, body))
 }
 
-async fn from_form(body: &RequestBody) -> Result<(Target, SearchBody), ApiError> {
+async fn from_form(body: &RequestBody, app: &App) -> Result<(Target, SearchBody), ApiError> {
     let (mut images, mut rest) = (Vec::new(), SearchBody::default());
-    for part in body.form().await? {
+    for part in body.form(app).await? {
         match part.name.as_str() {
             _ if part.is_image => images.push(part.bytes),
             "filter" => rest.filter = Some(part.json()?),

@@ -1,24 +1,27 @@
 //! How items of a request are parsed, embedded and stored.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::body::Bytes;
-use serde_json::{Map, Value};
+use serde_json::value::RawValue;
 
 use super::parse;
 use super::search::check_vector;
+use crate::api::bounded::Numbers;
 use crate::api::items::{ItemBody, PutParams};
 use crate::body::RequestBody;
 use crate::error::{ApiError, Failure};
 use crate::features::{self, Feature};
 use crate::form::Part;
 use crate::index::{Item, Metadata, check_id, normalized};
+use crate::limits::Limits;
 use crate::state::{App, AppState, Model};
 
 /// What an item's vector is made from.
 enum ItemContent {
     Image(Bytes),
-    Vector(Vec<f32>),
+    Vector(Numbers),
 }
 
 /// An item that is not embedded yet.
@@ -29,7 +32,7 @@ pub(super) struct Draft {
 }
 
 /// The item of a JSON body; `path_id` is the id in the path, if there is one.
-pub(super) fn json_draft(body: ItemBody, path_id: Option<&str>) -> Result<Draft, ApiError> {
+pub(super) fn json_draft(body: ItemBody, path_id: Option<&str>, limits: &Limits) -> Result<Draft, ApiError> {
     let id = match (path_id, body.id) {
         (Some(path), Some(id)) if path != id => {
             return Err(ApiError::malformed(format!("the path names item `{path}`, the body `{id}`")));
@@ -44,19 +47,22 @@ pub(super) fn json_draft(body: ItemBody, path_id: Option<&str>) -> Result<Draft,
         (None, Some(vector)) => ItemContent::Vector(vector),
         _ => return Err(ApiError::malformed("expected exactly one of `image` and `vector`")),
     };
-    Ok(Draft { id, content, metadata: body.metadata })
+    Ok(Draft { id, content, metadata: parse::metadata(body.metadata.text(), limits)? })
 }
 
 /// The item of a body that is one image, with its metadata in the query.
-pub(super) fn raw_draft(id: String, body: &RequestBody) -> Result<Draft, ApiError> {
+pub(super) fn raw_draft(id: String, body: &RequestBody, app: &App) -> Result<Draft, ApiError> {
     let params: PutParams = parse::query(&body.parts.uri)?;
-    let metadata = params.metadata.map(|text| parse_metadata(&text)).transpose()?.unwrap_or_default();
+    let parse = |text: String| parse::metadata(&text, &app.settings.limits);
+    let metadata = params.metadata.map(parse).transpose()?.unwrap_or_default();
     Ok(Draft { id, content: ItemContent::Image(body.bytes.clone()), metadata })
 }
 
 /// The item of a form with one image.
-pub(super) async fn form_draft(id: String, body: &RequestBody) -> Result<Draft, ApiError> {
-    let (mut images, metadata) = split_form(body.form().await?)?;
+pub(super) async fn form_draft(id: String, body: &RequestBody, app: &App) -> Result<Draft, ApiError> {
+    let (mut images, metadata) = split_form(body.form(app).await?)?;
+    let parse = |part: Part| parse::metadata(part.text()?, &app.settings.limits);
+    let metadata = metadata.map(parse).transpose()?.unwrap_or_default();
     match (images.pop(), images.is_empty()) {
         (Some(image), true) => Ok(Draft { id, content: ItemContent::Image(image.bytes), metadata }),
         _ => Err(ApiError::malformed("expected exactly one image in the form")),
@@ -64,14 +70,15 @@ pub(super) async fn form_draft(id: String, body: &RequestBody) -> Result<Draft, 
 }
 
 /// The items of a form whose image parts are named by their file names.
-pub(super) fn form_drafts(parts: Vec<Part>) -> Result<Vec<Result<Draft, ApiError>>, ApiError> {
-    let (images, mut metadata) = split_form(parts)?;
+pub(super) fn form_drafts(parts: Vec<Part>, limits: &Limits) -> Result<Vec<Result<Draft, ApiError>>, ApiError> {
+    let (images, metadata) = split_form(parts)?;
+    let mut metadata = metadata.map(|part| parse_by_file_name(&part, limits)).transpose()?.unwrap_or_default();
     let mut draft = |part: Part| {
         let id = part.file_name.unwrap_or_default();
         check_id(&id).map_err(|e| ApiError::malformed(format!("a part's file name is its id: {e}")))?;
         let metadata = match metadata.remove(&id) {
-            None => Metadata::new(),
-            Some(Value::Object(metadata)) => metadata,
+            None => Metadata::default(),
+            Some(raw) if raw.get().starts_with('{') => parse::metadata(raw.get(), limits)?,
             Some(_) => return Err(ApiError::malformed(format!("the metadata of `{id}` must be a JSON object"))),
         };
         Ok(Draft { id, content: ItemContent::Image(part.bytes), metadata })
@@ -79,31 +86,28 @@ pub(super) fn form_drafts(parts: Vec<Part>) -> Result<Vec<Result<Draft, ApiError
     Ok(images.into_iter().map(&mut draft).collect())
 }
 
-/// The image parts of a form, and the JSON that describes them.
-fn split_form(parts: Vec<Part>) -> Result<(Vec<Part>, Map<String, Value>), ApiError> {
-    let (mut images, mut metadata) = (Vec::new(), Map::new());
+/// The image parts of a form, and the part with their metadata.
+fn split_form(parts: Vec<Part>) -> Result<(Vec<Part>, Option<Part>), ApiError> {
+    let (mut images, mut metadata) = (Vec::new(), None);
     for part in parts {
         match part.name.as_str() {
             _ if part.is_image => images.push(part),
             // A part of JSON beside images is their metadata, whatever its field's name.
-            "metadata" => metadata = parse_metadata(part.text()?)?,
-            _ if part.is_json => metadata = parse_metadata(part.text()?)?,
+            "metadata" => metadata = Some(part),
+            _ if part.is_json => metadata = Some(part),
             other => return Err(ApiError::malformed(format!("the form has an unknown field `{other}`"))),
         }
     }
     Ok((images, metadata))
 }
 
-fn parse_metadata(text: &str) -> Result<Metadata, ApiError> {
-    serde_json::from_str(text).map_err(|e| ApiError::malformed(format!("metadata must be a JSON object: {e}")))
-}
-
-fn check_metadata(draft: Draft, app: &App) -> Result<Draft, ApiError> {
-    let (limit, found) = (app.settings.limits.metadata_bytes, Value::Object(draft.metadata.clone()).to_string().len());
-    if found <= limit {
-        return Ok(draft);
+/// The metadata of each image of a form, by file name; not parsed yet.
+fn parse_by_file_name(part: &Part, limits: &Limits) -> Result<BTreeMap<String, Box<RawValue>>, ApiError> {
+    let (limit, found) = (limits.images.saturating_mul(4 * limits.metadata_bytes), part.bytes.len());
+    if found > limit {
+        return Err(ApiError::malformed(format!("metadata must be at most {limit} bytes of JSON, found {found}")));
     }
-    Err(ApiError::malformed(format!("metadata must be at most {limit} bytes of JSON, found {found}")))
+    serde_json::from_str(part.text()?).map_err(|e| ApiError::malformed(format!("metadata must be a JSON object: {e}")))
 }
 
 /// Embeds and stores the valid drafts.  Each draft's result is its id and whether it is new.
@@ -116,8 +120,6 @@ pub(super) async fn store(
     if drafts.len() > limit {
         return Err(ApiError::TooManyImages { limit, found: drafts.len() }.into());
     }
-    let drafts: Vec<Result<Draft, ApiError>> =
-        drafts.into_iter().map(|d| d.and_then(|d| check_metadata(d, app))).collect();
     let images: Vec<Bytes> = drafts.iter().flatten().filter_map(|d| d.content.image().cloned()).collect();
     let mut features = features::each(app, model, images, true).await?.into_iter();
     let mut items = Vec::new();

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::row::{BLOCK, Row, RowReader, RowWriter};
-use crate::index::Metadata;
+use crate::index::{JsonMap, Metadata};
 
 const MAGIC: &[u8; 6] = b"\x93NUMPY";
 /// Bytes of the signature, the version, the length and the dictionary; enough for any number of rows.
@@ -102,7 +102,7 @@ impl RowWriter for Writer {
 struct Line {
     id: String,
     #[serde(default)]
-    metadata: Metadata,
+    metadata: JsonMap,
 }
 
 pub(super) struct Reader {
@@ -142,12 +142,12 @@ impl Reader {
         let number = self.done;
         self.done += 1;
         let Some(lines) = &mut self.lines else {
-            return Ok(row(number.to_string(), vector, Metadata::new()));
+            return Ok(row(number.to_string(), vector, Metadata::default()));
         };
         let beside = self.file.with_extension("jsonl");
         let line = lines.next().with_context(|| format!("{} ends before row {number}", beside.display()))??;
         let line: Line = serde_json::from_str(&line).with_context(|| format!("{}, row {number}", beside.display()))?;
-        Ok(row(line.id, vector, line.metadata))
+        Ok(row(line.id, vector, line.metadata.into()))
     }
 }
 
@@ -225,7 +225,7 @@ mod tests {
         (1..=6).for_each(|v| bytes.extend(f64::from(v).to_le_bytes()));
         fs::write(&file, &bytes).unwrap();
         let rows = Reader::open(&file).unwrap().next().unwrap();
-        assert_eq!(rows[1], row("1".into(), vec![4.0, 5.0, 6.0], Metadata::new()));
+        assert_eq!(rows[1], row("1".into(), vec![4.0, 5.0, 6.0], Metadata::default()));
         fs::write(&file, &bytes[..bytes.len() - 1]).unwrap();
         assert!(Reader::open(&file).unwrap().next().is_err());
     }

@@ -16,7 +16,7 @@ use parquet::file::writer::{SerializedFileWriter, SerializedRowGroupWriter};
 use parquet::schema::parser::parse_message_type;
 
 use super::row::{BLOCK, Row, RowReader, RowWriter};
-use crate::index::{ContentHash, EncoderIdentity, Metadata};
+use crate::index::{ContentHash, EncoderIdentity, JsonMap, Metadata};
 
 const SCHEMA: &str = "message items {
     required binary id (UTF8);
@@ -64,7 +64,7 @@ impl RowWriter for Writer {
         }
         let text = |texts: Vec<String>| texts.into_iter().map(|t| ByteArray::from(t.into_bytes())).collect::<Vec<_>>();
         let ids = text(rows.iter().map(|r| r.id.clone()).collect());
-        let metadata = text(rows.iter().map(|r| serde_json::Value::from(r.metadata.clone()).to_string()).collect());
+        let metadata = text(rows.iter().map(|r| r.metadata.as_str().to_string()).collect());
         let vectors: Vec<f32> = rows.iter().flat_map(|r| r.vector.iter().copied()).collect();
         // Definition level 1: the element exists.  Repetition level 0: it is the first of its row.
         let definition = vec![1i16; vectors.len()];
@@ -176,13 +176,14 @@ impl Reader {
         for (i, id) in ids.into_iter().enumerate() {
             let row = || format!("row {i} of row group {}", self.group);
             let metadata = metadata.next().flatten();
-            let metadata = metadata.map(|text| serde_json::from_slice::<Metadata>(text.data())).transpose();
+            let metadata = metadata.map(|text| serde_json::from_slice::<JsonMap>(text.data())).transpose();
             let hash = hashes.next().flatten().map(|bytes| ContentHash::try_from(bytes.data())).transpose();
             rows.push(Row {
                 id: id.with_context(|| format!("{} has no id", row()))?,
                 vector: vectors.next().unwrap_or_default(),
                 metadata: metadata
                     .with_context(|| format!("{}: metadata must be a JSON object", row()))?
+                    .map(Metadata::from)
                     .unwrap_or_default(),
                 image: images.next().flatten().map(|bytes| Arc::from(bytes.data())),
                 hash: hash.with_context(|| format!("{}: sha256 must be 32 bytes", row()))?,
@@ -278,7 +279,13 @@ mod tests {
                 let serde_json::Value::Object(metadata) = json!({ "n": i }) else { panic!() };
                 let image = (i % 3 == 0).then(|| Arc::from(format!("picture {i}").into_bytes()));
                 let hash = (i % 2 == 0).then_some([i as u8; 32]);
-                Row { id: format!("item {i}"), vector: vec![i as f32, 1.0, -0.5], metadata, image, hash }
+                Row {
+                    id: format!("item {i}"),
+                    vector: vec![i as f32, 1.0, -0.5],
+                    metadata: metadata.into(),
+                    image,
+                    hash,
+                }
             })
             .collect();
         let mut writer = Box::new(Writer::create(&path, &encoder).unwrap());

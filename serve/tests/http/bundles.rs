@@ -1,4 +1,4 @@
-//! A bundle that is not whole is refused, and the file at fault is named with what is wrong in it.
+//! An incomplete or damaged bundle is refused with a message that names the file and the fault.
 
 use std::path::Path;
 

@@ -46,7 +46,7 @@ impl Wire {
     }
 
     /// Whether the connection takes another request.
-    fn goes_on(&mut self) -> bool {
+    fn is_open(&mut self) -> bool {
         self.send(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n");
         self.answer().0 == 200
     }
@@ -84,7 +84,7 @@ fn early() -> Vec<(u16, &'static str, String)> {
 }
 
 #[test]
-fn an_answer_before_the_body_does_not_cost_the_next_request() {
+fn an_answer_before_the_body_does_not_break_the_next_request() {
     let dir = bundle();
     let server = Process::start(dir.path(), &["--api-key", "k", "--max-body", "100000"]);
     let body = vec![7; 150_000];
@@ -92,20 +92,20 @@ fn an_answer_before_the_body_does_not_cost_the_next_request() {
         let mut wire = Wire::open(&server);
         for _ in 0..3 {
             let head = format!("{target} HTTP/1.1\r\nHost: x\r\n{headers}Content-Length: {}\r\n\r\n", body.len());
-            // Half of it after the answer: what is left is not there yet when the answer is given.
+            // Half of the body is sent after the answer, so it is not there when the answer is made.
             wire.send(head.as_bytes());
             wire.send(&body[..70_000]);
             let answered = wire.answer();
             assert_eq!(answered.0, status, "{target} {headers}: {answered:?}");
             assert!(!says_close(&answered), "{target} {headers}");
             wire.send(&body[70_000..]);
-            assert!(wire.goes_on(), "{target} {headers}");
+            assert!(wire.is_open(), "{target} {headers}");
         }
     }
 }
 
 #[test]
-fn where_the_rest_may_be_endless_the_answer_says_close_and_arrives() {
+fn an_answer_before_an_endless_body_says_close_and_arrives() {
     let dir = bundle();
     let server = Process::start(dir.path(), &["--api-key", "k", "--max-body", "100000"]);
     let chunk = [b"10000\r\n".to_vec(), vec![7; 0x10000], b"\r\n".to_vec()].concat();
@@ -127,11 +127,11 @@ fn where_the_rest_may_be_endless_the_answer_says_close_and_arrives() {
     wire.send(&image);
     wire.send(b"\r\n0\r\n\r\n");
     let answered = wire.answer();
-    assert!(answered.0 == 200 && !says_close(&answered) && wire.goes_on(), "{answered:?}");
+    assert!(answered.0 == 200 && !says_close(&answered) && wire.is_open(), "{answered:?}");
 }
 
 #[test]
-fn a_body_that_was_not_asked_for_is_not_waited_for() {
+fn an_unsent_body_after_expect_is_not_waited_for() {
     let dir = bundle();
     let server = Process::start(dir.path(), &["--api-key", "k"]);
     for (status, target, headers) in early().into_iter().filter(|(status, ..)| *status != 413) {
@@ -150,8 +150,8 @@ fn a_body_that_was_not_asked_for_is_not_waited_for() {
     wire.send(format!("POST /embed HTTP/1.1\r\nHost: x\r\n{expect}").as_bytes());
     assert_eq!(wire.answer().0, 100);
     wire.send(&image);
-    assert!(wire.answer().0 == 200 && wire.goes_on());
-    // A body that comes too slowly: nobody knows when the next request would begin.
+    assert!(wire.answer().0 == 200 && wire.is_open());
+    // After a body that arrives too slowly, the beginning of the next request is unknown.
     let server = Process::start(dir.path(), &["--body-timeout", "0.1"]);
     let mut wire = Wire::open(&server);
     wire.send(format!("POST /embed HTTP/1.1\r\nHost: x\r\n{PNG}Content-Length: 9\r\n\r\nabc").as_bytes());
@@ -160,17 +160,17 @@ fn a_body_that_was_not_asked_for_is_not_waited_for() {
 }
 
 #[test]
-fn idle_connections_outlive_the_time_of_a_header_and_not_their_own() {
+fn idle_connections_and_headers_have_different_timeouts() {
     let dir = bundle();
     let server = Process::start(dir.path(), &["--header-timeout", "0.2"]);
     let mut wire = Wire::open(&server);
     for _ in 0..2 {
         std::thread::sleep(Duration::from_millis(700));
-        assert!(wire.goes_on());
+        assert!(wire.is_open());
     }
     let server = Process::start(dir.path(), &["--keep-alive", "5"]);
     let (mut wire, mut silent) = (Wire::open(&server), Wire::open(&server));
-    assert!(wire.goes_on() && wire.has_ended() && silent.has_ended());
+    assert!(wire.is_open() && wire.has_ended() && silent.has_ended());
     let said = |path: &str| server.ask(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes());
     assert!(said("/info").contains("\"keep_alive_seconds\":5.0"));
     assert!(said("/metrics").lines().any(|l| l == "macrl_connections_accepted_total 4"), "{}", said("/metrics"));
@@ -203,7 +203,7 @@ fn the_limit_of_connections_follows_the_limit_of_files() {
 }
 
 #[test]
-fn methods_and_paths_of_a_client_make_no_series() {
+fn a_clients_methods_and_paths_create_no_time_series() {
     let dir = bundle();
     let server = Process::start(dir.path(), &["--api-key", "k"]);
     let mut wire = Wire::open(&server);

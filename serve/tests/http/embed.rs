@@ -1,4 +1,4 @@
-//! `/embed`, `/classify`, `/v1/embeddings` and what the server says about itself.
+//! `/embed`, `/classify`, `/v1/embeddings`, `/info` and the pages.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -17,7 +17,7 @@ fn unit(vector: &[f32]) -> Vec<f32> {
 }
 
 #[tokio::test]
-async fn every_way_to_send_an_image_gives_the_reference_embedding() {
+async fn every_form_of_an_image_gives_the_reference_embedding() {
     let server = server();
     let image = png(0);
     let (form_type, form_body) = form(&[("image", Some("a.png"), &image), ("file", Some("b.png"), &png(1))]);
@@ -100,7 +100,7 @@ async fn classes_are_the_probes_best_first() {
         assert_eq!(found["label"], *label);
         assert!((found["score"].as_f64().unwrap() - score).abs() < 1e-5);
     }
-    // More than there are: all of them.
+    // More than the probe has: all classes.
     let all = server.post_image("/classify?top_k=50", png(0)).await.json();
     assert_eq!(all["predictions"][0].as_array().unwrap().len(), 3);
     assert_eq!(server.post_image("/classify?top_k=0", png(0)).await.status, 400);

@@ -1,4 +1,4 @@
-//! Every error of the table: a client's mistake is a 4xx that says what was expected.
+//! Every kind of error: a client's mistake is a 4xx that says what was expected.
 
 use std::time::Duration;
 
@@ -122,7 +122,7 @@ async fn too_much_is_413() {
     });
     let announced = Request::post("/embed").header("Content-Type", "image/png").header("Content-Length", "10001");
     assert_eq!(server.send(announced.body(Body::empty()).unwrap()).await.code(), "body_too_large");
-    // Without a length, an endless body is cut off where the limit is.
+    // An endless body without a length is cut off at the limit.
     let endless = futures_util::stream::repeat_with(|| Ok::<_, std::io::Error>(Bytes::from(vec![0; 1000])));
     let answer = server.call("POST", "/embed", "image/png", Body::from_stream(endless)).await;
     assert_eq!((answer.status.as_u16(), answer.code().as_str()), (413, "body_too_large"));
@@ -227,12 +227,12 @@ async fn without_a_model_and_while_stopping_it_is_503() {
     server.state.stop();
     let answer = server.get("/ready").await;
     assert_eq!((answer.status.as_u16(), answer.code().as_str()), (503, "stopping"));
-    // What still comes in on open connections is answered.
+    // Requests on open connections are still answered.
     assert_eq!(server.post_image("/embed", png(0)).await.status, 200);
 }
 
 #[tokio::test]
-async fn a_key_is_asked_for_where_one_is_set() {
+async fn requests_without_the_key_are_401() {
     let server = server_with(Settings { api_key: Some("secret".into()), ..settings() });
     let ask = |key: &'static str| {
         let request = Request::get("/info").header("Authorization", key).body(Body::empty()).unwrap();
@@ -257,7 +257,7 @@ fn with_origins(origins: &[&str]) -> Server {
 }
 
 #[tokio::test]
-async fn origins_are_only_those_that_were_named() {
+async fn only_configured_origins_are_allowed() {
     let server = with_origins(&["HTTPS://A.example:443/", "http://localhost:3000/"]);
     let ask = |origin: &'static str| {
         server.send(Request::get("/health").header("Origin", origin).body(Body::empty()).unwrap())
@@ -297,7 +297,7 @@ async fn a_page_may_send_the_key_and_read_a_refusal() {
 }
 
 #[tokio::test]
-async fn packed_bodies_are_read_within_the_limits_and_other_codings_are_named() {
+async fn encoded_bodies_are_decoded_within_the_limits_and_other_codings_are_refused() {
     use std::io::Write;
     let server = limited(|limits| limits.body_bytes = 100_000);
     let pack = |bytes: &[u8]| {
@@ -335,7 +335,7 @@ async fn packed_bodies_are_read_within_the_limits_and_other_codings_are_named() 
 }
 
 #[tokio::test]
-async fn slashes_in_an_id_are_told_how_they_are_written() {
+async fn an_unencoded_slash_in_an_id_gets_a_hint() {
     let server = server();
     for (method, path, right) in [
         ("PUT", "/items/a/b.png", "/items/a%2Fb.png"),

@@ -110,7 +110,7 @@ async fn the_map_shows_items_in_their_order() {
 }
 
 #[tokio::test]
-async fn a_full_index_leaves_out_what_does_not_fit_and_takes_the_rest() {
+async fn a_full_index_refuses_items_that_do_not_fit_and_stores_the_others() {
     let server = server_with(Settings {
         limits: macrl_serve::limits::Limits { index_bytes: 1200, ..settings().limits },
         ..settings()
@@ -128,7 +128,7 @@ async fn a_full_index_leaves_out_what_does_not_fit_and_takes_the_rest() {
 }
 
 #[tokio::test]
-async fn items_in_a_folder_outlive_the_server() {
+async fn items_in_a_folder_survive_a_restart() {
     let folder = tempfile::tempdir().unwrap();
     let settings = || Settings { index: Location::Folder(folder.path().join("index")), ..settings() };
     let server = server_with(settings());
@@ -144,7 +144,7 @@ async fn items_in_a_folder_outlive_the_server() {
     assert_eq!(ids(&found["hits"]), "p2 p0");
     assert_eq!(server.get("/items/p2/image").await.body, picture);
     assert_eq!(server.get("/items/p1").await.status, 404);
-    // Of another encoder: refused before anything is served.
+    // An index of another encoder is refused at start.
     drop(server);
     let other = tempfile::tempdir().unwrap();
     write_bundle(other.path(), "other", true);

@@ -1,4 +1,4 @@
-//! Odd but right images give the same embedding as the plain one.
+//! Unusual but valid image files give the same embedding as a plain one.
 
 use image::codecs::gif::GifEncoder;
 use image::{DynamicImage, Frame, ImageFormat, Luma, Rgb, RgbImage, Rgba, RgbaImage};
@@ -39,7 +39,7 @@ async fn sixteen_bits_grey_and_palettes_become_rgb8() {
 }
 
 #[test]
-fn transparency_is_laid_over_black() {
+fn transparent_images_are_composed_over_black() {
     let image =
         RgbaImage::from_fn(2, 1, |x, _| if x == 0 { Rgba([200, 100, 50, 128]) } else { Rgba([200, 100, 50, 0]) });
     let decoded = decode(&encode(image, ImageFormat::Png), &DecodeLimits::default()).unwrap();
@@ -48,7 +48,7 @@ fn transparency_is_laid_over_black() {
 }
 
 #[test]
-fn the_first_frame_of_an_animation_counts() {
+fn the_first_frame_of_an_animation_is_used() {
     let mut bytes = Vec::new();
     {
         let mut encoder = GifEncoder::new(&mut bytes);
@@ -90,7 +90,7 @@ fn exif_orientation_is_applied() {
 }
 
 #[test]
-fn webps_orientation_is_found_behind_jpegs_prefix() {
+fn exif_of_webp_with_the_prefix_of_jpeg_is_read() {
     let plain = encode(RgbImage::from_fn(6, 4, |x, _| Rgb([if x < 3 { 220 } else { 20 }; 3])), ImageFormat::WebP);
     // RIFF, VP8X with the EXIF flag and the canvas size less one, the image's own chunk, EXIF.
     let mut exif = b"Exif\0\0MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0".to_vec();
@@ -109,7 +109,7 @@ fn webps_orientation_is_found_behind_jpegs_prefix() {
 }
 
 #[test]
-fn a_file_that_was_cut_short_is_no_image() {
+fn a_truncated_file_is_refused() {
     let noisy = RgbImage::from_fn(64, 64, |x, y| Rgb([(x * 97 + y * 61) as u8, (x * y) as u8, y as u8]));
     for format in
         [ImageFormat::Jpeg, ImageFormat::Png, ImageFormat::WebP, ImageFormat::Bmp, ImageFormat::Tiff, ImageFormat::Gif]
@@ -121,7 +121,7 @@ fn a_file_that_was_cut_short_is_no_image() {
             assert!(decode(cut, &DecodeLimits::default()).is_err(), "{part}/4 of a {format:?}");
         }
     }
-    // What follows the end is nobody's business.
+    // Bytes after the end are ignored.
     let mut jpeg = oriented(&noisy, 1);
     jpeg.extend(b"appended");
     let expected = decode(&jpeg, &DecodeLimits::default()).unwrap();
@@ -152,7 +152,7 @@ fn crc32(bytes: &[u8]) -> u32 {
 }
 
 #[tokio::test]
-async fn mutated_images_are_never_the_servers_fault() {
+async fn mutated_images_never_give_a_server_error() {
     let server = server();
     let mut sources: Vec<Vec<u8>> =
         [ImageFormat::Png, ImageFormat::Bmp, ImageFormat::Tiff, ImageFormat::WebP, ImageFormat::Pnm, ImageFormat::Gif]

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::process::*;
 use crate::support::*;
 
-/// A folder to work in, with a bundle and, later, an index.
+/// A temporary folder with a bundle and, later, an index.
 struct Work {
     bundle: tempfile::TempDir,
     dir: tempfile::TempDir,
@@ -56,7 +56,7 @@ fn items_of(server: &Process) -> Vec<(String, serde_json::Value)> {
     items.iter().map(|item| (item["id"].as_str().unwrap().to_string(), item["metadata"].clone())).collect()
 }
 
-/// What a command that ended with 0 printed.
+/// The output of a command that ended with 0.
 fn said(output: &Output) -> String {
     assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout.clone()).unwrap()
@@ -67,7 +67,7 @@ fn complaint(output: &Output) -> String {
 }
 
 #[test]
-fn ingest_fills_an_index_goes_on_where_it_ended_and_lists_what_failed() {
+fn ingest_fills_an_index_continues_and_lists_failures() {
     let work = Work::new();
     let write = |name: &str, bytes: &[u8]| work.write(Path::new("images").join(name), bytes);
     (0..40).for_each(|seed| write(&format!("{}/{seed}.png", if seed % 2 == 0 { "even" } else { "odd" }), &png(seed)));
@@ -105,7 +105,7 @@ fn ingest_fills_an_index_goes_on_where_it_ended_and_lists_what_failed() {
 }
 
 #[test]
-fn files_of_two_folders_have_ids_of_their_own() {
+fn files_of_two_folders_have_different_ids() {
     let work = Work::new();
     work.write("a/DSC_0001.png", &png(1));
     work.write("b/DSC_0001.png", &png(2));
@@ -116,7 +116,7 @@ fn files_of_two_folders_have_ids_of_their_own() {
     }
     let ids = ["DSC_0001.png", "b-2/DSC_0001.png", "b/DSC_0001.png"];
     assert_eq!(work.ids(), ids);
-    // Each folder is known again, whatever came in between.
+    // Each folder is recognised again, whatever was ingested in between.
     for folder in ["other/b", "a", "b"] {
         let said = said(&work.ingest(folder, &[]));
         assert!(said.starts_with("0 of 1 images stored") && said.contains("1 were there"), "{folder}: {said}");
@@ -145,7 +145,7 @@ fn an_item_of_another_source_is_not_replaced() {
 }
 
 #[test]
-fn a_folder_within_one_that_is_known_belongs_to_it_and_prune_removes_what_is_gone() {
+fn a_subfolder_belongs_to_its_source_and_prune_removes_items_of_deleted_files() {
     let work = Work::new();
     (0..6).for_each(|i| work.write(format!("photos/2019/Rome trip/{i}.png"), &png(i)));
     (6..9).for_each(|i| work.write(format!("photos/2020/{i}.png"), &png(i)));
@@ -170,7 +170,7 @@ fn a_folder_within_one_that_is_known_belongs_to_it_and_prune_removes_what_is_gon
 }
 
 #[test]
-fn nothing_is_removed_where_not_everything_could_be_read() {
+fn nothing_is_pruned_if_a_folder_could_not_be_read() {
     let work = Work::new();
     work.write("photos/x.png", &png(1));
     work.write("photos/locked/y.png", &png(2));
@@ -208,7 +208,7 @@ fn labels_follow_the_rule_of_training_or_the_folder_or_nothing() {
 }
 
 #[test]
-fn names_of_any_bytes_and_links_are_read_once_and_what_is_left_out_is_named() {
+fn odd_names_and_links_are_read_once_and_omissions_are_reported() {
     let work = Work::new();
     let name = |bytes: &[u8]| Path::new("photos").join(std::ffi::OsStr::from_bytes(bytes));
     work.write(name(b"caf\xe9.png"), &png(1));
@@ -250,7 +250,7 @@ fn a_server_is_filled_by_the_same_rules_and_with_its_key() {
 }
 
 #[test]
-fn a_port_where_nobody_listens_is_said_at_once() {
+fn a_port_without_a_server_is_reported_at_once() {
     let work = Work::new();
     work.write("photos/x.png", &png(1));
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();

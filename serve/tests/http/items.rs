@@ -82,7 +82,7 @@ async fn items_are_created_replaced_read_and_deleted() {
 }
 
 #[tokio::test]
-async fn an_image_item_keeps_a_small_picture_and_its_metadata() {
+async fn an_image_item_keeps_a_thumbnail_and_its_metadata() {
     let server = server();
     let wide = encode(image::RgbImage::from_pixel(400, 100, image::Rgb([9, 8, 7])), image::ImageFormat::Png);
     let answer = server.call("PUT", "/items/wide?metadata=%7B%22a%22%3A1%7D", "image/png", wide).await;
@@ -95,7 +95,7 @@ async fn an_image_item_keeps_a_small_picture_and_its_metadata() {
     assert_eq!(picture.headers["content-type"], "image/png");
     let picture = image::load_from_memory(&picture.body).unwrap().to_rgb8();
     assert_eq!((picture.dimensions(), picture.get_pixel(50, 10)), ((96, 24), &image::Rgb([9, 8, 7])));
-    // A small picture is kept as it is.
+    // A small image is kept at its size.
     let small = server.get("/items/form/image").await;
     assert_eq!(image::load_from_memory(&small.body).unwrap().to_rgb8(), pattern(3));
 }
@@ -118,7 +118,7 @@ async fn a_batch_has_a_result_for_each_item() {
     let words: Vec<String> = results.iter().map(word).collect();
     assert_eq!(words, ["created", "image_undecodable", "dimension_mismatch", "malformed", "created", "created"]);
     assert_eq!(results[1]["error"]["index"], 1);
-    // The images' features went to their own items.
+    // Each item has the feature of its own image.
     assert_eq!(ids(&server.post_image("/search?k=1", png(2)).await), ["last"]);
     let (form_type, form_body) = form(&[
         ("image", Some("one.png"), &png(5)),
@@ -140,7 +140,7 @@ fn parts(parts: &[(&str, &[u8])]) -> (&'static str, Vec<u8>) {
 }
 
 #[tokio::test]
-async fn forms_are_read_as_clients_write_them() {
+async fn forms_of_common_clients_are_parsed() {
     let server = server();
     let (kind, body) = parts(&[
         // curl -F 'metadata=@m.json;type=application/json' -F images=@...
@@ -184,7 +184,7 @@ async fn forms_are_read_as_clients_write_them() {
 }
 
 #[tokio::test]
-async fn pages_walk_through_all_items() {
+async fn pages_list_all_items() {
     let server = filled().await;
     let (mut cursor, mut seen) = (String::new(), Vec::new());
     loop {

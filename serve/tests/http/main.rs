@@ -11,6 +11,7 @@ mod explore;
 mod images;
 mod ingest;
 mod items;
+mod limits;
 mod openai;
 mod process;
 mod reload;

@@ -28,7 +28,7 @@ fn error(answer: &Answer) -> (String, Value, String) {
 }
 
 #[tokio::test]
-async fn every_shape_of_an_image_is_taken() {
+async fn every_form_of_an_image_is_accepted() {
     let server = server();
     let expected = vectors(&server.post_json("/v1/embeddings", json!({ "input": uri(0) })).await);
     let urlsafe = base64(&png(0)).replace('+', "-").replace('/', "_");
@@ -45,13 +45,13 @@ async fn every_shape_of_an_image_is_taken() {
         assert_eq!(answer.status, 200, "{input}: {}", answer.json());
         assert_eq!(vectors(&answer), expected, "{input}");
     }
-    // `dimensions` may name what there is.
+    // `dimensions` may be the model's own.
     let body = json!({ "input": uri(0), "dimensions": DIM, "encoding_format": null, "user": "x" });
     assert_eq!(server.post_json("/v1/embeddings", body).await.status, 200);
 }
 
 #[tokio::test]
-async fn text_for_a_language_model_gets_a_sentence() {
+async fn text_for_a_language_model_gets_its_own_message() {
     let server = server();
     for (input, words, index) in [
         (json!("a cat, please!"), "found the text \"a cat, please!\"", Some(0)),
@@ -78,7 +78,7 @@ async fn text_for_a_language_model_gets_a_sentence() {
 }
 
 #[tokio::test]
-async fn errors_have_openais_fields_and_no_status_that_is_retried_in_vain() {
+async fn errors_have_openais_fields_and_no_status_that_clients_retry_in_vain() {
     let decode = DecodeLimits { max_pixels: 1000, ..DecodeLimits::default() };
     let limits = Limits { decode, ..Limits::default() };
     let server = server_with(Settings { api_key: Some("k".into()), limits, ..settings() });
@@ -141,7 +141,7 @@ async fn errors_have_openais_fields_and_no_status_that_is_retried_in_vain() {
     let starting = unstarted(settings(), true);
     let answer = starting.post_json("/v1/embeddings", json!({ "input": uri(0) })).await;
     assert_eq!((answer.status.as_u16(), error(&answer).0.as_str()), (503, "server_error"));
-    // Elsewhere errors stay as they are.
+    // Other routes keep their own form of errors.
     assert!(server.get("/info").await.json()["error"].get("type").is_none());
 }
 
@@ -154,7 +154,7 @@ async fn the_one_model_is_listed() {
     assert_eq!((model["id"].as_str(), model["object"].as_str()), (Some("tiny"), Some("model")));
     assert!(model["created"].as_u64().unwrap() > 1_600_000_000 && model["owned_by"].is_string());
     assert_eq!(&server.get("/v1/models/tiny").await.json(), model);
-    // Hugging Face's names have slashes, which clients write as they like.
+    // Names on Hugging Face have slashes, which clients may or may not encode.
     let named = unstarted(settings(), false);
     write_bundle(named.dir.path(), "user/tiny", false);
     named.state.start(macrl_bundle::bundle::Bundle::open(named.dir.path()).unwrap()).unwrap();

@@ -29,7 +29,7 @@ impl Process {
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let url = lines.next().unwrap().unwrap().strip_prefix("listening on ").unwrap().to_string();
         assert!(lines.next().unwrap().unwrap().starts_with("ready: tiny on "));
-        // Whatever follows is read, so that the process never waits for us.
+        // Further output is read, so that the process never blocks on it.
         std::thread::spawn(move || lines.for_each(drop));
         Self { child, url }
     }
@@ -120,7 +120,7 @@ fn sigterm_finishes_what_was_accepted_and_exits_0() {
 }
 
 #[test]
-fn a_header_that_never_ends_is_cut_off_and_disturbs_nobody() {
+fn a_header_that_never_ends_is_cut_off_and_delays_no_other_client() {
     let dir = bundle();
     let server = Process::start(dir.path(), &["--header-timeout", "0.3"]);
     let mut loris: Vec<TcpStream> = (0..50).map(|_| TcpStream::connect(server.address()).unwrap()).collect();
@@ -131,13 +131,13 @@ fn a_header_that_never_ends_is_cut_off_and_disturbs_nobody() {
     for stream in &mut loris {
         stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
         let mut answer = Vec::new();
-        // Closed by the server, with or without a word.
+        // The server closed the connection, with or without an answer.
         assert!(stream.read_to_end(&mut answer).is_ok(), "still open");
     }
 }
 
 #[test]
-fn idle_connections_give_their_places_to_others() {
+fn idle_connections_are_closed_for_new_ones() {
     let dir = bundle();
     let server =
         Process::start(dir.path(), &["--max-connections", "20", "--header-timeout", "60", "--body-timeout", "60"]);
@@ -229,7 +229,7 @@ fn a_missing_runtime_is_one_sentence() {
 }
 
 #[test]
-fn a_log_that_cannot_be_written_ends_nothing() {
+fn an_unwritable_log_does_not_end_the_server() {
     let dir = bundle();
     let Ok(full) = std::fs::File::options().write(true).open("/dev/full") else { return };
     let mut child = Command::new(BINARY)
@@ -249,7 +249,7 @@ fn a_log_that_cannot_be_written_ends_nothing() {
 }
 
 #[test]
-fn the_demo_uploads_asks_and_draws() {
+fn the_demo_uploads_searches_and_draws() {
     let (dir, work) = (bundle(), tempfile::tempdir().unwrap());
     for (folder, seeds) in [("gallery", 0..6u32), ("queries", 6..8)] {
         for seed in seeds {

@@ -7,7 +7,7 @@ use macrl_serve::state::Settings;
 use crate::support::*;
 
 #[tokio::test]
-async fn a_good_bundle_is_swapped_in_and_a_broken_one_is_not() {
+async fn a_valid_bundle_is_loaded_and_a_broken_one_is_not() {
     let server = server_with(Settings { api_key: Some("k".into()), ..settings() });
     let reload = || {
         let request = Request::post("/admin/reload").header("Authorization", "Bearer k").body(Body::empty()).unwrap();
@@ -32,7 +32,7 @@ async fn a_good_bundle_is_swapped_in_and_a_broken_one_is_not() {
 async fn items_of_other_weights_keep_the_old_bundle() {
     let server = server();
     assert_eq!(server.call("PUT", "/items/a", "image/png", png(0)).await.status, 201);
-    // The same weights again are no trouble.
+    // The same weights can be loaded again.
     server.state.reload().await.unwrap();
     write_bundle(server.dir.path(), "other", true);
     let error = server.state.reload().await.unwrap_err().to_string();
@@ -41,6 +41,6 @@ async fn items_of_other_weights_keep_the_old_bundle() {
 }
 
 #[tokio::test]
-async fn without_a_key_nobody_reloads_over_http() {
+async fn reloading_over_http_needs_a_key() {
     assert_eq!(server().call("POST", "/admin/reload", "", "").await.status, 404);
 }

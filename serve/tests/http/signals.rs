@@ -1,4 +1,4 @@
-//! Signals at every stage of a server's life, and what is said at its start.
+//! Signals in every phase of the server, and its messages at start.
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::process::{BINARY, Process, bundle};
 
-/// A server that has said nothing yet.
+/// Starts a server and does not wait for its first line.
 fn spawn(bundle: &Path, more: &[&str]) -> Process {
     let child = Command::new(BINARY)
         .args(["--device", "cpu", "--bundle"])
@@ -37,7 +37,7 @@ fn until_it_listens(child: &Child) {
 
 #[test]
 #[cfg(target_os = "linux")]
-fn a_server_that_waits_for_its_data_base_ends_when_it_is_told_to() {
+fn a_server_that_waits_for_its_database_ends_on_a_signal() {
     let dir = bundle();
     for signal in ["-TERM", "-INT"] {
         // Nothing listens there: the server tries for half a minute.
@@ -55,7 +55,7 @@ fn a_server_that_waits_for_its_data_base_ends_when_it_is_told_to() {
 }
 
 #[test]
-fn before_the_door_closes_load_balancers_have_time_to_notice() {
+fn load_balancers_have_time_to_notice_a_shutdown() {
     let dir = bundle();
     let mut server = Process::start(dir.path(), &["--drain-delay", "300"]);
     assert!(server.ask(b"GET /ready HTTP/1.0\r\n\r\n").starts_with("HTTP/1.0 200"));
@@ -65,7 +65,7 @@ fn before_the_door_closes_load_balancers_have_time_to_notice() {
         assert!(since.elapsed() < Duration::from_secs(20), "still ready");
         std::thread::sleep(Duration::from_millis(10));
     }
-    // Work goes on, and kept connections are asked to end.
+    // Requests are still answered, and kept connections are asked to close.
     let answer = server.ask(b"GET /info HTTP/1.1\r\nHost: x\r\n\r\n");
     assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("connection: close"), "{answer}");
     assert!(server.child.try_wait().unwrap().is_none());
@@ -75,7 +75,7 @@ fn before_the_door_closes_load_balancers_have_time_to_notice() {
 }
 
 #[test]
-fn an_open_door_without_a_key_is_warned_of() {
+fn a_public_address_without_a_key_is_warned_of() {
     let dir = bundle();
     for (more, warned) in
         [(&["--listen", "0.0.0.0:0"][..], true), (&["--listen", "0.0.0.0:0", "--api-key", "k"], false)]

@@ -1,4 +1,4 @@
-//! A server on the tiny bundle, and short ways to ask.
+//! A server with the tiny bundle, and helpers to send requests.
 
 use std::io::Cursor;
 
@@ -18,16 +18,16 @@ use tower::ServiceExt;
 
 pub(crate) use crate::bundle::{DIM, TINY, write_bundle};
 
-/// A server that lives as long as this.
+/// A server without a socket.
 pub(crate) struct Server {
-    /// For tests that look inside.
+    /// The server's state, for tests that inspect it.
     pub(crate) state: AppState,
     /// The bundle's folder.
     pub(crate) dir: tempfile::TempDir,
     router: Router,
 }
 
-/// Small and quick: one worker.
+/// Settings with one worker.
 pub(crate) fn settings() -> Settings {
     let engine =
         EngineOptions { workers: Some(1), max_batch: Some(4), device: Device::Cpu, ..EngineOptions::default() };
@@ -49,12 +49,12 @@ pub(crate) fn server_with(settings: Settings) -> Server {
     server
 }
 
-/// A server.
+/// A server with the default settings.
 pub(crate) fn server() -> Server {
     server_with(settings())
 }
 
-/// What came back.
+/// A response.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: StatusCode,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use macrl_serve::index::postgres::Address;
 use macrl_serve::index::{
-    EmbeddedIndex, EncoderIdentity, Filter, Hit, Index, IndexError, Item, Metadata, OpenOptions, PostgresIndex, Query,
+    EmbeddedIndex, EncoderIdentity, Filter, Hit, Index, IndexError, Item, JsonMap, OpenOptions, PostgresIndex, Query,
 };
 use serde_json::{Value, json};
 
@@ -101,7 +101,7 @@ pub(crate) fn encoder(dim: usize) -> EncoderIdentity {
     EncoderIdentity { sha256: "one".into(), dim }
 }
 
-pub(crate) fn map(json: Value) -> Metadata {
+pub(crate) fn map(json: Value) -> JsonMap {
     let Value::Object(map) = json else { panic!("not an object: {json}") };
     map
 }
@@ -116,7 +116,14 @@ pub(crate) fn unit(vector: &[f32]) -> Vec<f32> {
 }
 
 pub(crate) fn item(id: &str, vector: &[f32], metadata: Value) -> Item {
-    Item { id: id.into(), vector: unit(vector), metadata: map(metadata), image: None, has_image: false, hash: None }
+    Item {
+        id: id.into(),
+        vector: unit(vector),
+        metadata: map(metadata).into(),
+        image: None,
+        has_image: false,
+        hash: None,
+    }
 }
 
 pub(crate) fn query(vector: &[f32], k: usize) -> Query {

@@ -1,4 +1,4 @@
-//! The suite: what holds for every index.
+//! The suite: requirements on every backend.
 
 use std::sync::Arc;
 
@@ -36,7 +36,7 @@ pub(crate) async fn each_item_of_a_batch_has_its_result(backend: &dyn Backend) {
     let outcomes = index.put(&encoder(2), items).await.unwrap();
     let wrong = Err(IndexError::Dimension { expected: 2, found: 3 });
     assert_eq!(outcomes, [Ok(true), wrong, Ok(false), Ok(true)]);
-    assert_eq!(index.get("a").await.unwrap().unwrap().metadata, map(json!({ "v": 2 })));
+    assert_eq!(index.get("a").await.unwrap().unwrap().metadata, map(json!({ "v": 2 })).into());
     let wrong = index.search(vec![query(&[1.0], 1)]).await.unwrap_err();
     assert_eq!(wrong, IndexError::Dimension { expected: 2, found: 1 });
 }
@@ -47,7 +47,7 @@ pub(crate) async fn the_nearest_come_first_and_ties_by_id(backend: &dyn Backend)
     let angles = [("far", 180.0), ("b", 10.0), ("C", 10.0), ("a", 10.0), ("near", 5.0), ("across", 90.0)];
     fill(index.as_ref(), angles.map(|(id, degrees)| item(id, &at(degrees), json!({}))).to_vec()).await;
     let hits = search(index.as_ref(), query(&[1.0, 0.0], 10)).await;
-    // By bytes: capitals first.
+    // Ids are sorted by bytes: capitals come first.
     assert_eq!(ids(&hits), ["near", "C", "a", "b", "across", "far"]);
     for (hit, degrees) in hits.iter().zip([5.0f32, 10.0, 10.0, 10.0, 90.0, 180.0]) {
         assert!((hit.score - degrees.to_radians().cos()).abs() < 1e-6, "{hit:?}");
@@ -55,7 +55,7 @@ pub(crate) async fn the_nearest_come_first_and_ties_by_id(backend: &dyn Backend)
     assert_eq!(ids(&search(index.as_ref(), query(&[1.0, 0.0], 3)).await), ["near", "C", "a"]);
     let without = Query { except: Some("near".into()), exact: true, ..query(&[1.0, 0.0], 2) };
     assert_eq!(ids(&search(index.as_ref(), without.clone()).await), ["C", "a"]);
-    // Several at once, each with its own answer.
+    // Several queries in one call.
     let several = index.search(vec![query(&[-1.0, 0.0], 1), without, query(&[0.0, 1.0], 1)]).await.unwrap();
     assert_eq!(several.iter().map(|hits| ids(hits).join(" ")).collect::<Vec<_>>(), ["far", "C a", "across"]);
 }
@@ -101,7 +101,7 @@ pub(crate) async fn filters_narrow_searches_and_listings(backend: &dyn Backend) 
         assert_eq!(found.join(" "), expected, "{conditions}");
         assert_eq!((page.total, page.next), (found.len(), None), "{conditions}");
     }
-    // What was replaced or deleted is no longer found by what it was.
+    // Old metadata of replaced and deleted items is no longer found.
     fill(index.as_ref(), vec![item("a", &[1.0, 0.0], json!({ "label": "dog" }))]).await;
     index.delete("c").await.unwrap();
     let narrow = |label: &str| Query { filter: filter(json!({ "label": label })), ..query(&[1.0, 0.0], 10) };
@@ -123,7 +123,7 @@ pub(crate) async fn pages_follow_each_other_without_gaps(backend: &dyn Backend) 
             assert_eq!(page.total, total);
             seen.extend(page.items.into_iter().map(|i| i.id));
             cursor = page.next;
-            // The next page begins after an item, whether or not that is still there.
+            // The next page begins after the cursor's id, even if that item was deleted.
             if let Some(last) = &cursor {
                 index.delete(last).await.unwrap();
                 fill(index.as_ref(), vec![one(last[1..].parse().unwrap())]).await;
@@ -172,7 +172,7 @@ pub(crate) async fn an_empty_index_takes_another_encoder(backend: &dyn Backend) 
     }
 }
 
-pub(crate) async fn pictures_and_hashes_are_kept(backend: &dyn Backend) {
+pub(crate) async fn thumbnails_and_hashes_are_kept(backend: &dyn Backend) {
     let png: Arc<[u8]> = Arc::from(&b"\x89PNG and so on"[..]);
     let with = |id: &str| Item {
         image: Some(png.clone()),
@@ -189,7 +189,7 @@ pub(crate) async fn pictures_and_hashes_are_kept(backend: &dyn Backend) {
     assert_eq!(hits.iter().map(|h| h.has_image).collect::<Vec<_>>(), [true, true, false]);
     let page = index.list(ListQuery { limit: 3, ..ListQuery::default() }).await.unwrap();
     assert!(page.items.iter().all(|i| i.image.is_none()) && page.items[0].has_image && !page.items[1].has_image);
-    // An item that is replaced without a picture has none.
+    // An item that is replaced without an image has no thumbnail.
     fill(index.as_ref(), vec![item("a", &[1.0, 0.0], json!({}))]).await;
     let plain = index.get("a").await.unwrap().unwrap();
     assert_eq!((plain.image, plain.has_image, plain.hash), (None, false, None));
@@ -212,7 +212,7 @@ pub(crate) async fn samples_are_spread(backend: &dyn Backend) {
     assert_eq!(index.sample(5000).await.unwrap().len(), 500);
 }
 
-/// Share of the exact answers that the approximate ones have.
+/// Share of the exact hits that the approximate search finds.
 pub(crate) async fn recall(index: &dyn Index, queries: &[Vec<f32>], conditions: serde_json::Value) -> f64 {
     let (mut found, mut wanted) = (0, 0);
     for vector in queries {
@@ -222,7 +222,7 @@ pub(crate) async fn recall(index: &dyn Index, queries: &[Vec<f32>], conditions: 
         assert_eq!(near.len(), exact.len());
         assert!(near.windows(2).all(|w| w[0].score >= w[1].score));
         wanted += exact.len();
-        // Whatever is found bears the exact score, whose rounding depends on how it was computed.
+        // Every hit has the exact score, up to rounding.
         let same = |hit: &macrl_serve::index::Hit| exact.iter().find(|e| e.id == hit.id);
         for hit in &near {
             if let Some(exact) = same(hit) {
@@ -234,7 +234,7 @@ pub(crate) async fn recall(index: &dyn Index, queries: &[Vec<f32>], conditions: 
     found as f64 / wanted as f64
 }
 
-pub(crate) async fn approximate_searches_find_what_exact_ones_do(backend: &dyn Backend) {
+pub(crate) async fn approximate_searches_agree_with_exact_ones(backend: &dyn Backend) {
     let index = backend.open(&encoder(32)).await.unwrap();
     let mut crowd = crowd(3050, 32, 7);
     let queries: Vec<Vec<f32>> = crowd.drain(3000..).map(|item| item.vector).collect();
@@ -243,7 +243,7 @@ pub(crate) async fn approximate_searches_find_what_exact_ones_do(backend: &dyn B
     settled(index.as_ref()).await;
     for conditions in [
         json!({}),
-        // More than are compared exactly, and fewer.
+        // Filters that pass more and fewer items than are compared exactly.
         json!({ "rare": false }),
         json!({ "n": { "lt": 1500 } }),
         json!({ "rare": true }),
@@ -251,7 +251,7 @@ pub(crate) async fn approximate_searches_find_what_exact_ones_do(backend: &dyn B
         let recall = recall(index.as_ref(), &queries, conditions.clone()).await;
         assert!(recall >= 0.98, "recall {recall} with {conditions}");
     }
-    // An item finds itself, unless it is left out.
+    // An item is its own nearest neighbour, unless it is left out.
     let hits = search(index.as_ref(), query(&some, 5)).await;
     assert_eq!(hits[0].id, "17");
     let without = Query { except: Some("17".into()), ..query(&some, 5) };
@@ -261,7 +261,7 @@ pub(crate) async fn approximate_searches_find_what_exact_ones_do(backend: &dyn B
 pub(crate) async fn changes_after_the_graph_was_built_are_seen(backend: &dyn Backend) {
     let index = backend.open(&encoder(16)).await.unwrap();
     let mut crowd = crowd(2630, 16, 9);
-    // Half of the items move or go, one at a time at first.
+    // Half of the items change or are deleted, one at a time at first.
     let moved: Vec<Vec<f32>> = crowd.drain(2000..).map(|item| item.vector).collect();
     let queries = &moved[600..];
     fill(index.as_ref(), crowd).await;
@@ -286,13 +286,13 @@ pub(crate) async fn changes_after_the_graph_was_built_are_seen(backend: &dyn Bac
     assert_eq!(index.status().await.unwrap().items, 1600);
 }
 
-pub(crate) async fn concurrent_changes_are_all_there(backend: &dyn Backend) {
+pub(crate) async fn concurrent_changes_are_all_applied(backend: &dyn Backend) {
     let index = backend.open(&encoder(4)).await.unwrap();
     let tasks = (0..8u64).map(|task| {
         let index = index.clone();
         tokio::spawn(async move {
             let mut noise = Noise(task);
-            // What this task's own items should be.
+            // The expected items of this task.
             let mut expected = std::collections::BTreeMap::new();
             for step in 0..40 {
                 let id = format!("{task}-{}", noise.integer(10));
@@ -304,9 +304,9 @@ pub(crate) async fn concurrent_changes_are_all_there(backend: &dyn Backend) {
                     let outcome = index.put(&encoder(4), vec![new.clone()]).await.unwrap();
                     assert_eq!(outcome, [Ok(expected.insert(id, new).is_none())]);
                 }
-                // A search in between sees whole items.
+                // A concurrent search sees complete items.
                 for hit in search(index.as_ref(), query(&noise.vector(4), 3)).await {
-                    assert!(hit.metadata.contains_key("step"));
+                    assert!(hit.metadata.to_map().contains_key("step"));
                 }
             }
             expected
@@ -322,7 +322,7 @@ pub(crate) async fn concurrent_changes_are_all_there(backend: &dyn Backend) {
     }
 }
 
-pub(crate) async fn everything_is_there_again(backend: &dyn Backend) {
+pub(crate) async fn all_items_are_there_after_reopening(backend: &dyn Backend) {
     if !backend.is_persistent() {
         return;
     }

@@ -1,4 +1,4 @@
-//! The suite's cases of items that are nearly the same.
+//! The suite's cases of near-duplicate items.
 
 use macrl_serve::index::duplicates::{DuplicateQuery, Group, MAX_PER_PAGE, duplicates};
 use macrl_serve::index::{Filter, Index, Item};
@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::backends::*;
 use crate::cases::recall;
 
-pub(crate) async fn near_duplicates_are_named_once(backend: &dyn Backend) {
+pub(crate) async fn near_duplicates_are_reported_once(backend: &dyn Backend) {
     let index = backend.open(&encoder(8)).await.unwrap();
     let mut items = crowd(300, 8, 5);
     for (copy, of) in [("x1", 3), ("x2", 3), ("x3", 200)] {
@@ -20,7 +20,7 @@ pub(crate) async fn near_duplicates_are_named_once(backend: &dyn Backend) {
     let named = |groups: Vec<Group>| groups.iter().map(named).collect::<Vec<_>>();
     let (groups, next) = duplicates(index.as_ref(), &all).await.unwrap();
     assert_eq!(named(groups), ["200: x3", "3: x1 x2"]);
-    // The two copies are near each other, too: that is said by the group of the third.
+    // The pair of the two copies is in the group of the third item.
     let (groups, next) = duplicates(index.as_ref(), &DuplicateQuery { cursor: next, ..all.clone() }).await.unwrap();
     assert_eq!((named(groups), next), (Vec::new(), None));
     let none = DuplicateQuery { filter: filter(json!({ "rare": true })), ..all };
@@ -49,7 +49,7 @@ async fn all_duplicates(index: &dyn Index, mut query: DuplicateQuery) -> Vec<Gro
 pub(crate) async fn groups_of_duplicates_are_complete(backend: &dyn Backend) {
     let index = backend.open(&encoder(8)).await.unwrap();
     let mut items = crowd(200, 8, 15);
-    // Copies of one, nearly copies of another (none like the next), and a chain whose ends are far from each other.
+    // Copies of one item, near-copies of another (all different), and a chain whose ends are far apart.
     let (copied, varied) = (items[20].vector.clone(), items[30].vector.clone());
     let mut noise = Noise(16);
     items.extend((0..400).map(|i| item(&format!("copy {i:03}"), &copied, json!({}))));
@@ -69,13 +69,13 @@ pub(crate) async fn groups_of_duplicates_are_complete(backend: &dyn Backend) {
     let mut copies = ids(&groups[0].duplicates);
     copies.sort_unstable();
     assert!(copies.iter().enumerate().all(|(i, id)| *id == format!("copy {i:03}")));
-    // Copies are found where nothing but a copy is wanted.
+    // With a threshold of 1, only copies are found.
     let groups = all_duplicates(index.as_ref(), DuplicateQuery { threshold: 1.0, ..query }).await;
     let copied = groups.iter().find(|group| group.id == "20").unwrap();
     assert_eq!((copied.count, copied.duplicates.len()), (400, 400));
 }
 
-pub(crate) async fn a_group_that_is_too_long_goes_on_on_the_next_page(backend: &dyn Backend) {
+pub(crate) async fn a_long_group_continues_on_the_next_page(backend: &dyn Backend) {
     let index = backend.open(&encoder(4)).await.unwrap();
     let mut items: Vec<Item> =
         (0..MAX_PER_PAGE + 501).map(|i| item(&format!("c{i:04}"), &[1.0, 0.0, 0.0, 0.0], json!({}))).collect();
@@ -93,11 +93,11 @@ pub(crate) async fn a_group_that_is_too_long_goes_on_on_the_next_page(backend: &
     assert_eq!(seen.len(), MAX_PER_PAGE + 500);
 }
 
-pub(crate) async fn copies_hide_nothing_from_approximate_searches(backend: &dyn Backend) {
+pub(crate) async fn copies_do_not_hide_other_items_from_approximate_searches(backend: &dyn Backend) {
     let index = backend.open(&encoder(16)).await.unwrap();
     let others = crowd(1200, 16, 17);
     let mut items = others.clone();
-    // Of two items, right in their clouds; some differ in their last bits, as vectors from two batches do.
+    // Copies of two items; some differ in their last bits, as vectors from two batches do.
     for (name, of) in [("a", 40), ("b", 41)] {
         items.extend((0..600).map(|i| {
             let mut vector = others[of].vector.clone();
@@ -111,10 +111,10 @@ pub(crate) async fn copies_hide_nothing_from_approximate_searches(backend: &dyn 
         let hits = search(index.as_ref(), query(&other.vector, 1)).await;
         assert!(hits[0].id == i.to_string() || hits[0].score > 0.999_999, "{i}: {hits:?}");
     }
-    // Beside the copies, too.
+    // Items near the copies are found, too.
     let found = recall(index.as_ref(), &clouds(40, 16, 17), json!({ "rare": false })).await;
     assert!(found >= 0.98, "recall {found}");
-    // What is one of a thousand goes alone.
+    // One of a thousand copies can be deleted alone.
     remove(index.as_ref(), (0..599).map(|i| format!("a{i}"))).await;
     let hits = search(index.as_ref(), query(&others[40].vector, 3)).await;
     let mut near = ids(&hits)[..2].to_vec();

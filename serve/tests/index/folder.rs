@@ -1,4 +1,4 @@
-//! What only a folder can be asked for: its lock, its cache of the graph, its bounds.
+//! Tests of an index in a folder: its lock, the graph's file, and its limits.
 
 use std::fs;
 use std::path::Path;
@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::backends::*;
 
 #[tokio::test]
-async fn a_second_process_is_told_who_has_the_folder() {
+async fn a_second_process_is_told_which_process_has_the_folder() {
     let backend = Folder::new();
     let index = backend.open(&encoder(2)).await.unwrap();
     fill(index.as_ref(), vec![item("a", &[1.0, 0.0], json!({}))]).await;
@@ -26,7 +26,7 @@ async fn a_second_process_is_told_who_has_the_folder() {
 }
 
 #[tokio::test]
-async fn an_index_that_is_not_there_is_not_made_by_reading() {
+async fn reading_does_not_create_an_index() {
     let dir = tempfile::tempdir().unwrap();
     let nowhere = dir.path().join("nothing");
     let Err(IndexError::Open(message)) = EmbeddedIndex::open_read_only(&nowhere) else { panic!("opened") };
@@ -38,7 +38,7 @@ async fn an_index_that_is_not_there_is_not_made_by_reading() {
 }
 
 #[tokio::test]
-async fn a_nearly_full_index_takes_replacements_and_says_which_items_are_left_out() {
+async fn a_nearly_full_index_takes_replacements_and_refuses_other_items() {
     let one = |id: &str| item(id, &[1.0, 0.0], json!({ "t": "x".repeat(100) }));
     let room = EmbeddedIndex::in_memory(encoder(2), &options()).unwrap();
     // Three items fit, a fourth does not: found by trying.
@@ -61,10 +61,10 @@ async fn a_nearly_full_index_takes_replacements_and_says_which_items_are_left_ou
     assert_eq!(index.put(&encoder(2), vec![small("a"), small("b")]).await.unwrap(), [Ok(false), Ok(false)]);
 }
 
-/// Opens, and says whether the graph was there at once or had to be built.
+/// Opens the index and compares its answers with the expected ones.
 async fn answers(dir: &Path, queries: &[Vec<f32>], expected: &[Vec<String>]) {
     let index = EmbeddedIndex::open(dir, &encoder(16), &options()).unwrap();
-    // At once, while the cache is being looked at, and when the graph is whole again.
+    // At once, while the graph's file is being read, and when the graph is complete again.
     for _ in 0..2 {
         let mut found = 0;
         for (vector, expected) in queries.iter().zip(expected) {
@@ -80,7 +80,7 @@ async fn answers(dir: &Path, queries: &[Vec<f32>], expected: &[Vec<String>]) {
 }
 
 #[tokio::test]
-async fn a_torn_or_flipped_cache_is_built_anew() {
+async fn a_damaged_graph_file_is_rebuilt() {
     let backend = Folder::new();
     let dir = backend.dir.path();
     let index = backend.open(&encoder(16)).await.unwrap();
@@ -110,7 +110,7 @@ async fn a_torn_or_flipped_cache_is_built_anew() {
     }
 }
 
-/// The database alone, as somebody copies it who knows that the rest is a cache.
+/// Puts back a copy of the database alone, without the graph's file.
 fn put_back(dir: &Path, copy: &[u8]) {
     for journal in ["items.sqlite-wal", "items.sqlite-shm"] {
         let _ = fs::remove_file(dir.join(journal));
@@ -125,14 +125,14 @@ async fn are_found(index: &dyn Index, items: &[Item], what: &str) {
     }
 }
 
-/// Items `{name}0`, `{name}1`, ... that are nowhere near each other.
+/// Items `{name}0`, `{name}1`, ... with random vectors.
 fn named(name: &str, n: usize, seed: u64) -> Vec<Item> {
     let mut noise = Noise(seed);
     (0..n).map(|i| item(&format!("{name}{i}"), &noise.vector(16), json!({}))).collect()
 }
 
 #[tokio::test]
-async fn a_graph_of_another_past_hides_nothing() {
+async fn an_old_graph_file_hides_no_item() {
     // Numbers of items when the copy is made, written after it, and written after it was put back: around the limit of
     // exact search, and so that writes have the numbers of earlier ones.
     for (kept, lost, new) in
@@ -158,7 +158,7 @@ async fn a_graph_of_another_past_hides_nothing() {
         drop(index);
         assert!(dir.join("graph.usearch").exists());
         put_back(dir, &copy);
-        // At once, or by a process that is not the one that serves.
+        // At once, or by another process.
         let index = backend.open(&encoder(16)).await.unwrap();
         let fresh = named("new", new, 33);
         fill(index.as_ref(), fresh.clone()).await;
@@ -172,7 +172,7 @@ async fn a_graph_of_another_past_hides_nothing() {
         are_found(index.as_ref(), &fresh, &what).await;
         are_found(index.as_ref(), &old, &what).await;
         drop(index);
-        // A graph without a use is no file either.
+        // A graph that is not needed has no file.
         assert_eq!(dir.join("graph.usearch").exists(), kept + new > EXACT_UP_TO, "{what}");
     }
 }
@@ -189,7 +189,7 @@ async fn a_folder_that_holds_other_things_is_refused() {
     let expected = format!("{} is no index and holds other things (2019 and 1 more)", photos.display());
     assert!(message.starts_with(&expected) && !message.contains('\n'), "{message}");
     assert_eq!(fs::read_dir(&photos).unwrap().count(), 2);
-    // A database of somebody else's under our name is not touched.
+    // A database of another program with our file's name is not changed.
     fs::remove_dir(photos.join("2019")).unwrap();
     fs::remove_file(photos.join("IMG_1.jpg")).unwrap();
     let file = photos.join("items.sqlite");
@@ -242,12 +242,12 @@ async fn shrinks_below(dir: &Path, bytes: u64) {
 }
 
 #[tokio::test]
-async fn deleted_space_comes_back() {
+async fn disk_space_of_deleted_items_is_given_back() {
     for old in [false, true] {
         let backend = Folder::new();
         let dir = backend.dir.path();
         if old {
-            // As versions made it that never gave anything back.
+            // As early versions made it, without auto_vacuum.
             drop(backend.open(&encoder(64)).await.unwrap());
             let connection = rusqlite::Connection::open(dir.join("items.sqlite")).unwrap();
             connection.execute_batch("PRAGMA journal_mode = delete; PRAGMA auto_vacuum = none; VACUUM").unwrap();
@@ -263,7 +263,7 @@ async fn deleted_space_comes_back() {
         let full = size(dir);
         assert!(full > 7 << 20, "{full}");
         remove(index.as_ref(), (0..1900).map(|i| i.to_string())).await;
-        // While it is open, and what was left when it was closed.
+        // While it is open, and what remained when it was closed.
         shrinks_below(dir, full / 5).await;
         for i in 1900..2000 {
             assert_eq!(index.get(&i.to_string()).await.unwrap(), Some(with(i)), "old {old}");
@@ -278,7 +278,7 @@ async fn deleted_space_comes_back() {
 }
 
 #[tokio::test]
-async fn a_copy_is_made_beside_the_writer_and_is_an_index() {
+async fn a_backup_is_made_beside_the_writer_and_is_an_index() {
     let backend = Folder::new();
     let index = backend.open(&encoder(16)).await.unwrap();
     let items = named("i", 300, 51);
@@ -291,7 +291,7 @@ async fn a_copy_is_made_beside_the_writer_and_is_an_index() {
     assert_eq!(copied.status().await.unwrap().items, 300);
     are_found(&copied, &items, "copy").await;
     drop(copied);
-    // Nothing is written over.
+    // Nothing is overwritten.
     let Err(IndexError::Open(message)) = EmbeddedIndex::back_up(backend.dir.path(), &copy) else { panic!("copied") };
     assert!(message.contains("there is an index already"), "{message}");
     fs::write(copies.path().join("photo.jpg"), "mine").unwrap();

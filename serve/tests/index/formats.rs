@@ -1,4 +1,4 @@
-//! What earlier versions wrote is still read: docs/formats.md.
+//! Files of earlier versions can still be read: docs/formats.md.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::backends::*;
 
-/// Made by version 0.1.0: three pictures and three vectors, one of them replaced, under the encoder of
+/// Made by version 0.1.0: three images and three vectors, one of them replaced, with the encoder of
 /// models/pretrained/cifar10, with `--exact-up-to 3`.
 fn today() -> (tempfile::TempDir, PathBuf) {
     let made = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/index_format_1");
@@ -26,10 +26,10 @@ async fn is_whole(index: &EmbeddedIndex) {
     let ids: Vec<&str> = page.items.iter().map(|item| item.id.as_str()).collect();
     assert_eq!(ids, ["picture 0", "picture 1", "picture 2", "vector-0", "vector-1", "vector-2"]);
     let picture = index.get("picture 0").await.unwrap().unwrap();
-    assert_eq!(picture.metadata, map(json!({ "label": "d\u{f6}g", "n": 0 })));
+    assert_eq!(picture.metadata, map(json!({ "label": "d\u{f6}g", "n": 0 })).into());
     assert!(picture.image.unwrap().starts_with(b"\x89PNG") && picture.hash.is_some() && picture.vector.len() == 192);
     let vector = index.get("vector-1").await.unwrap().unwrap();
-    assert_eq!(vector.metadata, map(json!({ "n": 1, "deep": { "list": [1, null, "x"] } })));
+    assert_eq!(vector.metadata, map(json!({ "n": 1, "deep": { "list": [1, null, "x"] } })).into());
     assert!((vector.vector[1] - 2.0 / 5f32.sqrt()).abs() < 1e-6 && (vector.vector[2] - 1.0 / 5f32.sqrt()).abs() < 1e-6);
     assert_eq!(index.get("vector-0").await.unwrap().unwrap().vector[7], 1.0);
     for item in page.items {

@@ -50,16 +50,16 @@ macro_rules! whole_suite {
                 pages_follow_each_other_without_gaps,
                 another_encoders_vectors_are_refused,
                 an_empty_index_takes_another_encoder,
-                pictures_and_hashes_are_kept,
-                near_duplicates_are_named_once,
+                thumbnails_and_hashes_are_kept,
+                near_duplicates_are_reported_once,
                 groups_of_duplicates_are_complete,
-                a_group_that_is_too_long_goes_on_on_the_next_page,
-                copies_hide_nothing_from_approximate_searches,
+                a_long_group_continues_on_the_next_page,
+                copies_do_not_hide_other_items_from_approximate_searches,
                 samples_are_spread,
-                approximate_searches_find_what_exact_ones_do,
+                approximate_searches_agree_with_exact_ones,
                 changes_after_the_graph_was_built_are_seen,
-                concurrent_changes_are_all_there,
-                everything_is_there_again,
+                concurrent_changes_are_all_applied,
+                all_items_are_there_after_reopening,
             ]
         );
     };

@@ -23,8 +23,7 @@ pub(super) struct Entry {
     pub(super) seq: u64,
     /// Key of its node in the graph; see [`key`].
     node: u64,
-    /// JSON text: a parsed object takes several times its memory.
-    metadata: Box<str>,
+    metadata: Metadata,
     hash: Option<Box<ContentHash>>,
     has_image: bool,
     /// The thumbnail, if there is no store that keeps it.
@@ -36,7 +35,7 @@ pub(super) struct Entry {
 pub(super) struct Record {
     pub(super) id: Arc<str>,
     pub(super) vector: Vec<f32>,
-    pub(super) metadata: Box<str>,
+    pub(super) metadata: Metadata,
     pub(super) hash: Option<ContentHash>,
     pub(super) has_image: bool,
     pub(super) image: Option<Arc<[u8]>>,
@@ -57,17 +56,12 @@ pub(super) struct ItemTable {
     bytes: usize,
 }
 
-fn parse(metadata: &str) -> Metadata {
-    // This program wrote it from a JSON object.
-    serde_json::from_str(metadata).unwrap_or_default()
-}
-
 impl Record {
     /// The memory that it will take, about: the vector, the texts and their entries in the maps.
     pub(super) fn bytes(&self) -> usize {
         let image = self.image.as_ref().map_or(0, |png| png.len());
         // A metadata value is kept in the entry and in the postings.
-        4 * self.vector.len() + self.id.len() + 2 * self.metadata.len() + image + 300
+        4 * self.vector.len() + self.id.len() + 2 * self.metadata.as_str().len() + image + 300
     }
 }
 
@@ -123,7 +117,7 @@ impl ItemTable {
 
     fn entry_bytes(&self, entry: &Entry) -> usize {
         let image = entry.image.as_ref().map_or(0, |png| png.len());
-        4 * self.dim + entry.id.len() + 2 * entry.metadata.len() + image + 300
+        4 * self.dim + entry.id.len() + 2 * entry.metadata.as_str().len() + image + 300
     }
 
     /// Adds an item or reslots_by_id the one with its id; returns whether it is new.
@@ -136,7 +130,7 @@ impl ItemTable {
         });
         let start = slot as usize * self.dim;
         self.vectors[start..start + self.dim].copy_from_slice(&record.vector);
-        self.postings.add(slot, &parse(&record.metadata));
+        self.postings.add(slot, &record.metadata.to_map());
         self.slots_by_id.insert(record.id.clone(), slot);
         let node = key(&record.vector);
         self.nodes.add(node, slot);
@@ -161,7 +155,7 @@ impl ItemTable {
         if let Some(old) = self.entries[slot as usize].take() {
             self.bytes -= self.entry_bytes(&old);
             self.nodes.remove(old.node, slot);
-            self.postings.remove(slot, &parse(&old.metadata));
+            self.postings.remove(slot, &old.metadata.to_map());
         }
         let start = slot as usize * self.dim;
         self.vectors[start..start + self.dim].fill(0.0);
@@ -191,7 +185,7 @@ impl ItemTable {
 
     pub(super) fn hit(&self, slot: u32, score: f32) -> Option<Hit> {
         let entry = self.entry(slot)?;
-        let (id, metadata) = (entry.id.to_string(), parse(&entry.metadata));
+        let (id, metadata) = (entry.id.to_string(), entry.metadata.clone());
         // Rounding can carry the product of two unit vectors past 1.
         Some(Hit { id, score: score.clamp(-1.0, 1.0), metadata, has_image: entry.has_image })
     }
@@ -214,7 +208,7 @@ impl ItemTable {
         Some(Item {
             id: entry.id.to_string(),
             vector: if vector { self.vector(slot).to_vec() } else { Vec::new() },
-            metadata: parse(&entry.metadata),
+            metadata: entry.metadata.clone(),
             image: None,
             has_image: entry.has_image,
             hash: entry.hash.as_deref().copied(),
@@ -246,7 +240,7 @@ mod tests {
     use super::*;
 
     fn record(id: &str, vector: [f32; 2]) -> Record {
-        let metadata = r#"{"label":"x"}"#.into();
+        let metadata = Metadata::from_stored(r#"{"label":"x"}"#);
         Record { id: id.into(), vector: vector.to_vec(), metadata, hash: None, has_image: false, image: None }
     }
 

@@ -8,7 +8,7 @@ use roaring::RoaringBitmap;
 use serde_json::{Number, Value};
 
 use super::super::filter::{Condition, Filter, as_integer};
-use super::super::item::Metadata;
+use super::super::item::JsonMap;
 use super::slot_set::SlotSet;
 
 /// A metadata value as a sort key: numbers are sorted by value.
@@ -65,7 +65,7 @@ pub(super) struct Postings {
 
 impl Postings {
     /// Adds the item in `slot`.
-    pub(super) fn add(&mut self, slot: u32, metadata: &Metadata) {
+    pub(super) fn add(&mut self, slot: u32, metadata: &JsonMap) {
         for (field, value) in metadata {
             if !self.fields.contains_key(field.as_str()) {
                 self.fields.insert(field.as_str().into(), BTreeMap::new());
@@ -76,7 +76,7 @@ impl Postings {
     }
 
     /// Removes the item in `slot`, which was added with this metadata.
-    pub(super) fn remove(&mut self, slot: u32, metadata: &Metadata) {
+    pub(super) fn remove(&mut self, slot: u32, metadata: &JsonMap) {
         for (field, value) in metadata {
             let Some(values) = self.fields.get_mut(field.as_str()) else { continue };
             let key = Key::of(value);
@@ -150,7 +150,7 @@ mod tests {
 
     use super::*;
 
-    fn map(json: Value) -> Metadata {
+    fn map(json: Value) -> JsonMap {
         let Value::Object(map) = json else { panic!("not an object") };
         map
     }

@@ -243,6 +243,7 @@ pub(super) fn within(table: &ItemTable, slots: &[u32], query: &Query, threshold:
 #[cfg(test)]
 mod tests {
     use super::super::super::filter::Filter;
+    use super::super::super::item::Metadata;
     use super::super::item_table::Record;
     use super::*;
 
@@ -260,7 +261,8 @@ mod tests {
         for (i, vector) in noise(n * dim, 1).chunks_exact(dim).enumerate() {
             let id = format!("{:05}", (i * 7919) % n).into();
             let vector = vector.to_vec();
-            let record = Record { id, vector, metadata: "{}".into(), hash: None, has_image: false, image: None };
+            let record =
+                Record { id, vector, metadata: Metadata::default(), hash: None, has_image: false, image: None };
             table.put(i as u64 + 1, record);
         }
         table
@@ -322,7 +324,7 @@ mod tests {
             let record = Record {
                 id: id.into(),
                 vector: vec![1.0, 0.0],
-                metadata: "{}".into(),
+                metadata: Metadata::default(),
                 hash: None,
                 has_image: false,
                 image: None,

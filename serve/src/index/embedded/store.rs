@@ -16,7 +16,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Transaction,
 use sha2::{Digest, Sha256};
 
 use super::super::error::IndexError;
-use super::super::item::{ContentHash, EncoderIdentity};
+use super::super::item::{ContentHash, EncoderIdentity, Metadata};
 use super::change::Change;
 use super::folder::{self, Access, FILE, Lock, connect};
 use super::item_table::{ItemTable, Record};
@@ -304,7 +304,7 @@ fn read_record(row: &rusqlite::Row) -> rusqlite::Result<(u64, Record)> {
     let record = Record {
         id: row.get_ref(1)?.as_str()?.into(),
         vector: numbers.map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
-        metadata: row.get_ref(3)?.as_str()?.into(),
+        metadata: Metadata::from_stored(row.get_ref(3)?.as_str()?),
         hash,
         has_image: row.get::<_, i64>(5)? != 0,
         image: None,
@@ -325,7 +325,7 @@ fn write_change(transaction: &Transaction, change: &Change) -> rusqlite::Result<
         *seq as i64,
         id,
         vector,
-        &*record.metadata,
+        record.metadata.as_str(),
         hash,
         record.has_image
     ])?;
@@ -363,7 +363,7 @@ mod tests {
             record: Record {
                 id: format!("item {seq}").into(),
                 vector: vec![1.0; 1000],
-                metadata: "{}".into(),
+                metadata: Metadata::default(),
                 hash: None,
                 has_image: false,
                 image: None,

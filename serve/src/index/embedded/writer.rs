@@ -191,7 +191,7 @@ impl Writer {
         let record = Record {
             id: item.id.into(),
             vector: item.vector,
-            metadata: serde_json::Value::Object(item.metadata).to_string().into(),
+            metadata: item.metadata,
             hash: item.hash,
             has_image: item.image.is_some(),
             // With a store, thumbnails are not kept in memory.

@@ -10,14 +10,14 @@ use std::ops::Bound;
 use serde_json::{Number, Value};
 
 use super::super::filter::{Condition, Filter, Range, as_integer};
-use super::super::item::Metadata;
+use super::super::item::JsonMap;
 use super::statement::Statement;
 
 /// Up to so many values of one `in` are looked up in the index over `fields`; more are compared row by row.
 const LOOKED_UP: usize = 32;
 
 /// The value of the column for an item's metadata.
-pub(super) fn fields(metadata: &Metadata) -> String {
+pub(super) fn fields(metadata: &JsonMap) -> String {
     Value::Object(metadata.iter().map(|(key, value)| (escaped(key), searchable(value))).collect()).to_string()
 }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use serde_json::value::RawValue;
 use tokio_postgres::{Error, Row};
 
 use super::super::error::IndexError;
@@ -38,9 +39,11 @@ pub(super) fn thumbnail(row: &Row, column: usize) -> Result<Option<Arc<[u8]>>, E
 
 fn metadata(id: &str, text: &str) -> Result<Metadata, IndexError> {
     // Another program may have written it.
-    serde_json::from_str(text).map_err(|e| {
-        IndexError::Storage(format!("item `{id}`: expected metadata as a JSON object, found otherwise: {e}"))
-    })
+    let fault = |cause: &dyn std::fmt::Display| {
+        IndexError::Storage(format!("item `{id}`: expected metadata as a JSON object, found otherwise: {cause}"))
+    };
+    let value = serde_json::from_str::<&RawValue>(text).map_err(|e| fault(&e))?;
+    if value.get().starts_with('{') { Ok(Metadata::from_stored(value.get())) } else { Err(fault(&"another value")) }
 }
 
 /// Reads pgvector's binary form: D and a reserved number of two bytes each, then D floats, all big-endian.

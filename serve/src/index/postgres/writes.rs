@@ -7,7 +7,7 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use super::super::error::IndexError;
-use super::super::item::{EncoderIdentity, Item, Metadata, check_id};
+use super::super::item::{EncoderIdentity, Item, check_id};
 use super::error::QueryError;
 use super::filter_sql::fields;
 use super::schema;
@@ -73,8 +73,8 @@ impl Batch {
         let of = |column: fn(&Item) -> String| self.items.values().map(column).collect::<Vec<String>>();
         let ids = statement.texts(of(|item| item.id.clone()));
         let vectors = statement.vectors(self.items.values().map(|item| item.vector.clone()).collect(), types);
-        let metadata = statement.texts(of(|item| json(&item.metadata)));
-        let fields = statement.texts(of(|item| fields(&item.metadata)));
+        let metadata = statement.texts(of(|item| item.metadata.as_str().to_string()));
+        let fields = statement.texts(of(|item| fields(&item.metadata.to_map())));
         let hashes: Vec<Option<Vec<u8>>> = self.items.values().map(|item| item.hash.map(Vec::from)).collect();
         let hashes = statement.bind(hashes, Type::BYTEA_ARRAY);
         let pictured: Vec<bool> = self.items.values().map(|item| item.image.is_some()).collect();
@@ -125,10 +125,6 @@ fn check(item: &Item, dim: usize) -> Result<(), IndexError> {
     }
     // Callers have checked the id.  A bad one would make PostgreSQL refuse the whole batch.
     check_id(&item.id).map_err(IndexError::Storage)
-}
-
-fn json(metadata: &Metadata) -> String {
-    serde_json::Value::Object(metadata.clone()).to_string()
 }
 
 /// Removes an item and its thumbnail; returns whether there was one.

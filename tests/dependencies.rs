@@ -18,17 +18,16 @@ struct Package {
     manifest: String,
 }
 
-/// The crates that are built for this machine, tests included, with default features.
+/// What cargo resolves for this machine, tests included, with default features.
+fn metadata() -> Value {
+    let host = host();
+    let json = cargo(&["metadata", "--locked", "--offline", "--format-version=1", "--filter-platform", &host]);
+    serde_json::from_slice(&json).unwrap()
+}
+
+/// The crates that are built.
 fn packages() -> Vec<Package> {
-    let metadata: Value = serde_json::from_slice(&cargo(&[
-        "metadata",
-        "--locked",
-        "--offline",
-        "--format-version=1",
-        "--filter-platform",
-        &host(),
-    ]))
-    .unwrap();
+    let metadata = metadata();
     let used: BTreeSet<&str> =
         metadata["resolve"]["nodes"].as_array().unwrap().iter().map(|node| node["id"].as_str().unwrap()).collect();
     let text = |package: &Value, key: &str| package[key].as_str().unwrap_or_default().to_string();
@@ -165,5 +164,46 @@ fn every_duplicate_version_is_wanted() {
             kept.len() <= 1,
             "{name} is there in versions {kept:?}: name the unwanted ones in deny.toml, or drop one"
         );
+    }
+}
+
+/// The names of all crates that `name` is built from, directly or not; what only its tests use does not count.
+fn built_from(metadata: &Value, name: &str) -> BTreeSet<String> {
+    let names: BTreeMap<&str, &str> = metadata["packages"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|p| (p["id"].as_str().unwrap(), p["name"].as_str().unwrap()))
+        .collect();
+    let nodes: BTreeMap<&str, &Value> =
+        metadata["resolve"]["nodes"].as_array().unwrap().iter().map(|n| (n["id"].as_str().unwrap(), n)).collect();
+    let built =
+        |dep: &&Value| dep["dep_kinds"].as_array().unwrap().iter().any(|kind| kind["kind"].as_str() != Some("dev"));
+    let mut seen = BTreeSet::new();
+    let mut waiting: Vec<&str> = names.iter().filter(|(_, n)| **n == name).map(|(id, _)| *id).collect();
+    assert_eq!(waiting.len(), 1, "expected one crate {name}");
+    while let Some(id) = waiting.pop() {
+        let deps = nodes[id]["deps"].as_array().unwrap().iter().filter(built).map(|dep| dep["pkg"].as_str().unwrap());
+        waiting.extend(deps.filter(|dep| seen.insert(*dep)));
+    }
+    seen.into_iter().map(|id| names[id].to_string()).collect()
+}
+
+#[test]
+fn crates_use_only_what_their_layer_may() {
+    let metadata = metadata();
+    let unwanted = [
+        ("macrl-kernels", &["macrl-bundle", "macrl-nn", "candle-core", "ort", "tokio"][..]),
+        ("macrl-bundle", &["macrl-nn", "macrl-runtime", "candle-core", "ort", "tokio"]),
+        ("macrl-nn", &["macrl-runtime", "ort", "tokio"]),
+        ("macrl-runtime", &["macrl-nn", "candle-core", "tokio"]),
+        ("macrl-train", &["macrl-export", "macrl-serve", "macrl-runtime", "ort", "tokio"]),
+        ("macrl-export", &["macrl-train", "macrl-serve", "tokio"]),
+        ("macrl-serve", &["macrl-train", "macrl-export", "macrl-nn", "candle-core", "candle-onnx"]),
+    ];
+    for (name, unwanted) in unwanted {
+        let used = built_from(&metadata, name);
+        let found: Vec<_> = unwanted.iter().filter(|crate_name| used.contains(**crate_name)).collect();
+        assert!(found.is_empty(), "{name} is built from {found:?}");
     }
 }

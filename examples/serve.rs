@@ -13,8 +13,7 @@ use axum::Router;
 use axum::extract::State;
 use axum::routing::get;
 use macrl_bundle::Bundle;
-use macrl_serve::routes::app;
-use macrl_serve::state::{App, Settings};
+use macrl_serve::{App, Settings, app};
 
 /// Your own state.
 #[derive(Clone, Default)]

@@ -40,6 +40,17 @@ impl Filter {
     ///
     /// # Errors
     /// One sentence.
+    ///
+    /// # Examples
+    /// ```
+    /// use macrl_serve::index::Filter;
+    ///
+    /// let parse = |json: &str| Filter::parse(serde_json::from_str(json).unwrap());
+    /// let filter = parse(r#"{"label": {"in": ["cat", "dog"]}, "year": {"gte": 2020}}"#)?;
+    /// assert_eq!(filter.conditions.len(), 2);
+    /// assert!(parse(r#"{"year": {"above": 2020}}"#).is_err());
+    /// # Ok::<(), String>(())
+    /// ```
     pub fn parse(json: JsonMap) -> Result<Self, String> {
         let conditions = json.into_iter().map(|(field, value)| {
             let condition = condition(value).map_err(|e| format!("filter on `{field}`: {e}"))?;

@@ -124,6 +124,14 @@ pub struct ScoredId {
 ///
 /// # Errors
 /// One sentence where a value is not finite or all are zero.
+///
+/// # Examples
+/// ```
+/// use macrl_serve::index::normalized;
+///
+/// assert_eq!(normalized(vec![3.0, 4.0]), Ok(vec![0.6, 0.8]));
+/// assert!(normalized(vec![0.0, 0.0]).is_err());
+/// ```
 pub fn normalized(mut vector: Vec<f32>) -> Result<Vec<f32>, String> {
     let norm = vector.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>().sqrt();
     if !norm.is_finite() || norm == 0.0 {

@@ -20,7 +20,7 @@ use macrl_bundle::config::{Config, Precision};
 use macrl_nn::cuda::{Engine, Real, memory};
 use macrl_nn::ops::tokens::{Kept, Seen};
 use macrl_nn::vit::Encoder;
-use macrl_train::loader::Batches;
+use macrl_train::batches::Batches;
 use macrl_train::schedule::Schedule;
 use macrl_train::state::State;
 use macrl_train::step::contract::Stepper;

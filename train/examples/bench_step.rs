@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use macrl_bundle::config::Config;
-use macrl_train::loader::Batches;
+use macrl_train::batches::Batches;
 use macrl_train::schedule::Schedule;
 use macrl_train::state::State;
 use macrl_train::step::cpu::pretraining_step;

@@ -23,6 +23,8 @@ pub use trainer::pretrain;
 #[doc(hidden)]
 pub mod bank;
 #[doc(hidden)]
+pub mod batches;
+#[doc(hidden)]
 pub mod checkpoints;
 #[doc(hidden)]
 pub mod commands;

@@ -9,9 +9,9 @@ use macrl_bundle::config::Config;
 use macrl_nn::ops::graph::with_values;
 use serde_json::Value;
 
+use crate::batches::Batches;
 use crate::data::Data;
 use crate::gradients::Gradients;
-use crate::loader::Batches;
 use crate::part::Part;
 use crate::run::Run;
 use crate::schedule::Schedule;

@@ -162,14 +162,19 @@ impl Weights {
     /// # Errors
     /// A tensor operation fails.
     pub fn non_finite(&self) -> Result<Vec<String>> {
-        let mut names = Vec::new();
-        for (name, tensor) in &self.0 {
-            if with_values(tensor, |values| Ok(values.iter().any(|v| !v.is_finite())))? {
-                names.push(without_encoder(name));
-            }
-        }
-        Ok(names)
+        non_finite(&self.0)
     }
+}
+
+/// Names of the parameters with a value that is not finite.
+pub(crate) fn non_finite(tensors: &[(String, Tensor)]) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for (name, tensor) in tensors {
+        if with_values(tensor, |values| Ok(values.iter().any(|v| !v.is_finite())))? {
+            names.push(without_encoder(name));
+        }
+    }
+    Ok(names)
 }
 
 /// A parameter's name in its network; names of the key branch keep their `key.`.

@@ -13,10 +13,10 @@ use super::learner::Finetuning;
 use super::model::Classifier;
 use super::state::FinetuneState;
 use super::training::{finetune, judge, outcome, training_config};
+use crate::batches::Batches;
 use crate::data::memory::Memory;
 use crate::data::{Data, Dataset};
 use crate::ending::Ending;
-use crate::loader::Batches;
 use crate::run::Run;
 use crate::schedule::Schedule;
 use crate::step::rule::{Learner, compute, take};
@@ -149,6 +149,22 @@ fn every_parameter_receives_a_gradient_and_nonsense_changes_nothing() {
     batch.weak.patches[5] = f32::NAN;
     assert!(take(&mut learner, batch).unwrap().loss.is_nan());
     assert!(tuned.step == 0 && weights(&tuned) == before);
+}
+
+#[test]
+fn weights_that_are_not_finite_never_replace_a_good_checkpoint() {
+    let (_dir, files) = place();
+    // Weights of 1e38 after the first update: finite gradients, and then nothing is.
+    let config = config(&[
+        "finetune.lr=1e38",
+        "finetune.weight_decay=1e4",
+        "finetune.warmup_epochs=0",
+        "train.checkpoint_every=1",
+    ]);
+    let (data, mut tuned) = (labelled(&config), fresh(&config));
+    let error = finetune(&files, &config, &data, &mut tuned, &AtomicBool::new(false)).unwrap_err().to_string();
+    assert!(error.starts_with("non-finite weights at step 1 of fine-tuning"), "{error}");
+    assert!(!files.last().exists());
 }
 
 #[test]

@@ -1,8 +1,9 @@
 //! The loop of fine-tuning: steps, logs, checkpoints, accuracy after each epoch.
 
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use macrl_bundle::config::{Config, KeyMask, Optimizer, TrainConfig};
 use macrl_bundle::preprocess::Preprocess;
 use serde_json::{Map, json};
@@ -12,13 +13,15 @@ use super::labelled::Labelled;
 use super::learner::Finetuning;
 use super::result::Outcome;
 use super::state::FinetuneState;
+use crate::batches::Batches;
 use crate::ending::Ending;
 use crate::evaluate::confusion;
-use crate::loader::{Batches, Loader};
+use crate::loader::Loader;
 use crate::log::Log;
 use crate::saving::Saving;
 use crate::schedule::Schedule;
 use crate::sentinel::{Sentinel, Verdict};
+use crate::state::non_finite;
 use crate::step::contract::Finished;
 use crate::step::cpu;
 
@@ -65,7 +68,7 @@ pub fn finetune(
     let mut saving = Saving::new(&derived.train);
     while state.step < schedule.total {
         if stop.load(Ordering::SeqCst) {
-            state.save(&files.last(), config)?;
+            save(state, &files.last(), config)?;
             log.finish();
             return Ok(Ending::Interrupted(state.step));
         }
@@ -77,7 +80,7 @@ pub fn finetune(
             at_epoch_end(files, config, data, state, state.step / per_epoch, &mut log)?;
             saving.saved();
         } else if saving.due(state.step) {
-            state.save(&files.last(), config)?;
+            save(state, &files.last(), config)?;
             saving.saved();
         }
     }
@@ -119,9 +122,19 @@ fn at_epoch_end(
     if state.best.is_none_or(|(best, _)| accuracy > best) {
         state.best = Some((accuracy, epoch));
         // Before `last`, which remembers how good the best one is: a kill in between repeats the epoch's end.
-        state.save(&files.best(), config)?;
+        save(state, &files.best(), config)?;
     }
-    state.save(&files.last(), config)
+    save(state, &files.last(), config)
+}
+
+/// Writes a checkpoint; weights that are not finite must not replace good ones.
+fn save(state: &FinetuneState, path: &Path, config: &Config) -> Result<()> {
+    ensure!(
+        non_finite(&state.classifier.named()?)?.is_empty(),
+        "non-finite weights at step {} of fine-tuning; try a lower finetune.lr or a longer finetune.warmup_epochs",
+        state.step
+    );
+    state.save(path, config)
 }
 
 /// Counts (C true, C predicted) on the test split, and the share on the diagonal.

@@ -55,7 +55,7 @@ fn free_memory_does_not_change_which_number_an_image_has() {
     assert_eq!((held.skipped.len(), streamed.skipped.len()), (1, 0));
     let config = Config::parse("[train]\nbatch_size = 4\n[encoder]\nimage_size = 8\n", "test", &[]).unwrap();
     let batches = |data: &crate::data::Data| -> Vec<_> {
-        let source = crate::loader::Batches::new(data.train.clone(), &config).unwrap();
+        let source = crate::batches::Batches::new(data.train.clone(), &config).unwrap();
         (0..6).map(|step| source.make(step).unwrap()).collect()
     };
     assert_eq!(batches(&held), batches(&streamed));

@@ -14,10 +14,11 @@ use macrl_nn::cuda::{Engine, Real, memory};
 use macrl_nn::ops::tokens::{Kept, Seen};
 use rayon::prelude::*;
 
+use crate::batches::Batches;
 use crate::cuda::views::{DRAW_WORDS, Draw, Geometry, ViewBuffers};
 use crate::data::Dataset;
 use crate::inputs::{Input, Inputs};
-use crate::loader::{Batches, Loader};
+use crate::loader::Loader;
 use crate::ops::contrast::KeyImages;
 use crate::ops::reconstruction::Target;
 use crate::views::draw::{Adjust, Draws};

@@ -1,4 +1,4 @@
-//! Embeds images with an exported encoder: one line a file, its name and the embedding's first numbers.
+//! Embeds images with an exported encoder; prints one line per file: its name and the first values of its embedding.
 //!
 //!     cargo run --release --example embed -- models/pretrained/cifar10 FILE...
 
@@ -16,7 +16,7 @@ fn main() -> Result<()> {
     let mut session = session(&bundle.onnx, &SessionOptions::default())?.session;
     for file in arguments {
         let image = decode(&std::fs::read(&file)?, &DecodeLimits::DEFAULT)?;
-        // (3, S, S) f32, resized and normalised as in training's evaluation.
+        // (3, S, S) f32, resized and normalised as in the evaluation during training.
         let mut pixels = vec![0.0; bundle.preprocess.values()];
         bundle.preprocess.normalize(bundle.preprocess.fit(&image).as_raw(), &mut pixels);
         let size = bundle.preprocess.image_size;

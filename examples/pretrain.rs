@@ -2,7 +2,7 @@
 //!
 //!     cargo run --release --example pretrain -- FOLDER OUT
 //!
-//! OUT becomes a run's folder, which `macrl-train evaluate --data FOLDER` and `macrl-export bundle` can read.
+//! OUT becomes a run folder, which `macrl-train evaluate --data FOLDER` and `macrl-export bundle` can read.
 
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -12,7 +12,7 @@ use candle_core::Device;
 use macrl_bundle::Config;
 use macrl_train::{Run, State, data, pretrain};
 
-/// Keys that are not named keep their defaults (`Config::default`); unknown keys are errors.
+/// Keys that are not listed keep their defaults (`Config::default`); unknown keys are errors.
 const CONFIG: &str = r#"
     [encoder]
     image_size = 32
@@ -37,7 +37,7 @@ fn main() -> Result<()> {
     let run = Run::new(Path::new(&out));
     std::fs::create_dir_all(run.dir().join("checkpoints"))?;
     std::fs::write(run.config(), config.to_toml())?;
-    // Set by a signal handler, for instance: the loop then writes a checkpoint and returns.
+    // A signal handler, for example, can set this: the loop then writes a checkpoint and returns.
     let stop = AtomicBool::new(false);
     pretrain(&run, &config, &data, State::init(&config)?, &Device::Cpu, &stop)?;
     println!("{}", run.last().display());

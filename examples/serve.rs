@@ -1,4 +1,4 @@
-//! Serves macrl's routes below `/images`, beside a route of your own with state of your own.
+//! Serves macrl's routes below `/images`, together with a route of your own that has its own state.
 //!
 //!     cargo run --release --example serve -- models/pretrained/cifar10 127.0.0.1:8080
 //!     curl http://127.0.0.1:8080/visits
@@ -15,7 +15,7 @@ use axum::routing::get;
 use macrl_bundle::Bundle;
 use macrl_serve::{App, Settings, app};
 
-/// Your own state.
+/// State of the route `/visits`: the number of requests so far.
 #[derive(Clone, Default)]
 struct Visits(Arc<AtomicU64>);
 
@@ -28,9 +28,9 @@ async fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
     let (folder, listen) = arguments.next().zip(arguments.next()).context("expected BUNDLE HOST:PORT")?;
     let bundle = Bundle::open(Path::new(&folder))?;
-    // Settings hold limits, the index, a key, workers, ...
+    // Settings contain the limits, the index, the API key, the number of workers and more.
     let state = App::new(&bundle, Settings::default())?;
-    // Loading the model takes a moment; until then the routes that need it answer 503.
+    // Loading the model takes some time; until it is loaded, routes that need it answer 503.
     let loader = state.clone();
     tokio::task::spawn_blocking(move || loader.start(bundle)).await??;
 

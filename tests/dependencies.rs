@@ -1,4 +1,4 @@
-//! `deny.toml` holds without cargo-deny: licences, sources and duplicate versions of everything in `Cargo.lock`.
+//! Enforces `deny.toml` without cargo-deny: licences, sources and duplicate versions of the crates in `Cargo.lock`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test fails by panicking
 
@@ -18,14 +18,14 @@ struct Package {
     manifest: String,
 }
 
-/// What cargo resolves for this machine, tests included, with default features.
+/// cargo's metadata for this machine with default features, tests included.
 fn metadata() -> Value {
     let host = host();
     let json = cargo(&["metadata", "--locked", "--offline", "--format-version=1", "--filter-platform", &host]);
     serde_json::from_slice(&json).unwrap()
 }
 
-/// The crates that are built.
+/// The crates that are built for this machine.
 fn packages() -> Vec<Package> {
     let metadata = metadata();
     let used: BTreeSet<&str> =
@@ -62,7 +62,7 @@ fn strings(list: &toml::Value) -> impl Iterator<Item = &str> {
     list.as_array().unwrap().iter().map(|v| v.as_str().unwrap())
 }
 
-/// Whether an SPDX expression can be met with `allowed` licences alone.  Old manifests write "/" for OR.
+/// Whether `allowed` licences alone satisfy an SPDX expression.  Old manifests write "/" for OR.
 fn met(expression: &str, allowed: &BTreeSet<&str>) -> bool {
     let spaced = expression.replace('(', " ( ").replace(')', " ) ").replace('/', " OR ");
     let mut words = spaced.split_whitespace().peekable();
@@ -101,7 +101,7 @@ fn one(words: &mut Words, allowed: &BTreeSet<&str>) -> bool {
 }
 
 #[test]
-fn license_expressions_are_read() {
+fn license_expressions_are_evaluated() {
     let allowed = BTreeSet::from(["MIT", "Apache-2.0", "Unicode-3.0"]);
     for good in ["MIT", "GPL-3.0 OR MIT", "GPL-3.0/MIT", "(GPL-3.0 OR MIT) AND Unicode-3.0", "X WITH Y OR Apache-2.0"] {
         assert!(met(good, &allowed), "{good}");
@@ -141,7 +141,7 @@ fn every_dependency_comes_from_one_registry_or_this_repository() {
     for package in packages.iter().filter(|p| p.source.is_none()) {
         assert!(
             Path::new(&package.manifest).starts_with(root()),
-            "{} lies outside: {}",
+            "{} lies outside of the repository: {}",
             package.name,
             package.manifest
         );
@@ -149,9 +149,9 @@ fn every_dependency_comes_from_one_registry_or_this_repository() {
 }
 
 #[test]
-fn every_duplicate_version_is_wanted() {
+fn every_duplicate_version_is_listed() {
     let rules = rules();
-    let wanted: BTreeSet<&str> =
+    let listed: BTreeSet<&str> =
         rules["bans"]["skip"].as_array().unwrap().iter().map(|s| s["crate"].as_str().unwrap()).collect();
     let packages = packages();
     let mut versions: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
@@ -159,10 +159,10 @@ fn every_duplicate_version_is_wanted() {
         versions.entry(&package.name).or_default().insert(&package.version);
     }
     for (name, versions) in versions {
-        let kept: Vec<&&str> = versions.iter().filter(|v| !wanted.contains(format!("{name}@{v}").as_str())).collect();
+        let kept: Vec<&&str> = versions.iter().filter(|v| !listed.contains(format!("{name}@{v}").as_str())).collect();
         assert!(
             kept.len() <= 1,
-            "{name} is there in versions {kept:?}: name the unwanted ones in deny.toml, or drop one"
+            "{name} has the versions {kept:?}, expected one: list the others in deny.toml, or remove them"
         );
     }
 }

@@ -1,4 +1,4 @@
-//! What the documents point to exists: links, anchors, and the files that text, comments and configurations name.
+//! Checks references in documents: links, anchors, and the files that text, comments and configurations name.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test fails by panicking
 
@@ -8,13 +8,13 @@ use std::path::{Path, PathBuf};
 
 use macrl::root;
 
-/// Folders with files of the project; words that begin with one of these are taken for paths.
+/// Folders of the project; words that start with one of these count as paths.
 const FOLDERS: [&str; 11] = [
     "models/", "train/", "export/", "serve/", "tests/", "docs/", "configs/", "scripts/", "bench/", "deploy/",
     ".github/",
 ];
 
-/// Every file of the project whose name has one of these endings, build outputs and data left out.
+/// Every file of the project whose name ends with one of `endings`, except build outputs and data.
 fn files(endings: &[&str]) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut folders = vec![root().to_path_buf()];
@@ -52,7 +52,7 @@ fn links(line: &str) -> Vec<&str> {
     line.split("](").skip(1).filter_map(|rest| rest.split(')').next()).collect()
 }
 
-/// A heading's anchor, as GitHub makes it.
+/// The anchor that GitHub generates for a heading.
 fn anchor(heading: &str) -> String {
     let text = heading.trim_start_matches('#').trim().to_lowercase();
     let kept = text.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
@@ -64,7 +64,7 @@ fn anchors(file: &Path) -> BTreeSet<String> {
     prose(&text).filter(|line| line.starts_with('#')).map(anchor).collect()
 }
 
-/// What is wrong with a link, if anything.
+/// Describes the fault of a link; `None` if the link is valid.
 fn broken(file: &Path, target: &str) -> Option<String> {
     if target.contains("://") || target.starts_with("mailto:") {
         return None;
@@ -72,27 +72,27 @@ fn broken(file: &Path, target: &str) -> Option<String> {
     let (path, fragment) = target.split_once('#').map_or((target, None), |(path, fragment)| (path, Some(fragment)));
     let named = if path.is_empty() { file.to_path_buf() } else { file.parent().unwrap().join(path) };
     if !named.exists() {
-        return Some(format!("{}: the link to {target} leads nowhere", file.display()));
+        return Some(format!("{}: the link to {target} names a file that does not exist", file.display()));
     }
     let fragment = fragment.filter(|_| named.extension().is_some_and(|ending| ending == "md"))?;
     let missing = !anchors(&named).contains(fragment);
-    missing.then(|| format!("{}: the link to {target} names a heading that is not there", file.display()))
+    missing.then(|| format!("{}: the link to {target} names a heading that does not exist", file.display()))
 }
 
-/// The words of a text that name a file or folder of the project.
+/// The words of a text that are paths of files or folders in the project.
 fn paths(text: &str) -> BTreeSet<&str> {
     let words = text.split(|c: char| c.is_whitespace() || "`()[]<>\"'|,;=*".contains(c));
     let trimmed = words.map(|word| word.trim_end_matches(['.', ':', '!', '?']));
     let ours = trimmed
         .filter(|word| FOLDERS.iter().any(|folder| word.strip_prefix(folder).is_some_and(|rest| !rest.is_empty())));
-    // A word with a variable or a pattern names no single file, and the fuzz target makes its corpus.
+    // A word with a variable or a pattern is not a single file; the fuzz target creates its corpus itself.
     ours.filter(|word| !word.contains(['$', '{', '}', '\\', '#']))
         .filter(|word| !word.contains("...") && !word.contains("/corpus/"))
         .collect()
 }
 
 #[test]
-fn links_lead_to_files_and_headings() {
+fn linked_files_and_headings_exist() {
     let documents = files(&[".md"]);
     assert!(documents.len() > 10, "{documents:?}");
     let mut faults = Vec::new();
@@ -107,13 +107,13 @@ fn links_lead_to_files_and_headings() {
 fn named_files_exist() {
     let mut faults = Vec::new();
     for file in files(&[".md", ".toml", ".sh", ".py", ".yml", "Makefile"]) {
-        // The history names files that are gone.
+        // The change log names files that no longer exist.
         if file.ends_with("CHANGELOG.md") {
             continue;
         }
         let text = fs::read_to_string(&file).unwrap();
         for path in paths(&text) {
-            // In a crate's own files a path may start at the crate.
+            // In a crate's files, a path may be relative to the crate.
             let near = file.parent().unwrap().join(path);
             if !root().join(path).exists() && !near.exists() {
                 faults.push(format!("{}: {path} does not exist", file.display()));
@@ -136,5 +136,5 @@ fn source_comments_name_documents_that_exist() {
 #[test]
 fn the_readme_stays_short() {
     let lines = fs::read_to_string(root().join("README.md")).unwrap().lines().count();
-    assert!(lines <= 90, "README.md has {lines} lines, at most 90 are wanted: details belong in docs/");
+    assert!(lines <= 90, "README.md has {lines} lines, expected at most 90: details belong in docs/");
 }

@@ -1,4 +1,4 @@
-//! Evaluation over the real binaries: folders without labels, large images within bounds.
+//! Evaluation with the real binaries: folders without labels, and large images in limited memory.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test fails by panicking
 
@@ -9,7 +9,7 @@ use std::process::Command;
 use macrl::{binary, fail, succeed};
 use serde_json::Value;
 
-/// A PPM file of one colour with a little of everything else in it.
+/// Writes a PPM file of one colour with noise.
 fn write_image(path: &Path, size: u32, number: u32) {
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     let mut bytes = format!("P6\n{size} {size}\n255\n").into_bytes();
@@ -20,7 +20,7 @@ fn write_image(path: &Path, size: u32, number: u32) {
     fs::write(path, bytes).unwrap();
 }
 
-/// Pretrains on `data` for a moment; the run's folder.
+/// Pretrains on `data` for a few steps; returns the run folder.
 fn pretrain(dir: &Path, data: &Path, size: u32) -> String {
     let config = dir.join("run.toml");
     let text = format!(
@@ -69,7 +69,7 @@ fn images_without_labels_have_their_own_evaluation_and_report() {
 }
 
 #[test]
-fn large_images_are_evaluated_within_bounds() {
+fn large_images_are_evaluated_in_limited_memory() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data");
     for i in 0..40 {

@@ -1,4 +1,4 @@
-//! The programs in examples/ do what they say.
+//! Runs the programs in examples/.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test fails by panicking
 
@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 
 use macrl::{post, root};
 
-/// An example's program; `cargo test --workspace` builds it before any test runs.
+/// Command for an example; `cargo test --workspace` builds the examples before any test runs.
 fn example(name: &str) -> Command {
     let test = std::env::current_exe().unwrap();
     // target/release/deps/TEST -> target/release/examples/NAME
@@ -25,7 +25,7 @@ fn succeed(name: &str, arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// PNG files of coloured waves, `count` of them.
+/// Writes `count` PNG files with different colour patterns.
 fn write_images(dir: &Path, count: u8) {
     for k in 0..count {
         let wave = |x: u32, y: u32| [x * 8, y * 8, (x + y) * u32::from(k)].map(|v| v as u8);
@@ -47,7 +47,7 @@ fn pretraining_writes_a_run_that_can_be_evaluated() {
 }
 
 #[test]
-fn embedding_prints_a_line_a_file() {
+fn embedding_prints_one_line_per_file() {
     let dir = tempfile::tempdir().unwrap();
     write_images(dir.path(), 2);
     let files = ["0.png", "1.png"].map(|name| dir.path().join(name).to_str().unwrap().to_string());

@@ -1,5 +1,5 @@
-//! Folders, pipes and signals, over the real binaries: what is somebody's stays, a run has one writer, output that nobody
-//! reads ends nothing, and a run goes on as it began.
+//! Folders, pipes and signals with the real binaries: files of the user are kept, a run has one writer, a closed pipe
+//! does not end a command, and a run is resumed with its own configuration.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test fails by panicking
 
@@ -13,16 +13,16 @@ use std::time::{Duration, Instant};
 use macrl::{binary, fail, root, run, succeed, write_config, write_idx};
 use serde_json::Value;
 
-struct Place {
+struct Workspace {
     dir: tempfile::TempDir,
 }
 
-impl Place {
+impl Workspace {
     fn new() -> Self {
-        let place = Place { dir: tempfile::tempdir().unwrap() };
-        write_idx(&place.path("data"), 96, 16);
-        write_config(&place.path("run.toml"));
-        place
+        let workspace = Workspace { dir: tempfile::tempdir().unwrap() };
+        write_idx(&workspace.path("data"), 96, 16);
+        write_config(&workspace.path("run.toml"));
+        workspace
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -33,7 +33,7 @@ impl Place {
         self.path(name).display().to_string()
     }
 
-    /// `pretrain` into `out` for two epochs (of 6 steps), and what else is said.
+    /// Arguments of `pretrain` into `out` for two epochs (of 6 steps), followed by `more`.
     fn arguments(&self, out: &str, more: &[&str]) -> Vec<String> {
         let (config, data, out) = (self.text("run.toml"), self.text("data"), self.text(out));
         let fixed = ["pretrain", "--config", &config, "--data", &data, "--out", &out, "--set", "train.epochs=2"];
@@ -54,7 +54,7 @@ impl Place {
         fail("macrl-train", &arguments.iter().map(String::as_str).collect::<Vec<_>>(), 2, hint);
     }
 
-    /// Every line of metrics.jsonl of this kind: (step, one of its numbers).
+    /// (step, value of `key`) of every line in metrics.jsonl that has both.
     fn metrics(&self, out: &str, key: &str) -> Vec<(u64, f64)> {
         let text = fs::read_to_string(self.path(out).join("metrics.jsonl")).unwrap();
         let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
@@ -62,17 +62,17 @@ impl Place {
     }
 }
 
-/// Waits until something holds, for as long as the process lives.
+/// Waits until a condition holds, while the process runs.
 fn wait_until(child: &mut Child, holds: impl Fn() -> bool) {
     let start = Instant::now();
     while !holds() {
         assert!(child.try_wait().unwrap().is_none(), "the process has ended");
-        assert!(start.elapsed() < Duration::from_secs(120), "it takes too long");
+        assert!(start.elapsed() < Duration::from_secs(120), "the condition did not hold within 120 s");
         sleep(Duration::from_millis(5));
     }
 }
 
-/// Names and contents of all files below a folder.
+/// Paths and contents of all files below a folder.
 fn content(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     let (mut found, mut open) = (Vec::new(), vec![dir.to_path_buf()]);
     while let Some(folder) = open.pop() {
@@ -89,8 +89,8 @@ fn content(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
 }
 
 #[test]
-fn files_that_are_not_a_runs_are_not_overwritten() {
-    let place = Place::new();
+fn files_of_the_user_are_not_overwritten() {
+    let workspace = Workspace::new();
     for (out, file) in [
         ("own-config", "config.toml"),
         ("own-metrics", "metrics.jsonl"),
@@ -98,107 +98,108 @@ fn files_that_are_not_a_runs_are_not_overwritten() {
         ("own-last", "checkpoints/last.safetensors"),
         ("own-step", "checkpoints/step-00000006.safetensors"),
     ] {
-        let path = place.path(out).join(file);
+        let path = workspace.path(out).join(file);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(&path, "mine").unwrap();
-        let before = content(&place.path(out));
+        let before = content(&workspace.path(out));
         for more in [&[][..], &["--resume"]] {
             let hint =
                 format!("holds files that macrl-train did not write and would overwrite ({file}): move them away");
-            place.refused(out, more, &hint);
-            assert_eq!(content(&place.path(out)), before);
+            workspace.refused(out, more, &hint);
+            assert_eq!(content(&workspace.path(out)), before);
         }
     }
-    // What is not in the way stays where it is.
-    fs::create_dir_all(place.path("run/checkpoints")).unwrap();
+    // Other files of the user in the folder are kept.
+    fs::create_dir_all(workspace.path("run/checkpoints")).unwrap();
     let theirs = ["notes.txt", "checkpoints/step-keep.safetensors", "checkpoints/.notes.tmp-today"];
-    theirs.iter().for_each(|name| fs::write(place.path("run").join(name), "mine").unwrap());
-    place.pretrain("run", &["--set", "train.keep_checkpoints=1"]);
+    theirs.iter().for_each(|name| fs::write(workspace.path("run").join(name), "mine").unwrap());
+    workspace.pretrain("run", &["--set", "train.keep_checkpoints=1"]);
     for name in theirs {
-        assert_eq!(fs::read_to_string(place.path("run").join(name)).unwrap(), "mine", "{name}");
+        assert_eq!(fs::read_to_string(workspace.path("run").join(name)).unwrap(), "mine", "{name}");
     }
-    // Neither are the results' files.
-    let run_dir = place.text("run");
+    // Files with the names of results are not overwritten either.
+    let run_dir = workspace.text("run");
     for (command, file) in
         [("evaluate", "evaluation.json"), ("evaluate", "probe.safetensors"), ("report", "report.html")]
     {
-        fs::write(place.path("run").join(file), "mine").unwrap();
+        fs::write(workspace.path("run").join(file), "mine").unwrap();
         let hint = format!("{file} exists and was not written by macrl-train: move it away");
         fail("macrl-train", &[command, "--run", &run_dir], 2, &hint);
-        assert_eq!(fs::read_to_string(place.path("run").join(file)).unwrap(), "mine");
-        fs::remove_file(place.path("run").join(file)).unwrap();
+        assert_eq!(fs::read_to_string(workspace.path("run").join(file)).unwrap(), "mine");
+        fs::remove_file(workspace.path("run").join(file)).unwrap();
     }
     for _ in 0..2 {
         succeed("macrl-train", &["evaluate", "--run", &run_dir]);
         succeed("macrl-train", &["report", "--run", &run_dir]);
     }
-    // A folder of features, and one of images.
-    let features = place.path("features");
+    // Nor are files in a folder of features or of images.
+    let features = workspace.path("features");
     fs::create_dir(&features).unwrap();
     fs::write(features.join("random-test-labels.npy"), "mine").unwrap();
-    let evaluate = ["evaluate", "--run", &run_dir, "--features-out", &place.text("features")];
+    let evaluate = ["evaluate", "--run", &run_dir, "--features-out", &workspace.text("features")];
     fail("macrl-train", &evaluate, 2, "would overwrite (random-test-labels.npy)");
     assert_eq!(content(&features).len(), 1);
     fs::remove_file(features.join("random-test-labels.npy")).unwrap();
     for _ in 0..2 {
         succeed("macrl-train", &evaluate);
     }
-    let images = place.text("images");
-    let unpack =
-        |split: &str| ["unpack", "--data", &place.text("data"), "--split", split, "--out", &images].map(String::from);
+    let images = workspace.text("images");
+    let unpack = |split: &str| {
+        ["unpack", "--data", &workspace.text("data"), "--split", split, "--out", &images].map(String::from)
+    };
     for _ in 0..2 {
         succeed("macrl-train", &unpack("test").each_ref().map(String::as_str));
     }
-    let before = content(&place.path("images"));
+    let before = content(&workspace.path("images"));
     fail("macrl-train", &unpack("train").each_ref().map(String::as_str), 1, "exists with other content");
     assert!(before.iter().all(|(path, bytes)| fs::read(path).unwrap() == *bytes));
 }
 
 #[test]
 fn a_started_run_is_resumed_or_refused() {
-    let place = Place::new();
-    place.pretrain("run", &[]);
-    place.refused("run", &[], "holds a run already: continue it with --resume, or name another folder with --out");
-    place.refused(
+    let workspace = Workspace::new();
+    workspace.pretrain("run", &[]);
+    workspace.refused("run", &[], "holds a run already: continue it with --resume, or name another folder with --out");
+    workspace.refused(
         "run",
         &["--resume", "--set", "train.lr=1"],
         "train.lr is 0.01 and here 1.0: a run keeps its configuration",
     );
-    let config = place.path("run/config.toml");
+    let config = workspace.path("run/config.toml");
     let text = fs::read_to_string(&config).unwrap();
     fs::write(&config, text.replace("lr = 0.01", "lr = 0.5")).unwrap();
-    place.refused("run", &["--resume"], "was edited: train.lr is 0.5 there and 0.01 in the run");
+    workspace.refused("run", &["--resume"], "was edited: train.lr is 0.5 there and 0.01 in the run");
     let with_notes = format!("# my notes\n{text}");
     fs::write(&config, &with_notes).unwrap();
-    place.pretrain("run", &["--resume"]);
+    workspace.pretrain("run", &["--resume"]);
     assert_eq!(fs::read_to_string(&config).unwrap(), with_notes);
-    // Without its last state a run cannot go on, and what there is of it is not thrown away.
-    fs::rename(place.path("run/checkpoints/last.safetensors"), place.path("last")).unwrap();
-    place.refused("run", &[], "holds a run already");
-    place.refused("run", &["--resume"], "last.safetensors is missing, and a new start would replace");
-    fs::rename(place.path("last"), place.path("run/checkpoints/last.safetensors")).unwrap();
+    // Without its last checkpoint a run cannot continue, and its other files are not replaced.
+    fs::rename(workspace.path("run/checkpoints/last.safetensors"), workspace.path("last")).unwrap();
+    workspace.refused("run", &[], "holds a run already");
+    workspace.refused("run", &["--resume"], "last.safetensors is missing, and a new start would replace");
+    fs::rename(workspace.path("last"), workspace.path("run/checkpoints/last.safetensors")).unwrap();
     // A run of an earlier version has no marker.
-    fs::remove_file(place.path("run/.macrl.json")).unwrap();
-    place.refused("run", &[], "holds a run already");
-    place.pretrain("run", &["--resume"]);
-    assert!(place.path("run/.macrl.json").exists());
-    // A folder that something kept from becoming a run is not left behind.
-    place.refused("none/such", &["--set", "train.batch_size=128"], "96 training images are too few: at least 128");
-    assert!(!place.path("none").exists());
+    fs::remove_file(workspace.path("run/.macrl.json")).unwrap();
+    workspace.refused("run", &[], "holds a run already");
+    workspace.pretrain("run", &["--resume"]);
+    assert!(workspace.path("run/.macrl.json").exists());
+    // A folder that was created for a run that did not start is removed.
+    workspace.refused("none/such", &["--set", "train.batch_size=128"], "96 training images are too few: at least 128");
+    assert!(!workspace.path("none").exists());
 }
 
 #[test]
 fn a_run_has_one_writer_and_an_interruption_is_no_error() {
-    let place = Place::new();
+    let workspace = Workspace::new();
     let more = ["--set", "train.epochs=100000", "--set", "evaluate.every_epochs=0"];
     let mut first = Command::new(binary("macrl-train"));
-    first.args(place.arguments("run", &more)).stderr(Stdio::piped());
+    first.args(workspace.arguments("run", &more)).stderr(Stdio::piped());
     let mut first = first.spawn().unwrap();
-    let metrics = place.path("run/metrics.jsonl");
+    let metrics = workspace.path("run/metrics.jsonl");
     wait_until(&mut first, || fs::metadata(&metrics).is_ok_and(|m| m.len() > 0));
     let holder = format!("is being written by process {}", first.id());
     for resume in [&[][..], &["--resume"]] {
-        place.refused("run", &[&more[..], resume].concat(), &holder);
+        workspace.refused("run", &[&more[..], resume].concat(), &holder);
     }
     assert!(Command::new("kill").args(["-INT", &first.id().to_string()]).status().unwrap().success());
     let mut said = String::new();
@@ -212,15 +213,15 @@ fn a_run_has_one_writer_and_an_interruption_is_no_error() {
     );
     assert!(!said.contains("error"), "{said}");
     assert!(said.contains("stopping after this step"), "{said}");
-    let step = place.metrics("run", "loss").last().unwrap().0;
+    let step = workspace.metrics("run", "loss").last().unwrap().0;
     assert!(last.contains(&format!("step {step};")), "{last}, logged {step}");
 }
 
 #[test]
-fn output_that_nobody_reads_ends_nothing() {
-    let place = Place::new();
-    // Both ends of everything that it says are closed before it says anything.
-    let deaf = |name: &str, arguments: &[String]| {
+fn a_closed_pipe_does_not_end_a_command() {
+    let workspace = Workspace::new();
+    // The reading ends of stdout and stderr are closed before the command writes anything.
+    let without_reader = |name: &str, arguments: &[String]| {
         let mut command = Command::new(binary(name));
         command.args(arguments).current_dir(root()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
@@ -229,39 +230,39 @@ fn output_that_nobody_reads_ends_nothing() {
     };
     let words = |words: &[&str]| words.iter().map(|word| word.to_string()).collect::<Vec<_>>();
     for name in ["macrl-train", "macrl-export", "macrl-serve"] {
-        assert_eq!(deaf(name, &words(&["--help"])), Some(0), "{name} --help");
-        assert_eq!(deaf(name, &words(&["--version"])), Some(0), "{name} --version");
-        assert_eq!(deaf(name, &words(&["--no-such-thing"])), Some(2), "{name} with a mistake");
+        assert_eq!(without_reader(name, &words(&["--help"])), Some(0), "{name} --help");
+        assert_eq!(without_reader(name, &words(&["--version"])), Some(0), "{name} --version");
+        assert_eq!(without_reader(name, &words(&["--no-such-thing"])), Some(2), "{name} with a mistake");
     }
-    assert_eq!(deaf("macrl-train", &place.arguments("run", &[])), Some(0));
-    assert_eq!(place.metrics("run", "loss").last().unwrap().0, 12);
-    let run_dir = place.text("run");
+    assert_eq!(without_reader("macrl-train", &workspace.arguments("run", &[])), Some(0));
+    assert_eq!(workspace.metrics("run", "loss").last().unwrap().0, 12);
+    let run_dir = workspace.text("run");
     for command in ["evaluate", "report"] {
-        assert_eq!(deaf("macrl-train", &words(&[command, "--run", &run_dir])), Some(0), "{command}");
+        assert_eq!(without_reader("macrl-train", &words(&[command, "--run", &run_dir])), Some(0), "{command}");
     }
-    assert!(place.path("run/evaluation.json").exists() && place.path("run/report.html").exists());
-    let bundle = place.text("bundle");
-    assert_eq!(deaf("macrl-export", &words(&["bundle", &bundle, "--run", &run_dir])), Some(0));
-    assert!(place.path("bundle/config.json").exists());
+    assert!(workspace.path("run/evaluation.json").exists() && workspace.path("run/report.html").exists());
+    let bundle = workspace.text("bundle");
+    assert_eq!(without_reader("macrl-export", &words(&["bundle", &bundle, "--run", &run_dir])), Some(0));
+    assert!(workspace.path("bundle/config.json").exists());
 }
 
 #[test]
 fn a_run_is_extended_along_the_cosine_of_its_new_length() {
-    let place = Place::new();
-    place.pretrain("whole", &["--set", "train.epochs=5"]);
-    place.pretrain("run", &["--set", "train.epochs=2"]);
-    let said = place.pretrain("run", &["--resume", "--set", "train.epochs=5"]);
+    let workspace = Workspace::new();
+    workspace.pretrain("whole", &["--set", "train.epochs=5"]);
+    workspace.pretrain("run", &["--set", "train.epochs=2"]);
+    let said = workspace.pretrain("run", &["--resume", "--set", "train.epochs=5"]);
     let hint = "train.epochs is 5 now, 2 before: from step 12 on the learning rate follows the cosine of 5 epochs";
     assert!(said.contains(hint), "{said}");
-    let (whole, extended) = (place.metrics("whole", "lr"), place.metrics("run", "lr"));
+    let (whole, extended) = (workspace.metrics("whole", "lr"), workspace.metrics("run", "lr"));
     assert_eq!((whole.len(), extended.len()), (30, 30));
     assert_eq!(extended[12..], whole[12..]);
     assert!(extended[11].1 < extended[12].1 && extended[29].1 < 0.1 * extended[12].1);
-    // The new length is the run's own from now on, and is changed by --set alone.
-    place.pretrain("run", &["--resume", "--set", "train.epochs=5"]);
-    assert!(fs::read_to_string(place.path("run/config.toml")).unwrap().contains("epochs = 5"));
-    fs::write(place.path("two.toml"), fs::read_to_string(place.path("run.toml")).unwrap()).unwrap();
-    let (config, out) = (place.text("two.toml"), place.text("run"));
+    // The new length is part of the run's configuration from now on; only --set changes it.
+    workspace.pretrain("run", &["--resume", "--set", "train.epochs=5"]);
+    assert!(fs::read_to_string(workspace.path("run/config.toml")).unwrap().contains("epochs = 5"));
+    fs::write(workspace.path("two.toml"), fs::read_to_string(workspace.path("run.toml")).unwrap()).unwrap();
+    let (config, out) = (workspace.text("two.toml"), workspace.text("run"));
     let arguments = ["pretrain", "--config", &config, "--out", &out, "--resume"];
     fail(
         "macrl-train",
@@ -269,19 +270,19 @@ fn a_run_is_extended_along_the_cosine_of_its_new_length() {
         2,
         "train.epochs is 5 and here 6: a run keeps its configuration; --set train.epochs=N",
     );
-    place.refused(
+    workspace.refused(
         "run",
         &["--resume", "--set", "train.epochs=3"],
         "train.epochs = 3: the run has done 5.0 epochs already",
     );
     succeed("macrl-train", &[&arguments[..], &["--set", "train.epochs=7"]].concat());
-    assert_eq!(place.metrics("run", "lr").len(), 42);
+    assert_eq!(workspace.metrics("run", "lr").len(), 42);
 }
 
 #[test]
-fn messages_name_what_is_meant() {
-    let place = Place::new();
-    place.refused("out", &["--set", "epochs=5"], "unknown key `epochs` in --set; did you mean `train.epochs`");
+fn messages_name_the_cause() {
+    let workspace = Workspace::new();
+    workspace.refused("out", &["--set", "epochs=5"], "unknown key `epochs` in --set; did you mean `train.epochs`");
     fail("macrl-train", &["pretrain", "--config", "none.toml"], 2, "cannot read the configuration none.toml");
     let output = run("macrl-train", &["pretrain", "--config", "none.toml"]);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -291,19 +292,20 @@ fn messages_name_what_is_meant() {
         let said = String::from_utf8_lossy(&run("macrl-train", arguments).stderr).into_owned();
         assert!(said.matches("os error 2").count() == 1 && said.lines().count() == 1, "{said}");
     }
-    // 20 photographs: a tenth is held out, and what is left is less than a batch.
-    fs::create_dir(place.path("photos")).unwrap();
+    // 20 images: one tenth is held out, and the rest is smaller than a batch.
+    fs::create_dir(workspace.path("photos")).unwrap();
     for i in 0..20u8 {
         let pixels: Vec<u8> = (0..16 * 16 * 3).map(|p| (p as u8).wrapping_mul(i)).collect();
-        fs::write(place.path("photos").join(format!("{i}.ppm")), [b"P6\n16 16\n255\n", &pixels[..]].concat()).unwrap();
+        fs::write(workspace.path("photos").join(format!("{i}.ppm")), [b"P6\n16 16\n255\n", &pixels[..]].concat())
+            .unwrap();
     }
-    let photos = place.text("photos");
+    let photos = workspace.text("photos");
     let more = ["--data", &photos, "--set", "train.batch_size=32"];
-    let config = place.text("run.toml");
+    let config = workspace.text("run.toml");
     let arguments = [&["pretrain", "--config", &config, "--out", "nowhere"][..], &more].concat();
     fail("macrl-train", &arguments, 2, "20 images are too few: at least 35 are needed");
-    // What is left is said while something is left.
-    let said = place.pretrain("run", &[]);
+    // Each progress line shows the remaining time, except the last.
+    let said = workspace.pretrain("run", &[]);
     let steps: Vec<&str> = said.lines().filter(|line| line.starts_with("step ")).collect();
     assert!(steps.len() >= 2 && steps[0].ends_with(" left"), "{said}");
     assert!(steps.last().unwrap().ends_with("images/s") && !said.contains("ns left"), "{said}");

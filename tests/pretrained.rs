@@ -1,4 +1,4 @@
-//! The bundles that come with the project: small enough, whole, and what a server makes of one.
+//! The bundles that are part of the project: their sizes, their files, and the answers of a server that runs one.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test fails by panicking
 
@@ -10,7 +10,7 @@ use macrl::{Server, candle_embedding, post, root};
 use macrl_bundle::bundle::Bundle;
 use macrl_nn::vit::Encoder;
 
-/// Largest file, and all files of a bundle together.
+/// Largest size of a file, and of all files of a bundle together, in bytes.
 const FILE_LIMIT: u64 = 12 << 20;
 const BUNDLE_LIMIT: u64 = 30 << 20;
 
@@ -24,7 +24,7 @@ fn sizes(dir: &Path) -> Vec<u64> {
     entries.flat_map(|path| if path.is_dir() { sizes(&path) } else { vec![path.metadata().unwrap().len()] }).collect()
 }
 
-/// A PPM file: waves of colour.
+/// A PPM file with a colour pattern that depends on `k`.
 fn waves(size: usize, k: usize) -> Vec<u8> {
     let mut file = format!("P6 {size} {size} 255\n").into_bytes();
     let pixels = (0..size * size).map(|p| (p % size, p / size));
@@ -33,7 +33,7 @@ fn waves(size: usize, k: usize) -> Vec<u8> {
 }
 
 #[test]
-fn shipped_bundles_are_small_whole_and_explained() {
+fn shipped_bundles_are_small_complete_and_documented() {
     let bundles = shipped();
     assert!(!bundles.is_empty());
     for dir in bundles {
@@ -67,7 +67,7 @@ fn a_server_gives_the_shipped_encoders_embeddings_and_classes() {
                 answer["embeddings"][0].as_array().unwrap().iter().map(|v| v.as_f64().unwrap() as f32).collect();
             let expected = candle_embedding(&encoder, &bundle.preprocess, bundle.config.pooling, &image);
             let cosine: f32 = served.iter().zip(&expected).map(|(a, b)| a * b).sum();
-            // model.safetensors holds halves.
+            // model.safetensors has float16 weights.
             assert!(served.len() == bundle.config.hidden_size && cosine > 0.9999, "cosine {cosine}");
             let (_, classes) = post(&format!("{}/classify?top_k=1", server.url), "image/x-portable-pixmap", &image);
             let label = classes["predictions"][0][0]["label"].as_str().unwrap();

@@ -102,7 +102,7 @@ pub fn encoder(destination: &Path, source: &TrainedRun, graph: &ModelProto) -> R
     let cannot_write = || format!("cannot write {}", destination.display());
     atomic::write_file(staged.path(), &graph.encode_to_vec()).with_context(cannot_write)?;
     let proof = parity::check(source, &Exported { graph: staged.path(), half: None, int8: None, rounded: None })?;
-    staged.settle().with_context(cannot_write)?;
+    staged.persist().with_context(cannot_write)?;
     Ok(proof)
 }
 

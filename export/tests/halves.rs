@@ -142,7 +142,7 @@ fn a_half_precision_graph_takes_its_weights_from_the_file_it_was_written_with() 
     *other.last_mut().unwrap() ^= 1;
     std::fs::write(&model, other).unwrap();
     let message = Bundle::open(&target).unwrap_err().to_string();
-    assert!(message.contains("model_fp16.onnx: it takes its weights from model.onnx with SHA-256"), "{message}");
+    assert!(message.contains("model_fp16.onnx: its weights are in model.onnx: expected SHA-256"), "{message}");
     std::fs::write(&model, whole).unwrap();
     Bundle::open(&target).unwrap();
 }

@@ -1,4 +1,4 @@
-//! With the feature `cuda`: the network's kernels, see nvcc.rs.
+//! With the feature `cuda`, compiles the network's CUDA kernels; see nvcc.rs.
 
 mod nvcc;
 

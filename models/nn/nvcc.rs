@@ -1,23 +1,23 @@
-//! Compiles a crate's CUDA kernels with nvcc when the crate is built: `kernels.cu` -> one fatbin.  Shared by the build scripts of the crates that
-//! have kernels.
+//! Compiles a crate's CUDA kernels (`kernels.cu`) to one fatbin with nvcc.  The build scripts of all crates that have
+//! kernels share this file.
 //!
-//! At build time rather than by NVRTC at run time, so that ptxas has checked every kernel where no GPU is, and the
-//! binary needs no compiler library.  It holds machine code for sm_80 and sm_90 and PTX from which the driver makes
-//! code for anything newer.
+//! The kernels are compiled when the crate is built, not by NVRTC at run time.  So ptxas checks every kernel even on
+//! machines without a GPU, and the binary needs no compiler library.  The fatbin contains machine code for sm_80 and
+//! sm_90, and PTX that the driver compiles for newer GPUs.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The newest toolkit whose PTX the drivers of CUDA 13.0 (580) take: a driver refuses PTX that is newer than itself, and
-/// Candle's kernels are PTX on every GPU.
+/// The newest toolkit whose PTX is accepted by the drivers of CUDA 13.0 (580).  A driver refuses PTX that is newer than
+/// itself, and Candle's kernels are PTX on every GPU.
 const NEWEST: (u32, u32) = (13, 0);
 const TARGETS: [&str; 3] =
     ["arch=compute_80,code=sm_80", "arch=compute_90,code=sm_90", "arch=compute_90,code=compute_90"];
-/// Set to build with an nvcc newer than [`NEWEST`].
+/// Environment variable that allows an nvcc newer than [`NEWEST`].
 const ANY_NVCC: &str = "MACRL_ANY_NVCC";
 
-/// `kernels.cu` of the first folder becomes `kernels.fatbin` in cargo's OUT_DIR; its includes may be in any of them.
-/// Nothing is done without the feature `cuda`.
+/// Compiles `kernels.cu` of the first folder to `kernels.fatbin` in cargo's OUT_DIR; included files may be in any of
+/// the folders.  Does nothing without the feature `cuda`.
 pub(crate) fn compile(folders: &[&str]) -> Result<(), String> {
     println!("cargo:rerun-if-changed=build.rs");
     if std::env::var_os("CARGO_FEATURE_CUDA").is_none() {
@@ -56,7 +56,7 @@ pub(crate) fn compile(folders: &[&str]) -> Result<(), String> {
     }
 }
 
-/// (13, 0) of nvcc's "Cuda compilation tools, release 13.0, V13.0.88".
+/// Parses (13, 0) from nvcc's "Cuda compilation tools, release 13.0, V13.0.88".
 fn version(nvcc: &Path) -> Option<(u32, u32)> {
     let said = Command::new(nvcc).arg("--version").output().ok()?;
     let said = String::from_utf8_lossy(&said.stdout).into_owned();

@@ -85,7 +85,7 @@ pub fn read_image_folder(folder: &Path, root: &Path, labels: Labels) -> Result<I
             id: folder::text(image.relative()),
             label: layout.label(number).map(str::to_string),
             path: image.path.clone(),
-            split: layout.places[number].split,
+            split: layout.assignments[number].split,
         })
         .collect();
     if images.is_empty() {

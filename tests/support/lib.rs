@@ -1,4 +1,4 @@
-//! What the whole-system tests share: the real binaries, a small data set, a server that ends with its test.
+//! Shared by the system tests: the real binaries, a small data set, and a server that is stopped when its test ends.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test fails by panicking
 
@@ -19,7 +19,7 @@ use macrl_nn::ops::tokens::pool;
 use macrl_nn::vit::Encoder;
 use serde_json::Value;
 
-/// Path of a built binary: `cargo test --workspace` builds them before any test runs; one that is missing is built here.
+/// Path of a binary; `cargo test --workspace` builds the binaries before any test, and a missing one is built here.
 pub fn binary(name: &str) -> PathBuf {
     static BUILD: OnceLock<()> = OnceLock::new();
     // target/release/deps/TEST -> target/release
@@ -35,17 +35,17 @@ pub fn binary(name: &str) -> PathBuf {
     path
 }
 
-/// The repository's root.
+/// The root folder of the repository.
 pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Runs a binary to its end.
+/// Runs a binary until it ends.
 pub fn run(name: &str, arguments: &[&str]) -> Output {
     Command::new(binary(name)).args(arguments).current_dir(root()).output().expect("the binary starts")
 }
 
-/// Runs a binary that has to succeed; its standard output.
+/// Runs a binary that must succeed; returns its standard output.
 #[track_caller]
 pub fn succeed(name: &str, arguments: &[&str]) -> String {
     let output = run(name, arguments);
@@ -53,7 +53,7 @@ pub fn succeed(name: &str, arguments: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// Runs a binary that has to fail with `code`; its one line of error, which must hold `hint`.
+/// Runs a binary that must fail with exit code `code`; the last line on stderr must contain `hint`.
 #[track_caller]
 pub fn fail(name: &str, arguments: &[&str], code: i32, hint: &str) {
     let output = run(name, arguments);
@@ -64,7 +64,7 @@ pub fn fail(name: &str, arguments: &[&str], code: i32, hint: &str) {
     assert!(!error.contains("panicked"), "{error}");
 }
 
-/// Writes IDX files (MNIST style): 28 x 28 grey images of four classes, a bright bar each at its own angle, with noise.
+/// Writes IDX files (MNIST's format): 28 x 28 grey images of four classes, each a bright bar at its own angle.
 pub fn write_idx(dir: &Path, train: u32, test: u32) {
     fs::create_dir_all(dir).expect("a folder");
     let mut state = 1u32;
@@ -89,7 +89,7 @@ pub fn write_idx(dir: &Path, train: u32, test: u32) {
     }
 }
 
-/// A configuration small enough to train in seconds.
+/// Writes a configuration that is small enough to train in seconds.
 pub fn write_config(path: &Path) {
     let text = "[data]\nfit = \"pad\"\n[encoder]\nwidth = 48\ndepth = 2\npatch_size = 8\n[decoder]\nwidth = 32\ndepth = 1\n\
                 heads = 2\n[projector]\nhidden = 64\ndim = 32\n[contrast]\nbank_size = 64\n[train]\nepochs = 6\n\
@@ -97,10 +97,10 @@ pub fn write_config(path: &Path) {
     fs::write(path, text).expect("a file");
 }
 
-/// Posts a body; status and JSON of the answer (null where it is none).
+/// Posts a body; returns the status and the JSON of the answer (null if it is not JSON).
 pub fn post(url: &str, kind: &str, body: &[u8]) -> (u16, Value) {
     let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
-    // A large body waits for the server's word, as curl's does: what is too large is refused before it is sent.
+    // As with curl, a large body waits for the server's `100 Continue`: one that is too large is refused unsent.
     let answer = agent.post(url).content_type(kind).header("expect", "100-continue").send(body);
     let mut answer = answer.expect("an answer");
     (answer.status().as_u16(), answer.body_mut().read_json().unwrap_or_default())
@@ -119,10 +119,10 @@ pub fn candle_embedding(encoder: &Encoder, preprocess: &Preprocess, pooling: Poo
     feature.iter().map(|v| v / length).collect()
 }
 
-/// A running server; ends when dropped.
+/// A running server, which is stopped on drop.
 pub struct Server {
     child: Child,
-    /// http://HOST:PORT
+    /// Base URL, `http://HOST:PORT`
     pub url: String,
 }
 

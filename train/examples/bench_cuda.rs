@@ -18,7 +18,7 @@ use candle_core::cuda_backend::cudarc::driver::{profiler_start, profiler_stop};
 use candle_core::{Device, Tensor};
 use macrl_bundle::config::{Config, Precision};
 use macrl_nn::cuda::{Engine, Real, memory};
-use macrl_nn::ops::tokens::{Kept, Seen};
+use macrl_nn::ops::tokens::{Kept, VisiblePatches};
 use macrl_nn::vit::Encoder;
 use macrl_train::batches::Batches;
 use macrl_train::schedule::Schedule;
@@ -96,7 +96,7 @@ fn encode(device: &Device, config: &Config, batch: usize, count: usize) -> Resul
     let patches: Vec<f32> = (0..batch * n * p).map(|i| (i % 511) as f32 / 255.0 - 1.0).collect();
     let kept: Vec<u32> = (0..batch).flat_map(|_| 0..n as u32).collect();
     let kept = Tensor::from_vec(kept, (batch, n), device)?;
-    let seen = Seen {
+    let seen = VisiblePatches {
         patches: memory::upload(device, real, &patches, (batch, n, p))?,
         kept: Kept::Device { sources: kept.clone(), kept },
     };

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor};
 use macrl_bundle::config::Config;
-use macrl_nn::ops::tokens::{Kept, Seen};
+use macrl_nn::ops::tokens::{Kept, VisiblePatches};
 
 use crate::ops::contrast::KeyImages;
 use crate::ops::reconstruction::Target;
@@ -14,9 +14,9 @@ use crate::views::{Batch, View};
 #[derive(Debug, Clone)]
 pub struct Input {
     /// The patches that the mask keeps, for the encoder.
-    pub seen: Seen,
+    pub seen: VisiblePatches,
     /// All patches, where the key branch encodes whole views (`contrast.key_mask = "none"`).
-    pub whole: Option<Seen>,
+    pub whole: Option<VisiblePatches>,
     /// The pixels that the decoder is to predict.
     pub target: Target,
 }
@@ -41,9 +41,9 @@ impl Inputs {
         let input = |view: &View| -> Result<Input> {
             let (b, p) = (batch.indices.len(), config.encoder.patch_values());
             let k = view.kept.len() / b.max(1);
-            let seen = |patches: &[f32], k: usize, kept: Vec<u32>| -> Result<Seen> {
+            let seen = |patches: &[f32], k: usize, kept: Vec<u32>| -> Result<VisiblePatches> {
                 let patches = Tensor::from_slice(patches, (b, k, p), &Device::Cpu)?;
-                Ok(Seen { patches, kept: Kept::Host(Arc::new(kept)) })
+                Ok(VisiblePatches { patches, kept: Kept::Host(Arc::new(kept)) })
             };
             let n = config.encoder.patches();
             let all = || (0..b).flat_map(|_| 0..n as u32).collect();

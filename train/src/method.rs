@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use anyhow::{Context, Result};
 use candle_core::Tensor;
 use macrl_bundle::config::{Config, KeyBranch, KeyMask, LossOn};
-use macrl_nn::ops::tokens::{Seen, Tokens};
+use macrl_nn::ops::tokens::{Tokens, VisiblePatches};
 use macrl_nn::params::Group;
 use macrl_nn::vit::Encoder;
 
@@ -228,7 +228,7 @@ impl Method {
     }
 
     /// The patches of a view that the key branch encodes.
-    fn seen_by_keys<'a>(&self, view: &'a Input) -> Result<&'a Seen> {
+    fn seen_by_keys<'a>(&self, view: &'a Input) -> Result<&'a VisiblePatches> {
         match self.config.contrast.key_mask {
             KeyMask::View => Ok(&view.seen),
             KeyMask::None => view.whole.as_ref().context("the batch has no whole views"),

@@ -1,11 +1,11 @@
-//! Files and folders that appear whole or not at all: written beside their place, synced, renamed.
+//! Atomic writing of files and folders: written under a temporary name, synced, then renamed.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A name beside `path` that no other writer uses.
+/// A temporary name in the folder of `path` that no other writer uses.
 fn sibling(path: &Path, role: &str) -> PathBuf {
     static COUNTER: AtomicU64 = AtomicU64::new(0);
     let number = COUNTER.fetch_add(1, Ordering::Relaxed);
@@ -13,9 +13,9 @@ fn sibling(path: &Path, role: &str) -> PathBuf {
     path.with_file_name(format!(".{name}.{role}-{}-{number}", std::process::id()))
 }
 
-/// A file being written beside its place, under a name that no other writer uses; gone again unless it is [settled].
+/// A file that is written under a temporary name; removed on drop unless it is [persisted].
 ///
-/// [settled]: Temporary::settle
+/// [persisted]: Temporary::persist
 #[derive(Debug)]
 pub struct Temporary {
     path: PathBuf,
@@ -23,29 +23,29 @@ pub struct Temporary {
 }
 
 impl Temporary {
-    /// For a file at `place`; nothing is made yet.
+    /// A temporary name for a file at `place`; no file is created yet.
     pub fn beside(place: &Path) -> Self {
         Temporary { path: sibling(place, "tmp"), place: place.to_path_buf() }
     }
 
-    /// Where to write.
+    /// The temporary path to write to.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Makes the file, empty.
+    /// Creates the file, empty.
     ///
     /// # Errors
-    /// What the system says.
+    /// The I/O error; for example a missing folder.
     pub fn create(&self) -> io::Result<File> {
         File::create_new(&self.path)
     }
 
-    /// Puts it in its place, replacing what is there.
+    /// Renames the file to its final path, replacing an existing file.
     ///
     /// # Errors
-    /// What the system says; the place is then as it was.
-    pub fn settle(self) -> io::Result<()> {
+    /// The I/O error; an existing file is then unchanged.
+    pub fn persist(self) -> io::Result<()> {
         fs::rename(&self.path, &self.place)?;
         sync_dir(parent(&self.place))
     }
@@ -53,7 +53,7 @@ impl Temporary {
 
 impl Drop for Temporary {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path); // once settled there is none
+        let _ = fs::remove_file(&self.path); // fails after `persist`, when the file has its final name
     }
 }
 
@@ -65,19 +65,19 @@ fn parent(path: &Path) -> &Path {
     }
 }
 
-/// Makes a rename in `dir` durable, on file systems that can.
+/// Makes renames in `dir` durable, where the file system can sync folders.
 ///
 /// # Errors
-/// What the system says.
+/// The I/O error, unless the file system cannot sync folders at all.
 pub fn sync_dir(dir: &Path) -> io::Result<()> {
     match File::open(dir)?.sync_all() {
-        // Some network and user-space file systems sync no folders.
+        // Some network and user-space file systems cannot sync folders.
         Err(e) if matches!(e.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => Ok(()),
         done => done,
     }
 }
 
-/// Writes `bytes` to `path`, replacing what is there; a reader sees the old content or the new one, never a part.
+/// Writes `bytes` to `path`, replacing an existing file; a reader sees the old or the new content, never a part.
 ///
 /// ```
 /// let dir = tempfile::tempdir()?;
@@ -88,7 +88,7 @@ pub fn sync_dir(dir: &Path) -> io::Result<()> {
 /// ```
 ///
 /// # Errors
-/// What the system says; the temporary file is removed and `path` is untouched.
+/// The I/O error; the temporary file is then removed, and `path` is unchanged.
 pub fn write_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let temporary = sibling(path, "tmp");
     let written = (|| {
@@ -104,11 +104,11 @@ pub fn write_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
     sync_dir(parent(path))
 }
 
-/// Gives a file that is only ever replaced, never written to, a second name, replacing what has it; a copy where the
-/// disk has no links.
+/// Makes `to` a hard link to `from`, replacing an existing file; a copy on file systems without hard links.  `from`
+/// must only ever be replaced, never modified in place.
 ///
 /// # Errors
-/// What the system says; `to` is then as it was.
+/// The I/O error; `to` is then unchanged.
 pub fn link_file(from: &Path, to: &Path) -> io::Result<()> {
     let temporary = sibling(to, "tmp");
     let linked = fs::hard_link(from, &temporary).or_else(|_| fs::copy(from, &temporary).map(|_| ()));
@@ -119,18 +119,18 @@ pub fn link_file(from: &Path, to: &Path) -> io::Result<()> {
     moved
 }
 
-/// Removes what killed writers have left in `dir`; nobody may be writing there.
+/// Removes the temporary files that killed writers left in `dir`.  No writer may be active there.
 ///
 /// # Errors
-/// What the system says.
+/// The I/O error of the folder or of a file that cannot be removed.
 pub fn sweep(dir: &Path) -> io::Result<()> {
     sweep_those(dir, |_| true)
 }
 
-/// Removes what killed writers of the file `name` have left in `dir`, where other people's files may lie, too.
+/// Removes the temporary files that killed writers of the file `name` left in `dir`; other files are kept.
 ///
 /// # Errors
-/// What the system says.
+/// The I/O error of the folder or of a file that cannot be removed.
 pub fn sweep_of(dir: &Path, name: &str) -> io::Result<()> {
     let beginning = format!(".{name}.tmp-");
     sweep_those(dir, |leftover| leftover.strip_prefix(&beginning).is_some_and(|end| !end.contains('.')))
@@ -148,17 +148,17 @@ fn sweep_those(dir: &Path, wanted: impl Fn(&str) -> bool) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether a file's name is exactly one that [`write_file`] gives before it renames: `.NAME.tmp-PROCESS-NUMBER`.
+/// Whether a name is exactly one that [`write_file`] uses before it renames: `.NAME.tmp-PROCESS-NUMBER`.
 fn is_leftover(name: &str) -> bool {
     let number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     let numbers = name.strip_prefix('.').and_then(|n| n.rsplit_once(".tmp-")).and_then(|(_, n)| n.split_once('-'));
     numbers.is_some_and(|(process, count)| number(process) && number(count))
 }
 
-/// Lets `fill` write into an empty folder beside `dir` (on the same file system), then gives it `dir`'s name.
+/// Runs `fill` on an empty temporary folder beside `dir` (on the same file system), then renames the folder to `dir`.
 ///
 /// # Errors
-/// `fill`'s error, or what the system says: `dir` is there already and not empty, for instance.  Nothing is left then.
+/// `fill`'s error, or the I/O error, for example if `dir` exists and is not empty.  The temporary folder is removed.
 pub fn create_dir<T, E: From<io::Error>>(dir: &Path, fill: impl FnOnce(&Path) -> Result<T, E>) -> Result<T, E> {
     fs::create_dir_all(parent(dir))?;
     let temporary = sibling(dir, "tmp");
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn what_killed_writers_left_is_swept_away_and_nothing_else() {
+    fn sweeping_removes_only_what_killed_writers_left() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.json");
         write_file(&path, b"one").unwrap();

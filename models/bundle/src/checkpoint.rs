@@ -1,6 +1,6 @@
-//! Checkpoint files: safetensors that carry the configuration they were made with.
+//! Checkpoint files: safetensors files that contain the configuration they were made with.
 //!
-//! Written beside and renamed, so that a reader finds the old file or the new one, never a part of one.
+//! Writing is atomic: a reader finds the old file or the new one, never a part of one.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -16,26 +16,26 @@ pub enum CheckpointError {
     /// The file cannot be read or written.
     #[error("checkpoint {0}: {1}")]
     Io(PathBuf, std::io::Error),
-    /// Not a whole safetensors file.
+    /// The file is not a complete safetensors file.
     #[error("checkpoint {0} is damaged or not a safetensors file: {1}")]
     Format(PathBuf, String),
-    /// No configuration inside: weights without their geometry are not loaded.
+    /// The file has no configuration: weights without their geometry are not loaded.
     #[error("checkpoint {0} carries no configuration; was it written by macrl-train?")]
     NoConfig(PathBuf),
-    /// The configuration inside is not valid.
+    /// The configuration in the file is not valid.
     #[error("checkpoint {0}: {1}")]
     Config(PathBuf, ConfigError),
-    /// A tensor is missing, has another shape, or cannot be held.
+    /// A tensor is missing, has another shape, or has a dtype that Candle does not support.
     #[error("checkpoint {0}: {1}")]
     Tensor(PathBuf, String),
 }
 
-/// A file that was read: its configuration and notes, and the tensors as bytes.
+/// A checkpoint file in memory: its configuration, its notes, and its tensors as bytes.
 #[derive(Debug)]
 pub struct CheckpointFile {
     /// The run's resolved configuration.
     pub config: Config,
-    /// Counters and the like.
+    /// Other metadata: counters of the run, as text.
     pub notes: HashMap<String, String>,
     path: PathBuf,
     bytes: Vec<u8>,
@@ -44,10 +44,10 @@ pub struct CheckpointFile {
 const CONFIG: &str = "config";
 
 impl CheckpointFile {
-    /// Reads a file; its tensors are validated by [`CheckpointFile::tensors`].
+    /// Reads a file; [`CheckpointFile::tensors`] validates its tensors.
     ///
     /// # Errors
-    /// Every [`CheckpointError`] but `Tensor`.
+    /// Every [`CheckpointError`] except `Tensor`.
     pub fn read(path: &Path) -> Result<Self, CheckpointError> {
         let at = || path.to_path_buf();
         let bytes = std::fs::read(path).map_err(|e| CheckpointError::Io(at(), e))?;
@@ -58,15 +58,15 @@ impl CheckpointFile {
         Ok(Self { config, notes, path: at(), bytes })
     }
 
-    /// The tensors where they lie.
+    /// Views of the tensors; no value is copied.
     ///
     /// # Errors
-    /// [`CheckpointError::Format`].
+    /// [`CheckpointError::Format`] if the tensors do not match the file's size.
     pub fn tensors(&self) -> Result<SafeTensors<'_>, CheckpointError> {
         SafeTensors::deserialize(&self.bytes).map_err(|e| format_error(&self.path, &e))
     }
 
-    /// Where it was read from.
+    /// The path that the file was read from.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -79,7 +79,7 @@ fn format_error(path: &Path, error: &SafeTensorError) -> CheckpointError {
 /// Writes a checkpoint.
 ///
 /// # Errors
-/// The file cannot be written; the old one is then as it was.
+/// [`CheckpointError::Io`]; an existing file is then unchanged.
 pub fn write<S: AsRef<str> + Ord + std::fmt::Display, V: View>(
     path: &Path,
     config: &Config,

@@ -1,8 +1,8 @@
-//! `--device`: where a network computes, as a word.
+//! The values of `--device`.
 
 use std::str::FromStr;
 
-/// Where a network computes.
+/// The device that a network computes on.
 ///
 /// ```
 /// use macrl_bundle::Device;
@@ -12,12 +12,12 @@ use std::str::FromStr;
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Device {
-    /// CUDA where there is one and it works, else the CPU.
+    /// CUDA if it is available and works, else the CPU.
     #[default]
     Auto,
-    /// The CPU.
+    /// Always the CPU.
     Cpu,
-    /// The first CUDA device; not to be had is an error.
+    /// The first CUDA device; an error if there is none.
     Cuda,
 }
 
@@ -33,7 +33,7 @@ impl FromStr for Device {
     }
 }
 
-/// A device name that does not exist.
+/// A device name other than `auto`, `cpu` and `cuda`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("device must be auto, cpu or cuda, found `{0}`")]
 pub struct UnknownDevice(pub String);

@@ -1,7 +1,7 @@
-//! `evaluation.json`: how frozen features were judged, and the numbers.
+//! `evaluation.json`: the evaluation protocol and the measured accuracies of frozen features.
 //!
-//! Accuracies are shares in [0, 1].  Keys that this version doesn't know are kept, so that a file written by a newer
-//! one passes through unchanged.
+//! Accuracies are shares in [0, 1].  Unknown keys are kept, so that a file written by a newer version passes through
+//! unchanged.
 
 use std::path::Path;
 
@@ -10,35 +10,24 @@ use serde_json::{Map, Value};
 
 use crate::config::Pooling;
 
-/// What is wrong with an `evaluation.json`.
+/// Why an `evaluation.json` was refused.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "each variant's message shows its fields")]
 pub enum EvaluationError {
     /// The file cannot be read.
     #[error("cannot read {path}: {cause}")]
-    Read {
-        /// The file.
-        path: String,
-        /// What the system said.
-        cause: std::io::Error,
-    },
-    /// Not JSON, or not JSON of this shape.
+    Read { path: String, cause: std::io::Error },
+    /// The file is not JSON, or a field is missing or has the wrong type.
     #[error("{path} is not an evaluation: {message}")]
-    Syntax {
-        /// The file.
-        path: String,
-        /// The parser's message.
-        message: String,
-    },
-    /// A number outside its range.
+    Syntax { path: String, message: String },
+    /// A number is outside its range.
     #[error("{path}: `{field}` {expected}, found {found}")]
     Value {
-        /// The file.
         path: String,
-        /// Path of the field.
+        /// JSON path, for example `rows[0].knn`.
         field: String,
-        /// What would be accepted.
+        /// The accepted range.
         expected: &'static str,
-        /// What stands there.
         found: String,
     },
 }
@@ -46,41 +35,41 @@ pub enum EvaluationError {
 /// How the numbers were measured.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Protocol {
-    /// Neighbours that vote in `knn` (`knn1` has one).
+    /// Number of neighbours that vote in `knn` (`knn1` uses one).
     pub k: usize,
-    /// Temperature of their votes, exp(cosine / temperature).
+    /// Temperature of the votes: a vote's weight is exp(cosine / temperature).
     pub temperature: f64,
-    /// What stands for an image among the encoder's tokens.
+    /// How an image's tokens become one feature.
     pub pooling: Pooling,
-    /// Images that are looked up in, and that the probe is fitted on.
+    /// Number of images that neighbours are searched in and that the probe is fitted on.
     #[serde(default)]
     pub train_images: usize,
-    /// Images that are judged.
+    /// Number of images that are classified.
     #[serde(default)]
     pub test_images: usize,
-    /// Where the two sets come from, in words.
+    /// Where the two sets come from, as text.
     #[serde(default)]
     pub split: String,
-    /// Seed of the draws (held-out part, few-shot subset).
+    /// Seed of the random draws (held-out part, few-shot subset).
     #[serde(default)]
     pub seed: u64,
-    /// How the linear probe was fitted, in words.
+    /// How the linear probe was fitted, as text.
     #[serde(default)]
     pub linear: String,
-    /// Keys that this version doesn't know.
+    /// Unknown keys, kept when the file is written again.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
 }
 
-/// One kind of features and what they reached.
+/// The results of one kind of features.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Row {
     /// `macrl`, `random` (an untrained encoder of the same shape) or `pixels`.
     pub features: String,
-    /// D, values per feature.
+    /// D, values per feature; 0 if unknown.
     #[serde(default)]
     pub dim: usize,
-    /// Accuracy of k weighted neighbours.
+    /// Accuracy of the k-nearest-neighbour vote.
     pub knn: f64,
     /// Accuracy of the single nearest neighbour.
     pub knn1: f64,
@@ -89,7 +78,7 @@ pub struct Row {
     /// Accuracy of a linear probe fitted on a few images per class.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub few_shot: Option<f64>,
-    /// The probe's L2 strength (on the mean loss), chosen on a held-out part of the training images.
+    /// L2 penalty of the probe (on the mean loss), chosen on a held-out part of the training images.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub l2: Option<f64>,
     /// Mean standard deviation of the L2-normalised features' coordinates, times sqrt(D): 1 is isotropic, 0 collapsed.
@@ -101,25 +90,25 @@ pub struct Row {
     /// The linear probe's accuracy on each class (C).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub per_class: Vec<f64>,
-    /// Counts of the linear probe's answers, (C true, C predicted).
+    /// Confusion matrix of the linear probe in images: (C true, C predicted).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub confusion: Vec<Vec<u32>>,
-    /// Keys that this version doesn't know.
+    /// Unknown keys, kept when the file is written again.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
 }
 
-/// The whole file.
+/// The content of `evaluation.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
     /// How the numbers were measured.
     pub protocol: Protocol,
-    /// `macrl` and its baselines.
+    /// `macrl` and its baselines, in the order of the table.
     pub rows: Vec<Row>,
-    /// Class names in label order (C); empty where they are not known.
+    /// Class names in label order (C); empty if unknown.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub labels: Vec<String>,
-    /// Keys that this version doesn't know.
+    /// Unknown keys, kept when the file is written again.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
 }
@@ -128,17 +117,17 @@ impl Evaluation {
     /// Reads and validates a file.
     ///
     /// # Errors
-    /// Every [`EvaluationError`].
+    /// [`EvaluationError`], with the file's name.
     pub fn read(path: &Path) -> Result<Self, EvaluationError> {
         let name = path.display().to_string();
         let bytes = std::fs::read(path).map_err(|cause| EvaluationError::Read { path: name.clone(), cause })?;
         Self::from_json(&bytes, &name)
     }
 
-    /// [`Evaluation::read`] on bytes already in memory; `path` is named in errors.
+    /// [`Evaluation::read`] on bytes in memory; `path` is used in error messages.
     ///
     /// # Errors
-    /// Every [`EvaluationError`] but `Read`.
+    /// Every [`EvaluationError`] except `Read`.
     pub fn from_json(bytes: &[u8], path: &str) -> Result<Self, EvaluationError> {
         let evaluation: Self = serde_json::from_slice(bytes)
             .map_err(|e| EvaluationError::Syntax { path: path.into(), message: e.to_string() })?;
@@ -146,7 +135,7 @@ impl Evaluation {
         Ok(evaluation)
     }
 
-    /// The file's text, indented.
+    /// The file's content: indented JSON.
     pub fn to_json(&self) -> String {
         // Strings, numbers and lists always serialise.
         let mut text = serde_json::to_string_pretty(self).unwrap_or_default();
@@ -154,7 +143,7 @@ impl Evaluation {
         text
     }
 
-    /// The row of these features, for instance `macrl`.
+    /// The row of one kind of features, for example `macrl`.
     pub fn row(&self, features: &str) -> Option<&Row> {
         self.rows.iter().find(|row| row.features == features)
     }

@@ -1,8 +1,7 @@
-//! What passes between the stages as files, and what is needed to read and write them: the configuration, images and how
-//! they become the network's input, checkpoints, probes, evaluations, bundles; atomic writing, locks, and what the binaries
-//! say.
+//! The files that training, export and serving exchange: configuration, checkpoints, probes, evaluations and bundles.
+//! Also image decoding and preprocessing, atomic writing, locks, and the binaries' output.
 //!
-//! Nothing here computes with the network: no tensors, no ONNX Runtime.
+//! This crate computes nothing with the network: it uses neither tensors nor ONNX Runtime.
 //!
 //! ```
 //! use macrl_bundle::{Bundle, DecodeLimits, decode};

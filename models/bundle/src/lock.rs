@@ -1,42 +1,42 @@
-//! One writer at a time in a folder.
+//! A lock that gives a folder one writer at a time.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// File in the folder that is locked; hidden, and gone when its holder ends in order.
+/// Name of the lock file: hidden, and removed when the holder ends normally.
 pub const LOCK: &str = ".macrl.lock";
 
-/// Why a folder cannot be locked.
+/// Why a folder was not locked.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "each variant's message shows its fields")]
 pub enum LockError {
-    /// Somebody else writes there.
+    /// Another process holds the lock.
     #[error("{dir} is being written by {holder}")]
     Held {
-        /// The folder.
         dir: PathBuf,
-        /// Process, machine and command.
+        /// The holder's process, machine and command.
         holder: String,
     },
-    /// The lock's file cannot be made.
+    /// The lock file cannot be created.
     #[error("cannot write {0}: {1}")]
     Io(PathBuf, io::Error),
 }
 
-/// A folder's lock; the system lets go of it when the process ends, however it ends.
+/// A lock on a folder; the operating system releases it when the process ends, normally or not.
 #[derive(Debug)]
 pub struct Lock {
-    /// `None` on a file system without locks.
+    /// `None` on a file system that has no locks.
     file: Option<File>,
     path: PathBuf,
 }
 
 impl Lock {
-    /// Locks a folder for `command` or says who holds it; never waits.
+    /// Locks a folder for `command`, or returns an error that names the holder; never waits.
     ///
     /// # Errors
-    /// [`LockError`].
+    /// [`LockError::Held`], or [`LockError::Io`] if the folder cannot be written.
     pub fn take(dir: &Path, command: &str) -> Result<Self, LockError> {
         let path = dir.join(LOCK);
         let io = |why| LockError::Io(path.clone(), why);
@@ -48,10 +48,10 @@ impl Lock {
                 Err(TryLockError::WouldBlock) => {
                     return Err(LockError::Held { dir: dir.to_path_buf(), holder: holder(&mut file) });
                 }
-                // Some network file systems have no locks: better a run without one than none.
+                // Some network file systems have no locks.  A run without a lock is better than no run.
                 Err(TryLockError::Error(_)) => return Ok(Lock { file: None, path }),
             }
-            // Its former holder may have removed the file between our opening and locking it.
+            // The former holder may have removed the file after it was opened here and before it was locked.
             if is_at(&file, &path) {
                 sign(&mut file, command).map_err(io)?;
                 return Ok(Lock { file: Some(file), path });
@@ -62,7 +62,7 @@ impl Lock {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // Removed while it is still held; it is let go when the file is closed.
+        // The file is removed while the lock is still held; closing the file releases the lock.
         if self.file.is_some() {
             let _ = std::fs::remove_file(&self.path);
         }
@@ -82,7 +82,7 @@ fn sign(file: &mut File, command: &str) -> io::Result<()> {
     file.write_all(format!("process {}{machine} ({command})\n", std::process::id()).as_bytes())
 }
 
-/// What the holder has written of itself.
+/// The holder's description of itself, read from the lock file.
 fn holder(file: &mut File) -> String {
     let mut text = String::new();
     let read = file.take(1000).read_to_string(&mut text);
@@ -105,7 +105,7 @@ mod tests {
         assert!(said.contains(&expected) && said.ends_with("(macrl-train pretrain)"), "{said}");
         drop(lock);
         assert!(!dir.path().join(LOCK).exists());
-        // What a killed holder left is no lock.
+        // A lock file that a killed process left is not a lock.
         std::fs::write(dir.path().join(LOCK), "process 1 (killed), and a longer line than the next holder's").unwrap();
         let again = Lock::take(dir.path(), "x").unwrap();
         assert_eq!(std::fs::read_to_string(dir.path().join(LOCK)).unwrap().lines().count(), 1);

@@ -1,24 +1,24 @@
-//! ONNX model files, as far as they are looked into: nodes, initializers, metadata, and weights in another file.
+//! The parts of ONNX model files that macrl uses: nodes, initializers, metadata, and references to external weights.
 //!
 //! The messages are written by hand after onnx.proto3 (ONNX 1.17: field numbers and types), so that no build needs a
-//! protobuf compiler.  Fields that nobody reads are kept as bytes and written back as they were read.
+//! protobuf compiler.  Other fields are kept as bytes and written back unchanged.
 
 use std::path::Path;
 
 use prost::Message;
 use sha2::{Digest, Sha256};
 
-/// Metadata of a model whose weights lie in another model's file: that file's SHA-256, hexadecimal.
+/// Metadata key of a model with external weights: the SHA-256 of the model file that contains them, hexadecimal.
 pub const OWNER_SHA256: &str = "external_sha256";
 
-/// `TensorProto.DataType.FLOAT`
+/// `TensorProto.DataType.FLOAT`: float32.
 pub const FLOAT: i32 = 1;
-/// `TensorProto.DataType.FLOAT16`
+/// `TensorProto.DataType.FLOAT16`: float16.
 pub const FLOAT16: i32 = 10;
-/// `TensorProto.DataLocation.EXTERNAL`
+/// `TensorProto.DataLocation.EXTERNAL`: the values are in another file.
 pub const EXTERNAL: i32 = 1;
 
-/// `ModelProto`
+/// `ModelProto`: a whole model file.
 #[derive(Clone, PartialEq, Message)]
 pub struct Model {
     #[prost(int64, tag = "1")]
@@ -33,12 +33,12 @@ pub struct Model {
     model_version: Option<i64>,
     #[prost(bytes = "vec", repeated, tag = "6")]
     doc_string: Vec<Vec<u8>>,
-    /// The computation.
+    /// The graph; required by ONNX.
     #[prost(message, optional, tag = "7")]
     pub graph: Option<Graph>,
     #[prost(bytes = "vec", repeated, tag = "8")]
     opset_import: Vec<Vec<u8>>,
-    /// Free pairs of texts.
+    /// Metadata: pairs of text.
     #[prost(message, repeated, tag = "14")]
     pub metadata_props: Vec<Entry>,
     #[prost(bytes = "vec", repeated, tag = "20")]
@@ -49,26 +49,26 @@ pub struct Model {
     configuration: Vec<Vec<u8>>,
 }
 
-/// `StringStringEntryProto`
+/// `StringStringEntryProto`: a pair of texts.
 #[derive(Clone, PartialEq, Message)]
 pub struct Entry {
-    /// The name.
+    /// Key, unique within its list.
     #[prost(string, tag = "1")]
     pub key: String,
-    /// What stands under it.
+    /// Value, always text.
     #[prost(string, tag = "2")]
     pub value: String,
 }
 
-/// `GraphProto`
+/// `GraphProto`: the computation.
 #[derive(Clone, PartialEq, Message)]
 pub struct Graph {
-    /// Operations in topological order.
+    /// Nodes in topological order.
     #[prost(message, repeated, tag = "1")]
     pub node: Vec<Node>,
     #[prost(bytes = "vec", repeated, tag = "2")]
     name: Vec<Vec<u8>>,
-    /// Constants.
+    /// Constants, the weights among them.
     #[prost(message, repeated, tag = "5")]
     pub initializer: Vec<Tensor>,
     #[prost(bytes = "vec", repeated, tag = "10")]
@@ -87,21 +87,21 @@ pub struct Graph {
     metadata_props: Vec<Vec<u8>>,
 }
 
-/// `NodeProto`
+/// `NodeProto`: one operation.
 #[derive(Clone, PartialEq, Message)]
 pub struct Node {
-    /// Names of its arguments.
+    /// Names of the inputs; an empty name stands for an omitted input.
     #[prost(string, repeated, tag = "1")]
     pub input: Vec<String>,
-    /// Names of its results.
+    /// Names of the outputs.
     #[prost(string, repeated, tag = "2")]
     pub output: Vec<String>,
     #[prost(bytes = "vec", repeated, tag = "3")]
     name: Vec<Vec<u8>>,
-    /// The operator.
+    /// Operator name, for example `MatMul`.
     #[prost(string, tag = "4")]
     pub op_type: String,
-    /// The operator's settings.
+    /// Settings of the operator, by name.
     #[prost(message, repeated, tag = "5")]
     pub attribute: Vec<Attribute>,
     #[prost(bytes = "vec", repeated, tag = "6")]
@@ -116,15 +116,15 @@ pub struct Node {
     device_configurations: Vec<Vec<u8>>,
 }
 
-/// `AttributeProto`
+/// `AttributeProto`: one setting of an operator.
 #[derive(Clone, PartialEq, Message)]
 pub struct Attribute {
-    /// The setting's name.
+    /// Attribute name as the operator defines it, for example `axis`.
     #[prost(string, tag = "1")]
     pub name: String,
     #[prost(float, optional, tag = "2")]
     f: Option<f32>,
-    /// Its value, where that is an integer.
+    /// The value, if it is an integer.
     #[prost(int64, optional, tag = "3")]
     pub i: Option<i64>,
     #[prost(bytes = "vec", repeated, tag = "4")]
@@ -159,13 +159,13 @@ pub struct Attribute {
     sparse_tensors: Vec<Vec<u8>>,
 }
 
-/// `TensorProto`
+/// `TensorProto`: a constant.
 #[derive(Clone, PartialEq, Message)]
 pub struct Tensor {
-    /// Its shape.
+    /// Shape, outermost dimension first.
     #[prost(int64, repeated, tag = "1")]
     pub dims: Vec<i64>,
-    /// [`FLOAT`], [`FLOAT16`] or another of ONNX's numbers.
+    /// [`FLOAT`], [`FLOAT16`] or another `TensorProto.DataType`.
     #[prost(int32, tag = "2")]
     pub data_type: i32,
     #[prost(bytes = "vec", repeated, tag = "3")]
@@ -178,10 +178,10 @@ pub struct Tensor {
     string_data: Vec<Vec<u8>>,
     #[prost(int64, repeated, tag = "7")]
     int64_data: Vec<i64>,
-    /// The name that nodes know it by.
+    /// Name by which nodes refer to it.
     #[prost(string, tag = "8")]
     pub name: String,
-    /// Its values, little-endian.
+    /// Values, little-endian; empty if they are external.
     #[prost(bytes = "vec", tag = "9")]
     pub raw_data: Vec<u8>,
     #[prost(double, repeated, tag = "10")]
@@ -190,10 +190,10 @@ pub struct Tensor {
     uint64_data: Vec<u64>,
     #[prost(bytes = "vec", repeated, tag = "12")]
     doc_string: Vec<Vec<u8>>,
-    /// Where the values lie, if not here.
+    /// Where external values are: file, offset and length.
     #[prost(message, repeated, tag = "13")]
     pub external_data: Vec<Entry>,
-    /// [`EXTERNAL`] where the values are in another file.
+    /// [`EXTERNAL`] if the values are in another file.
     #[prost(int32, tag = "14")]
     pub data_location: i32,
     #[prost(bytes = "vec", repeated, tag = "16")]
@@ -201,10 +201,10 @@ pub struct Tensor {
 }
 
 impl Model {
-    /// Reads a file.
+    /// Reads and parses a model file.
     ///
     /// # Errors
-    /// A file that cannot be read or is no model, in words.
+    /// A message, if the file cannot be read or is not an ONNX model.
     pub fn read(path: &Path) -> Result<Self, String> {
         let bytes = std::fs::read(path).map_err(|e| e.to_string())?;
         Self::decode(bytes.as_slice()).map_err(|e| e.to_string())
@@ -217,24 +217,24 @@ impl Model {
 }
 
 impl Tensor {
-    /// 32-bit values of a shape.
+    /// A float32 constant of shape `dims`.
     pub fn of_floats(name: String, dims: Vec<i64>, values: &[f32]) -> Self {
         let raw_data = values.iter().flat_map(|v| v.to_le_bytes()).collect();
         Tensor { name, dims, data_type: FLOAT, raw_data, ..Tensor::default() }
     }
 
-    /// Number of values that its shape has room for; `None` where that is no number.
+    /// Number of values by the shape; `None` if a dimension is negative or the product overflows.
     pub fn count(&self) -> Option<usize> {
         self.dims.iter().try_fold(1usize, |n, d| n.checked_mul(usize::try_from(*d).ok()?))
     }
 }
 
-/// Checks that weights which a model takes from a file beside it are the ones that it was written with.
+/// Checks that a model's external weights are those that it was exported with.
 ///
 /// # Errors
-/// What is wrong, in words.
+/// A message with the expected and the found SHA-256, or why the weights cannot be read.
 pub fn check_external(path: &Path) -> Result<(), String> {
-    // What is no model at all, ONNX Runtime says when a session is opened.
+    // ONNX Runtime reports a file that is not a model, when a session is opened.
     let Ok(model) = Model::read(path) else { return Ok(()) };
     let external = |t: &&Tensor| t.data_location == EXTERNAL;
     let graph = model.graph.as_ref();
@@ -242,19 +242,19 @@ pub fn check_external(path: &Path) -> Result<(), String> {
     let location = tensor.external_data.iter().find(|e| e.key == "location").map_or("", |e| e.value.as_str());
     let Some(expected) = model.metadata(OWNER_SHA256) else { return Ok(()) };
     let owner = path.with_file_name(location);
-    let bytes = std::fs::read(&owner).map_err(|e| format!("it takes its weights from {}: {e}", owner.display()))?;
+    let bytes = std::fs::read(&owner).map_err(|e| format!("its weights are in {}: {e}", owner.display()))?;
     let found: String = Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect();
     if found == expected {
         return Ok(());
     }
-    Err(format!("it takes its weights from {location} with SHA-256 {expected:.8}..., found one with {found:.8}..."))
+    Err(format!("its weights are in {location}: expected SHA-256 {expected:.8}..., found {found:.8}..."))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// A message of one field of each number in `fields`, written by the protobuf encoding's rules: (number, wire type 2).
+    /// A message with one field (wire type 2) of each number in `fields`, by the rules of the protobuf encoding.
     fn message(fields: &[u32], inner: &[u8]) -> Vec<u8> {
         let mut out = Vec::new();
         for number in fields {
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_looked_into_comes_back_as_it_was() {
+    fn unused_fields_are_written_back_unchanged() {
         let attribute =
             [&[0x15, 0, 0, 0, 0, 0x18, 0][..], &message(&[4, 5, 6, 9, 10, 11, 13, 14, 15, 21, 22, 23], b"x")].concat();
         let tensor = message(&[3, 6, 8, 9, 12, 16], b"w");

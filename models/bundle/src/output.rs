@@ -1,33 +1,33 @@
-//! What the binaries say: whole lines, one write each.
+//! Output of the binaries: whole lines, each in one write.
 //!
-//! `println!` panics where nobody reads any more (`| head`, a `tee` that died) and would take hours of training with it.
-//! Everything that is said goes through here instead, and a line that cannot be written is lost and nothing else; the
-//! crates forbid the standard macros by a lint.
+//! `println!` panics when the reader has closed the pipe (`| head`, a killed `tee`), which would end hours of training.
+//! All output goes through this module instead.  A line that cannot be written is dropped, and the program continues.
+//! A lint forbids the standard macros in the crates.
 
 use std::error::Error;
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// A line for whoever watches, on stderr; takes what `format!` takes.
+/// Prints a progress or log line to stderr; takes the arguments of `format!`.
 #[macro_export]
 macro_rules! say {
     ($($text:tt)*) => { $crate::output::say(&format!($($text)*)) };
 }
 
-/// A line of a command's result, on stdout; takes what `format!` takes.
+/// Prints a line of a command's result to stdout; takes the arguments of `format!`.
 #[macro_export]
 macro_rules! answer {
     ($($text:tt)*) => { $crate::output::answer(&format!($($text)*)) };
 }
 
-/// A line for whoever watches, on stderr.
+/// Prints a progress or log line to stderr.
 pub fn say(line: &str) {
     let _ = write_line(&mut io::stderr().lock(), line);
 }
 
-/// Lines of a command's result, on stdout.  Where a disk is full, stderr says so, once; a closed pipe has no reader who
-/// would miss them.
+/// Prints a command's result to stdout.  If the disk is full, one note on stderr says so; a closed pipe is ignored,
+/// because nobody reads the result.
 pub fn answer(text: &str) {
     static SAID: AtomicBool = AtomicBool::new(false);
     match write_line(&mut io::stdout().lock(), text) {
@@ -38,14 +38,14 @@ pub fn answer(text: &str) {
     }
 }
 
-/// The text with a line's end, in one write: lines of several processes do not mix.
+/// Writes the text and a line end in one write, so that lines of several processes do not mix.
 fn write_line(to: &mut impl Write, text: &str) -> io::Result<()> {
     let end = if text.ends_with('\n') { "" } else { "\n" };
     to.write_all(format!("{text}{end}").as_bytes())?;
     to.flush()
 }
 
-/// An error and its causes in one line.  A cause whose words its effect repeats already is said once.
+/// An error and its causes as one line.  A cause that the message before it already contains is left out.
 pub fn one_line(error: &(dyn Error + 'static)) -> String {
     let mut line = flat(&error.to_string());
     let mut cause = error.source();
@@ -63,7 +63,7 @@ fn flat(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// A time in the two units that matter to a person: `45 s`, `30 min`, `5 h 10 min`, `3 d 4 h`.
+/// A duration in at most two units: `45 s`, `30 min`, `5 h 10 min`, `3 d 4 h`.
 pub fn duration(time: Duration) -> String {
     let two = |large: u64, unit: &str, small: u64, part: &str| match small {
         0 => format!("{large} {unit}"),
@@ -80,7 +80,7 @@ pub fn duration(time: Duration) -> String {
     }
 }
 
-/// How long something took: tenths of a second below a minute, [`duration`] above.
+/// An elapsed time: in tenths of a second below a minute, as [`duration`] above.
 pub fn elapsed(time: Duration) -> String {
     match time.as_secs() {
         0..60 => format!("{:.1} s", time.as_secs_f64()),

@@ -1,6 +1,6 @@
-//! Which folders, and which files in them, macrl wrote: a small file in the folder says it.
+//! The marker file `.macrl.json`: says which folders, and which files in them, macrl wrote.
 //!
-//! Only what is named there is replaced or removed.  Everything else in the folder is somebody's.
+//! macrl replaces and removes only files that a marker covers.  All other files belong to the user.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -12,42 +12,42 @@ use sha2::{Digest, Sha256};
 
 use crate::atomic;
 
-/// Name of the file.
+/// Name of the marker file.
 pub const MARKER: &str = ".macrl.json";
-/// A run's folder.
+/// Kind of a training run's folder.
 pub const RUN: &str = "run";
-/// A bundle's folder.
+/// Kind of a bundle's folder.
 pub const BUNDLE: &str = "bundle";
-/// Fine-tuning's folder in a run's.
+/// Kind of the fine-tuning folder within a run's.
 pub const FINETUNING: &str = "fine-tuning";
 
-/// A folder of exported features.
+/// Kind of a folder of exported features.
 pub const FEATURES: &str = "features";
 
-/// What a folder is, and which of its files are ours.
+/// The kind of a folder and which of its files macrl wrote.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Marker {
     /// `run`, `bundle`, `fine-tuning` or `features`.
     pub kind: String,
-    /// Program and version.
+    /// Name and version of the program.
     pub written_by: String,
-    /// SHA-256 (hexadecimal) of each file as it was written, by its path in the folder.  The others'
-    /// names are fixed and not listed.
+    /// SHA-256 (hexadecimal) of each file when it was written, by its path in the folder.  Files with fixed names are
+    /// not listed.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub files: BTreeMap<String, String>,
 }
 
 impl Marker {
-    /// For a folder of this kind without listed files; `program` is the writer's name.
+    /// A marker of this kind without listed files; `program` is the name of the writing program.
     pub fn new(kind: &str, program: &str) -> Self {
         let written_by = format!("{program} {}", env!("CARGO_PKG_VERSION"));
         Marker { kind: kind.into(), written_by, files: BTreeMap::new() }
     }
 
-    /// The marker of a folder; `None` where it has none, is not there, or the file is not one of ours.
+    /// The marker of a folder; `None` if the folder or the marker does not exist, or the file is not a valid marker.
     ///
     /// # Errors
-    /// A file that is there and cannot be read.
+    /// The I/O error of a marker file that exists but cannot be read.
     pub fn read(dir: &Path) -> io::Result<Option<Self>> {
         match std::fs::read(dir.join(MARKER)) {
             Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok().filter(Marker::stays_inside)),
@@ -56,26 +56,26 @@ impl Marker {
         }
     }
 
-    /// No listed name leads out of the folder.
+    /// Whether every listed path stays inside the folder.
     fn stays_inside(&self) -> bool {
         let normal = |name: &String| Path::new(name).components().all(|c| matches!(c, Component::Normal(_)));
         self.files.keys().all(normal)
     }
 
-    /// Writes it into the folder.
+    /// Writes the marker into the folder.
     ///
     /// # Errors
-    /// What the system says.
+    /// The I/O error; an existing marker is then unchanged.
     pub fn write(&self, dir: &Path) -> io::Result<()> {
         let text = serde_json::to_string_pretty(self).map_err(io::Error::other)?;
         atomic::write_file(&dir.join(MARKER), (text + "\n").as_bytes())
     }
 }
 
-/// A file's SHA-256, hexadecimal; `None` where there is no file.
+/// The SHA-256 of a file, hexadecimal; `None` if the file does not exist.
 ///
 /// # Errors
-/// A file that is there and cannot be read.
+/// The I/O error of a file that exists but cannot be read.
 pub fn digest(path: &Path) -> io::Result<Option<String>> {
     let mut file = match File::open(path) {
         Ok(file) => file,
@@ -91,10 +91,10 @@ pub fn digest(path: &Path) -> io::Result<Option<String>> {
     }
 }
 
-/// Paths of all files below a folder, relative to it, sorted; links are named and not followed.
+/// Paths of all files below a folder, relative to it, sorted; links are listed and not followed.
 ///
 /// # Errors
-/// A folder that cannot be listed.
+/// The I/O error of a folder that cannot be listed.
 pub fn files_below(dir: &Path) -> io::Result<Vec<PathBuf>> {
     let (mut found, mut folders) = (Vec::new(), vec![dir.to_path_buf()]);
     while let Some(folder) = folders.pop() {
@@ -115,7 +115,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_marker_reads_back_and_what_is_none_is_none() {
+    fn markers_round_trip_and_other_files_are_no_markers() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(Marker::read(&dir.path().join("gone")).unwrap(), None);
         let mut marker = Marker::new(BUNDLE, "macrl-export");

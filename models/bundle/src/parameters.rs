@@ -1,57 +1,57 @@
-//! The network's parameters as data: names, shapes, order, and how each starts.
+//! The network's parameters: names, shapes, order and initialisation.
 //!
-//! This is the only list of them.  Initialisation, checkpoints and the key branch's copies (`macrl_nn::params`), the check of a
-//! bundle, and the ONNX export all go by it; a fused operator finds its parameters by their order in a group.
+//! This is the only list of them.  Initialisation, checkpoints, the key branch's copy (`macrl_nn::params`), the bundle
+//! check and the ONNX export all use it.  A fused operator finds its parameters by their order in a group.
 
 use std::ops::Range;
 
 use crate::config::EncoderConfig;
 
-/// Standard deviation of fresh class and mask tokens, as MAE starts them.
+/// Standard deviation of the initial class and mask tokens, as in MAE.
 pub const TOKEN_DEVIATION: f32 = 0.02;
 
-/// How a parameter starts.
+/// Initial values of a parameter.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Init {
-    /// All 0.
+    /// All values are 0.
     Zeros,
-    /// All 1.
+    /// All values are 1.
     Ones,
-    /// Uniform in +-sqrt(6 / (fan in + fan out)) (Glorot and Bengio 2010); the first dimension is fan out.
+    /// Uniform in +-sqrt(6 / (fan in + fan out)) (Glorot and Bengio 2010); fan out is the first dimension.
     Xavier,
     /// Normal with this standard deviation.
     Normal(f32),
 }
 
-/// One parameter within a group.
+/// One parameter of a group.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Parameter {
     /// Full name, for example `blocks.0.attn.qkv.weight`.
     pub name: String,
-    /// Shape under which it is stored.
+    /// Shape in checkpoints and bundles.
     pub shape: Vec<usize>,
-    /// Where it lies in the group's flat vector.
+    /// Position in the group's flat vector.
     pub range: Range<usize>,
-    /// Whether weight decay applies: matrices yes; biases, norms and tokens no.
+    /// Whether weight decay applies: true for matrices, false for biases, norms and tokens.
     pub decay: bool,
-    /// How it starts.
+    /// How a new network's values are drawn.
     pub init: Init,
 }
 
-/// A matrix within a group's flat vector, row by row.
+/// A row-major matrix in a group's flat vector.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Matrix {
-    /// Where it lies.
+    /// Position in the group's flat vector.
     pub range: Range<usize>,
-    /// Outputs.
+    /// Number of outputs.
     pub rows: usize,
-    /// Inputs.
+    /// Number of inputs.
     pub columns: usize,
 }
 
 impl Parameter {
-    /// The matrices that Muon updates: weights of transformer blocks, the joint one of queries, keys and values as three.
-    /// None for every other parameter.
+    /// The matrices that Muon updates: the weights of transformer blocks.  The joint matrix of queries, keys and
+    /// values counts as three.  Empty for every other parameter.
     pub fn block_matrices(&self) -> Vec<Matrix> {
         let (true, [rows, columns]) = (self.name.contains("blocks."), self.shape.as_slice()) else { return Vec::new() };
         let parts = if self.name.ends_with("attn.qkv.weight") { 3 } else { 1 };
@@ -64,7 +64,7 @@ impl Parameter {
     }
 }
 
-/// The parameters of one group, which share a flat vector, in their order.
+/// The parameters of one group in order; they share one flat vector.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Layout {
     prefix: String,
@@ -73,12 +73,12 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// An empty list; names get `prefix` in front.
+    /// An empty list whose parameter names start with `prefix`.
     pub fn new(prefix: &str) -> Self {
         Layout { prefix: prefix.to_string(), ..Self::default() }
     }
 
-    /// Appends a parameter.
+    /// Appends a parameter to the group.
     pub fn with(mut self, name: &str, shape: &[usize], init: Init) -> Self {
         let end = self.len + shape.iter().product::<usize>();
         self.parameters.push(Parameter {
@@ -92,7 +92,7 @@ impl Layout {
         self
     }
 
-    /// Appends `NAME.weight` (shape as given, Glorot) and `NAME.bias` (zeros).
+    /// Appends `NAME.weight` of shape `weight` (Glorot) and `NAME.bias` (zeros).
     pub fn with_linear(self, name: &str, weight: &[usize]) -> Self {
         let (matrix, bias) = (format!("{name}.weight"), format!("{name}.bias"));
         self.with(&matrix, weight, Init::Xavier).with(&bias, &weight[..1], Init::Zeros)
@@ -103,18 +103,18 @@ impl Layout {
         self.with(&format!("{name}.weight"), &[width], Init::Ones).with(&format!("{name}.bias"), &[width], Init::Zeros)
     }
 
-    /// The parameters in their order.
+    /// The parameters in the order of the flat vector.
     pub fn parameters(&self) -> &[Parameter] {
         &self.parameters
     }
 
-    /// Values in the flat vector.
+    /// Number of values in the flat vector.
     pub fn values(&self) -> usize {
         self.len
     }
 }
 
-/// A transformer block's parameters under timm's names, with `prefix` in front.
+/// The parameters of a transformer block under timm's names, with `prefix` in front.
 pub fn block(prefix: &str, width: usize, hidden: usize) -> Layout {
     Layout::new(prefix)
         .with_norm("norm1", width)
@@ -125,24 +125,24 @@ pub fn block(prefix: &str, width: usize, hidden: usize) -> Layout {
         .with_linear("mlp.fc2", &[width, hidden])
 }
 
-/// A stack of blocks: names are `PREFIX.0.norm1.weight` and so on.
+/// The parameters of a stack of blocks, named `PREFIX.0.norm1.weight` and so on.
 pub fn blocks(prefix: &str, depth: usize, width: usize, hidden: usize) -> Vec<Layout> {
     (0..depth).map(|i| block(&format!("{prefix}.{i}."), width, hidden)).collect()
 }
 
-/// The encoder's groups, under timm's names.
+/// The encoder's parameter groups, under timm's names.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EncoderLayout {
     /// Class token and patch embedding.
     pub embed: Layout,
-    /// The transformer blocks.
+    /// One group per transformer block.
     pub blocks: Vec<Layout>,
-    /// The final norm.
+    /// Weight and bias of the final norm.
     pub norm: Layout,
 }
 
 impl EncoderLayout {
-    /// Of a geometry.
+    /// The groups of an encoder of this geometry.
     pub fn new(config: &EncoderConfig) -> Self {
         let (d, p) = (config.width, config.patch_size);
         EncoderLayout {
@@ -154,7 +154,7 @@ impl EncoderLayout {
         }
     }
 
-    /// All parameters in their order.
+    /// All parameters in order: embedding, blocks, norm.
     pub fn parameters(&self) -> impl Iterator<Item = &Parameter> {
         std::iter::once(&self.embed).chain(&self.blocks).chain([&self.norm]).flat_map(|group| &group.parameters)
     }

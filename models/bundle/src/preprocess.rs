@@ -1,5 +1,5 @@
-//! The one evaluation transform: an image -> S x S pixels -> normalised floats.  Training, evaluation, export and
-//! serving all call this file; `preprocessor_config.json` says the same in Hugging Face's vocabulary.
+//! The evaluation transform: image -> S x S pixels -> normalised floats.  Training, evaluation, export and serving all
+//! use it; `preprocessor_config.json` describes it in Hugging Face's vocabulary.
 
 use fast_image_resize::images::{TypedImage, TypedImageRef};
 use fast_image_resize::pixels::U8x3;
@@ -9,12 +9,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, Fit};
 
-/// How an image becomes the encoder's input.
+/// Parameters of the transform from an image to the encoder's input.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Preprocess {
-    /// S, edge of the result in pixels.
+    /// S, height and width of the result in pixels.
     pub image_size: usize,
-    /// How an image is brought to S x S.
+    /// How an image is resized to S x S.
     pub fit: Fit,
     /// Per-channel mean of pixels in [0, 1].
     pub mean: [f32; 3],
@@ -23,7 +23,7 @@ pub struct Preprocess {
 }
 
 impl Preprocess {
-    /// The transform that a run was evaluated with.
+    /// The evaluation transform of a run.
     pub fn from_config(config: &Config) -> Self {
         Self {
             image_size: config.encoder.image_size,
@@ -33,11 +33,11 @@ impl Preprocess {
         }
     }
 
-    /// Brings an image to S x S as [`Fit`] says.
+    /// Resizes an image to S x S by the rule of [`Fit`].
     ///
-    /// The resize is Pillow's `BICUBIC` (antialiased, a = -0.5), within one grey level; shortest edge to S, longest to
-    /// `floor(S * longest / shortest)`, then the centre square from `floor((edge - S) / 2)`.  Padding puts the image
-    /// at `ceil((S - edge) / 2)`.  Both offsets are those of Hugging Face's `center_crop`.
+    /// The resize is Pillow's `BICUBIC` (antialiased, a = -0.5), within one grey level.  The shortest edge becomes S,
+    /// the longest `floor(S * longest / shortest)`; then the centre square is cut out from `floor((edge - S) / 2)`.
+    /// Padding puts the image at `ceil((S - edge) / 2)`.  Both offsets are those of Hugging Face's `center_crop`.
     ///
     /// # Shapes
     /// (h, w, 3) -> (S, S, 3), u8; an image without pixels becomes black.
@@ -59,8 +59,8 @@ impl Preprocess {
     /// u8 pixels -> the encoder's input: `(x / 255 - mean) / std`.
     ///
     /// # Shapes
-    /// `rgb` (S, S, 3) interleaved, as [`Preprocess::fit`] gives -> `out` (3, S, S), planes R, G, B.  Reads and writes
-    /// as many pixels as both have room for.
+    /// `rgb` (S, S, 3) interleaved, the result of [`Preprocess::fit`] -> `out` (3, S, S), planes R, G, B.  If one slice
+    /// is shorter, only the pixels that both can hold are processed.
     pub fn normalize(&self, rgb: &[u8], out: &mut [f32]) {
         let plane = (rgb.len() / 3).min(out.len() / 3);
         if plane == 0 {
@@ -80,10 +80,10 @@ impl Preprocess {
         3 * self.image_size * self.image_size
     }
 
-    /// The file's content in Hugging Face's vocabulary.
+    /// The content of `preprocessor_config.json`.
     ///
-    /// Padding is `center_crop` of an image that is not resized: it fills up with black where the image is smaller than
-    /// the crop.  (A larger image is resized here; Hugging Face's own class would crop it, hence `do_pad` beside.)
+    /// Padding is written as `center_crop` without a resize: it pads an image that is smaller than the crop with black.
+    /// (A larger image is resized here, but Hugging Face's class would crop it; `do_pad` marks the difference.)
     pub fn to_hugging_face(&self) -> PreprocessorConfig {
         let (size, pad) = (self.image_size, self.fit == Fit::Pad);
         PreprocessorConfig {
@@ -104,10 +104,10 @@ impl Preprocess {
         }
     }
 
-    /// Reads what [`Preprocess::to_hugging_face`] wrote.
+    /// The transform that a `preprocessor_config.json` describes.
     ///
     /// # Errors
-    /// One sentence that says which entry describes a transform that this file cannot do.
+    /// One sentence that names the entry that this implementation does not support.
     pub fn from_hugging_face(config: &PreprocessorConfig) -> Result<Self, String> {
         let size = config.size.shortest_edge;
         let square = HeightWidth { height: size, width: size };
@@ -128,10 +128,10 @@ impl Preprocess {
     }
 }
 
-/// `PIL.Image.Resampling.BICUBIC`.
+/// `PIL.Image.Resampling.BICUBIC`, the only supported value of `resample`.
 const BICUBIC: u32 = 3;
 
-/// `preprocessor_config.json`.
+/// The content of `preprocessor_config.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[allow(missing_docs, reason = "the names are Hugging Face's")]
 pub struct PreprocessorConfig {
@@ -155,20 +155,20 @@ pub struct PreprocessorConfig {
 /// A size by its shortest edge, in pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShortestEdge {
-    /// Pixels.
+    /// Length of the shorter edge in pixels.
     pub shortest_edge: usize,
 }
 
 /// A size by both edges, in pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HeightWidth {
-    /// Pixels.
+    /// In pixels; macrl writes squares only.
     pub height: usize,
-    /// Pixels.
+    /// In pixels; equal to `height`.
     pub width: usize,
 }
 
-/// Centres an image that is no larger than S x S on black.
+/// Centres an image of at most S x S on a black square.
 fn pad(image: &RgbImage, size: u32) -> RgbImage {
     let mut out = RgbImage::new(size, size);
     let (width, height) = image.dimensions();
@@ -182,7 +182,7 @@ fn pad(image: &RgbImage, size: u32) -> RgbImage {
     out
 }
 
-/// The part of one axis that the result is made of, in source pixels: (start, length).
+/// The part of one axis that is visible in the result, in source pixels: (start, length).
 fn window(edge: u32, shortest: u32, size: u32) -> (f64, f64) {
     let resized = u64::from(size) * u64::from(edge) / u64::from(shortest);
     let cut = resized - u64::from(size);
@@ -193,16 +193,16 @@ fn window(edge: u32, shortest: u32, size: u32) -> (f64, f64) {
     ((cut / 2) as f64 * scale, f64::from(size) * scale)
 }
 
-/// Shortest edge to S and centre square.  Only the pixels of the result are computed, so that a strip of
-/// 1 x 60,000 pixels costs no more than a square.
+/// Resizes the shortest edge to S and crops to the centre square.  Only the pixels of the result are computed, so a
+/// strip of 1 x 60,000 pixels costs no more than a square.
 ///
-/// Columns first, then rows, rounding to u8 between: Pillow's order, which shows where the cubic overshoots.
+/// Columns first, then rows, with rounding to u8 in between: Pillow's order.  It matters where the cubic overshoots.
 fn resize_and_crop(image: &RgbImage, size: u32) -> RgbImage {
     let (width, height) = image.dimensions();
     let shortest = width.min(height);
     let (left, across) = window(width, shortest, size);
     let (top, down) = window(height, shortest, size);
-    // The cubic reaches two (scaled) pixels beyond the window; rows further away do not matter.
+    // The cubic kernel reaches two (scaled) pixels beyond the window; rows further away have no influence.
     let reach = 2.0 * (down / f64::from(size)).max(1.0) + 1.0;
     let first = (top - reach).floor().max(0.0);
     let last = (top + down + reach).ceil().min(f64::from(height));
@@ -210,21 +210,21 @@ fn resize_and_crop(image: &RgbImage, size: u32) -> RgbImage {
     convolve(&narrow, (size, size), [0.0, top - first, f64::from(size), down])
 }
 
-/// Resizes the box [left, top, width, height] of an image; an axis whose length stays is copied.
+/// Resizes the box [left, top, width, height] of an image; an axis whose length does not change is copied.
 fn convolve(image: &RgbImage, (width, height): (u32, u32), [left, top, across, down]: [f64; 4]) -> RgbImage {
     let options = ResizeOptions::new()
         // Catmull-Rom is the cubic with a = -0.5: Pillow's BICUBIC.
         .resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom))
         .crop(left, top, across, down);
     let mut values = vec![0u8; 3 * width as usize * height as usize];
-    // The typed call compiles the convolution for this pixel type alone; the untyped one for all of them.
+    // The typed call compiles the convolution for this pixel type only, the untyped call for all types.
     let resized = TypedImageRef::<U8x3>::from_buffer(image.width(), image.height(), image.as_raw())
         .and_then(|source| TypedImage::<U8x3>::from_buffer(width, height, &mut values).map(|out| (source, out)))
         .map_err(|e| e.to_string())
         .and_then(|(source, mut out)| {
             Resizer::new().resize_typed(&source, &mut out, &options).map_err(|e| e.to_string())
         });
-    // Both can only fail on a box outside of the image or a buffer of the wrong length, which neither is.
+    // Both calls fail only for a box outside of the image or a buffer of the wrong length; neither happens here.
     debug_assert!(resized.is_ok(), "{resized:?}");
     RgbImage::from_raw(width, height, values).unwrap_or_else(|| RgbImage::new(width, height))
 }

@@ -7,77 +7,48 @@ use std::path::Path;
 
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 
-/// What is wrong with a probe.
+/// Why a probe was refused.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "each variant's message shows its fields")]
 pub enum ProbeError {
     /// The file cannot be read.
     #[error("cannot read {path}: {cause}")]
-    Read {
-        /// The file.
-        path: String,
-        /// What the system said.
-        cause: std::io::Error,
-    },
-    /// Not a safetensors file, or cut short.
+    Read { path: String, cause: std::io::Error },
+    /// The file is not a complete safetensors file.
     #[error("{path} is not a safetensors file: {message}")]
-    Format {
-        /// The file.
-        path: String,
-        /// The parser's message.
-        message: String,
-    },
-    /// A tensor that is not there.
+    Format { path: String, message: String },
+    /// A tensor is missing.
     #[error("{path}: expected the tensors weight, bias, mean and std; `{tensor}` is missing")]
-    Missing {
-        /// The file.
-        path: String,
-        /// The tensor.
-        tensor: &'static str,
-    },
-    /// A tensor of another type.
+    Missing { path: String, tensor: &'static str },
+    /// A tensor has another type than F32.
     #[error("{path}: expected `{tensor}` as F32, found {found}")]
-    Type {
-        /// The file.
-        path: String,
-        /// The tensor.
-        tensor: &'static str,
-        /// Its type.
-        found: String,
-    },
-    /// A tensor whose shape doesn't agree with the others'.
+    Type { path: String, tensor: &'static str, found: String },
+    /// A tensor's shape does not match the others'.
     #[error("{path}: expected `{tensor}` of shape {expected}, found {found:?}")]
     Shape {
-        /// The file.
         path: String,
-        /// The tensor.
         tensor: &'static str,
-        /// What the others imply.
+        /// The shape that the other tensors require.
         expected: String,
-        /// Its shape.
         found: Vec<usize>,
     },
-    /// NaN, infinity, or a standard deviation that isn't positive.
+    /// A value is NaN or infinite, or a standard deviation is not positive.
     #[error("{path}: `{tensor}` must hold {expected}, found {found} at index {index}")]
     Value {
-        /// The file.
         path: String,
-        /// The tensor.
         tensor: &'static str,
-        /// What would be accepted.
+        /// The accepted values, as text.
         expected: &'static str,
-        /// What stands there.
         found: f32,
-        /// Where, counted through the flattened tensor.
+        /// Index in the flattened tensor.
         index: usize,
     },
-    /// Class names that are missing, unreadable or of another number than C.
+    /// Class names are missing, cannot be parsed, or are not C in number.
     #[error("{path}: expected metadata `labels` to be a JSON list of {expected} names, found {found}")]
     Labels {
-        /// The file.
         path: String,
-        /// C.
+        /// C, the number of classes.
         expected: usize,
-        /// What stands there.
         found: String,
     },
 }
@@ -85,13 +56,13 @@ pub enum ProbeError {
 /// A linear classifier of C classes over D-dimensional features.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Probe {
-    /// (C, D), row-major; for standardised features.
+    /// (C, D), row-major; applies to standardised features.
     pub weight: Vec<f32>,
-    /// (C).
+    /// (C), added to the scores.
     pub bias: Vec<f32>,
-    /// (D), the training features' mean.
+    /// (D), mean of the training features.
     pub mean: Vec<f32>,
-    /// (D), the training features' standard deviation; positive.
+    /// (D), standard deviation of the training features; positive.
     pub std: Vec<f32>,
     /// (C), class names in label order.
     pub labels: Vec<String>,
@@ -108,8 +79,8 @@ impl Probe {
         self.bias.len()
     }
 
-    /// Scores (C) of one raw pooled feature (D).  A feature of another length is judged by what both have; callers
-    /// check [`Probe::dim`] once, when they load.
+    /// Scores (C) of one raw pooled feature (D).  Callers check [`Probe::dim`] once, when they load the probe: of a
+    /// feature of another length, only the values that both have are used.
     pub fn logits(&self, feature: &[f32]) -> Vec<f32> {
         debug_assert_eq!(feature.len(), self.dim());
         let standardised: Vec<f32> =
@@ -126,17 +97,17 @@ impl Probe {
     /// Reads and validates a file.
     ///
     /// # Errors
-    /// Every [`ProbeError`].
+    /// [`ProbeError`], with the file's name.
     pub fn read(path: &Path) -> Result<Self, ProbeError> {
         let name = path.display().to_string();
         let bytes = std::fs::read(path).map_err(|cause| ProbeError::Read { path: name.clone(), cause })?;
         Self::from_bytes(&bytes, &name)
     }
 
-    /// [`Probe::read`] on bytes already in memory; `path` is named in errors.
+    /// [`Probe::read`] on bytes in memory; `path` is used in error messages.
     ///
     /// # Errors
-    /// Every [`ProbeError`] but `Read`.
+    /// Every [`ProbeError`] except `Read`.
     pub fn from_bytes(bytes: &[u8], path: &str) -> Result<Self, ProbeError> {
         let format = |e: safetensors::SafeTensorError| ProbeError::Format { path: path.into(), message: e.to_string() };
         let (_, header) = SafeTensors::read_metadata(bytes).map_err(format)?;
@@ -166,11 +137,11 @@ impl Probe {
         Ok(probe)
     }
 
-    /// The file's bytes.
+    /// The content of `probe.safetensors`.
     ///
     /// # Errors
-    /// [`ProbeError::Value`], [`ProbeError::Shape`] or [`ProbeError::Labels`] where the fields don't fit together;
-    /// nothing unreadable is ever written.
+    /// [`ProbeError::Value`], [`ProbeError::Shape`] or [`ProbeError::Labels`] if the fields are inconsistent: a file
+    /// that cannot be read back is never written.
     pub fn to_bytes(&self) -> Result<Vec<u8>, ProbeError> {
         let origin = "the probe";
         let (classes, dim) = (self.classes(), self.dim());

@@ -1,4 +1,4 @@
-//! How far a long piece of work is: a bar on a terminal, plain lines otherwise; nothing where it is short.
+//! Progress of long work: a bar on a terminal, plain lines otherwise, nothing if the work is short.
 
 use std::io::IsTerminal;
 use std::sync::Mutex;
@@ -9,15 +9,15 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::output::{duration, say};
 
-/// Work of less than this is not worth a bar, or a line.
+/// Time after which progress is first shown: [on a terminal, in plain lines].
 const SHORT: [Duration; 2] = [Duration::from_millis(300), Duration::from_secs(2)];
-/// Between two looks at a bar, or two lines.
+/// Time between two updates: [of the bar, of plain lines].
 const PAUSE: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(10)];
 
-/// Whether one is shown: work that goes on beside it is not, two bars would overwrite each other.
+/// Whether a `Progress` is shown.  Others that run at the same time stay hidden: two bars would overwrite each other.
 static SHOWN: AtomicBool = AtomicBool::new(false);
 
-/// Counts things that are done, from any number of threads; shown on stderr, a bar is gone when this is dropped.
+/// Counts finished items from any number of threads and shows the count on stderr; a bar is removed on drop.
 pub struct Progress {
     what: String,
     total: usize,
@@ -27,28 +27,28 @@ pub struct Progress {
 }
 
 struct Shown {
-    /// On a terminal; made when the work turns out to be long.
+    /// On a terminal; created once the work takes longer than [`SHORT`].
     bar: Option<ProgressBar>,
     terminal: bool,
-    /// Whether this is the one that is shown.
+    /// Whether this `Progress` is the one that is shown.
     chosen: bool,
-    /// When to show something again, from the start.
+    /// Elapsed time at which to show the next update.
     next: Duration,
 }
 
 impl Progress {
-    /// Of `total` things; `what` says what is being done with them, for instance `reading images`.
+    /// Progress over `total` items; `what` names the activity, for example `reading images`.
     pub fn new(what: impl Into<String>, total: usize) -> Self {
         let terminal = std::io::stderr().is_terminal();
         let shown = Shown { bar: None, terminal, chosen: false, next: SHORT[usize::from(!terminal)] };
         Progress { what: what.into(), total, done: AtomicUsize::new(0), since: Instant::now(), shown: shown.into() }
     }
 
-    /// So many more are done.
+    /// Adds `count` finished items.
     pub fn add(&self, count: usize) {
         let done = self.done.fetch_add(count, Ordering::Relaxed) + count;
         let elapsed = self.since.elapsed();
-        // Whoever finds another thread at it has nothing to add.
+        // If another thread is updating the display, this one has nothing to add.
         let Ok(mut shown) = self.shown.try_lock() else { return };
         if elapsed < shown.next {
             return;
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn pace_and_what_is_left_are_said_in_words() {
+    fn rate_and_remaining_time_are_shown() {
         let progress = Progress::new("reading images", 540);
         assert_eq!(progress.text(20, Duration::from_secs(10)), ", 2.0/s, 4 min left");
         assert_eq!(progress.text(540, Duration::from_secs(9)), ", 60/s");

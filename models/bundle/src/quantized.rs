@@ -1,15 +1,15 @@
-//! The proof of a bundle's 8-bit graph, in `parity.json`: the export writes it, and the server decides by it.
+//! Measured quality of a bundle's 8-bit graph, in `parity.json`: the export writes it, and the server decides by it.
 
 use serde::{Deserialize, Serialize};
 
 use crate::bundle::Comparison;
 
-/// The 8-bit graph against the trained network, and what its rounding costs in accuracy.
+/// Differences between the 8-bit graph and the trained network, and the accuracy that rounding costs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Quantized {
-    /// Against the 32-bit network.
+    /// Compared with the float32 network.
     pub features: Comparison,
-    /// Against the 32-bit graph on labelled images; `None` where the export had none.
+    /// Compared with the float32 graph on labelled images; `None` if the export had no labelled images.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accuracy: Option<QuantizedAccuracy>,
 }
@@ -17,53 +17,53 @@ pub struct Quantized {
 /// Accuracies with features of both graphs, on the same images.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct QuantizedAccuracy {
-    /// Images among which neighbours are looked up.
+    /// Number of images that neighbours are searched in.
     pub lookup_images: usize,
-    /// Images that are classified.
+    /// Number of images that are classified.
     pub query_images: usize,
-    /// k nearest neighbours, as the evaluation has them.
+    /// Accuracy of the k-nearest-neighbour vote, with the evaluation's k.
     pub knn: Pair,
-    /// The bundle's probe; `None` where there is none, or its classes are not those of the images.
+    /// Accuracy of the bundle's probe; `None` without a probe, or if its classes differ from the images'.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub linear: Option<Pair>,
 }
 
-/// One accuracy in 32 bits and in 8.
+/// An accuracy measured with both graphs.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Pair {
-    /// In [0, 1].
+    /// With the float32 graph, in [0, 1].
     pub f32: f64,
-    /// In [0, 1].
+    /// With the 8-bit graph, in [0, 1].
     pub int8: f64,
-    /// Share of images that both give the same class.
+    /// Share of images for which both graphs predict the same class.
     pub agreement: f64,
 }
 
 impl Quantized {
-    /// Smallest cosine of a feature with the 32-bit one.
+    /// Smallest allowed cosine between an image's 8-bit and float32 features.
     pub const MIN_COSINE: f64 = 0.995;
-    /// Accuracy that the rounding may cost.
+    /// Largest allowed loss of accuracy.
     pub const MAX_LOSS: f64 = 0.002;
 
-    /// Whether the graph may stand in for the 32-bit one: its features are near enough, and no accuracy falls by more than
-    /// [`Quantized::MAX_LOSS`], beyond what chance does to so few images.
+    /// Whether the graph may replace the float32 graph: its features are similar enough, and no accuracy falls by more
+    /// than [`Quantized::MAX_LOSS`] plus the statistical error of the number of images.
     pub fn holds(&self) -> bool {
         let accuracy = self.accuracy.as_ref().is_none_or(|a| {
             let pairs = std::iter::once(&a.knn).chain(&a.linear);
             pairs.into_iter().all(|pair| pair.loss() <= Self::MAX_LOSS + pair.chance(a.query_images))
         });
-        // NaN is no cosine that is large enough.
+        // A NaN fails the comparison.
         self.features.min_cosine >= Self::MIN_COSINE && accuracy
     }
 }
 
 impl Pair {
-    /// What 8 bits cost.
+    /// Loss of accuracy with the 8-bit graph; negative for a gain.
     pub fn loss(&self) -> f64 {
         self.f32 - self.int8
     }
 
-    /// Two standard errors of that on `images`: only those on which the two disagree can differ, and each is worth one image.
+    /// Two standard errors of the loss on `images`: only images with different predictions contribute, one image each.
     fn chance(&self, images: usize) -> f64 {
         2.0 * ((1.0 - self.agreement).max(0.0) / images.max(1) as f64).sqrt()
     }

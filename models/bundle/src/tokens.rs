@@ -1,47 +1,47 @@
-//! How an image's tokens lie behind each other.
+//! The order of an image's tokens.
 
 use std::ops::Range;
 
-/// Tokens in front of the patches' own: the class token.  `PREFIX` in `common.cuh` says the same to the GPU's kernels.
+/// Number of tokens before the patch tokens: the class token.  `PREFIX` in `common.cuh` must have the same value.
 pub const PREFIX: usize = 1;
 
-/// `prefix` tokens that stand for no patch, then one for each patch.
+/// Token layout of an image: `prefix` tokens that represent no patch, then one token per patch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TokenLayout {
-    /// Tokens in front.
+    /// Number of tokens before the patch tokens.
     pub prefix: usize,
-    /// Patches: N of a whole image, K of a masked one.
+    /// Number of patches: N of a whole image, K of a masked one.
     pub patches: usize,
 }
 
 impl TokenLayout {
-    /// Of an image with so many patches.
+    /// The layout of an image with this many patches.
     pub const fn of_patches(patches: usize) -> Self {
         Self { prefix: PREFIX, patches }
     }
 
-    /// Of an image with so many tokens.
+    /// The layout of an image with this many tokens.
     pub const fn of_tokens(tokens: usize) -> Self {
         Self { prefix: PREFIX, patches: tokens.saturating_sub(PREFIX) }
     }
 
-    /// T, all tokens.
+    /// T, the number of all tokens.
     pub const fn count(self) -> usize {
         self.prefix + self.patches
     }
 
-    /// The token of a patch.
+    /// Index of a patch's token.
     pub const fn of_patch(self, patch: usize) -> usize {
         self.prefix + patch
     }
 
-    /// The patches' tokens.
+    /// Indexes of all patch tokens.
     pub const fn patch_tokens(self) -> Range<usize> {
         self.prefix..self.prefix + self.patches
     }
 
-    /// Says for each of the decoder's tokens of image `image` which encoded token it comes from, counted over the batch's
-    /// images; `self` is the encoded image's layout, `kept` its patches.  `sources` is `u32::MAX` where a patch was removed.
+    /// Writes the source of each decoder token of image `image`: the row of its encoded token, counted over all images
+    /// of the batch, or `u32::MAX` if the patch was removed.  `self` is the encoded image's layout, `kept` its patches.
     pub fn sources(self, kept: &[u32], image: usize, sources: &mut [u32]) {
         let first = image * self.count();
         sources.fill(u32::MAX);

@@ -1,4 +1,4 @@
-//! Pictures as people have them: turned, without an end, in another colour space, from a telephone.
+//! Images as users have them: rotated, truncated, with colour profiles, from a phone.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test fails by panicking
 
@@ -17,7 +17,7 @@ fn tiff(width: u16, height: u16, orientation: u16, pixels: &[u8]) -> Vec<u8> {
     let entries: [(u16, u16, u32, u32); 11] = [
         (256, 3, 1, width.into()),
         (257, 3, 1, height.into()),
-        (258, 3, 3, 8 + 2 + 11 * 12 + 4), // 8, 8, 8 bits a sample, behind the directory
+        (258, 3, 3, 8 + 2 + 11 * 12 + 4), // offset of the bits per sample (8, 8, 8), after the directory
         (259, 3, 1, 1),
         (262, 3, 1, 2),
         (273, 4, 1, 8 + 2 + 11 * 12 + 4 + 6),
@@ -47,7 +47,7 @@ fn a_tiffs_orientation_is_applied() {
         let image = read(&tiff(3, 2, orientation, &pixels)).unwrap();
         (image.width(), image.pixels().map(|p| p[0]).collect())
     };
-    // PIL.ImageOps.exif_transpose of the same files.
+    // PIL.ImageOps.exif_transpose of the same files gives these values.
     assert_eq!(reds(1), (3, vec![1, 2, 3, 4, 5, 6]));
     assert_eq!(reds(2), (3, vec![3, 2, 1, 6, 5, 4]));
     assert_eq!(reds(3), (3, vec![6, 5, 4, 3, 2, 1]));
@@ -58,7 +58,7 @@ fn a_tiffs_orientation_is_applied() {
     assert_eq!(reds(8), (2, vec![3, 6, 2, 5, 1, 4]));
 }
 
-/// A baseline JPEG of `width` x 40 pixels with something in every block.
+/// A baseline JPEG of `width` x 40 pixels with detail in every block.
 fn jpeg(width: u32) -> Vec<u8> {
     let image = RgbImage::from_fn(width, 40, |x, y| Rgb([(x * 5 + y) as u8, (x ^ y) as u8, (x * y % 251) as u8]));
     let mut bytes = Vec::new();
@@ -90,7 +90,7 @@ fn a_jpeg_that_was_cut_short_is_refused() {
     }
 }
 
-/// Six pixels of R, G, B, or of grey, with a profile, as PNG.
+/// A PNG of six RGB or grey pixels with a colour profile.
 fn with_profile(profile: &ColorProfile, kind: ExtendedColorType, samples: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut encoder = PngEncoder::new(&mut bytes);
@@ -142,8 +142,8 @@ fn a_profile_that_is_srgb_or_damaged_changes_nothing() {
     }
 }
 
-/// Pictures of 64 x 48: red on the left, green above blue on the right; one asks to be turned by a quarter.  Made by
-/// pillow-heif (libheif 1.23): `Image.save(f, "HEIF", quality=60)`, and with `exif[0x0112] = 6`.
+/// Images of 64 x 48: red on the left, green above blue on the right; one is marked to be rotated by a quarter turn.
+/// Made by pillow-heif (libheif 1.23): `Image.save(f, "HEIF", quality=60)`, and with `exif[0x0112] = 6`.
 const COLORS: &[u8] = include_bytes!("data/colors.heic");
 const TURNED: &[u8] = include_bytes!("data/colors-turned.heic");
 
@@ -151,7 +151,7 @@ const TURNED: &[u8] = include_bytes!("data/colors-turned.heic");
 fn heic_is_known_by_its_brand() {
     assert_eq!(heif::format(COLORS), Some("HEIC"));
     assert_eq!(heif::format(b"\0\0\0\x1cftypavif\0\0\0\0mif1miaf"), Some("AVIF"));
-    // A file that says only that it is a still picture names its coding in a later brand.
+    // A file whose major brand says only "still image" names its codec in a later brand.
     assert_eq!(heif::format(b"\0\0\0\x18ftypmif1\0\0\0\0heic"), Some("HEIC"));
     assert_eq!(heif::format(b"\0\0\0\x18ftypisom\0\0\0\0mp42"), None);
     for length in 0..COLORS.len().min(40) {
@@ -185,7 +185,7 @@ fn heic_is_read_where_libheif_is() {
     }
     let tight = DecodeLimits { max_alloc: 1000, ..DecodeLimits::default() };
     assert_eq!(decode(COLORS, &tight), Err(DecodeError::TooMuchMemory { max_alloc: 1000 }));
-    // Damaged anywhere: an error or a picture, never the end of the process.
+    // Damaged data give an error or an image, and never end the process.
     for length in (0..COLORS.len()).step_by(7) {
         let _ = read(&COLORS[..length]);
         let mut bytes = COLORS.to_vec();
@@ -195,7 +195,7 @@ fn heic_is_read_where_libheif_is() {
 }
 
 #[test]
-fn a_header_is_refused_in_the_words_of_the_whole_file() {
+fn a_header_is_refused_with_the_message_of_the_whole_file() {
     let ask = |bytes: &[u8], limits: &DecodeLimits| announced(std::io::Cursor::new(bytes), limits);
     let png = with_profile(&ColorProfile::new_srgb(), ExtendedColorType::Rgb8, SIX.as_flattened());
     assert_eq!(ask(&png, &DecodeLimits::DEFAULT), Ok(6));

@@ -1,4 +1,4 @@
-//! The evaluation transform against Pillow.
+//! Compares the evaluation transform with Pillow.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test fails by panicking
 
@@ -10,7 +10,7 @@ fn preprocess(image_size: usize, fit: Fit) -> Preprocess {
     Preprocess { image_size, fit, mean: [0.5, 0.25, 0.0], std: [0.5, 0.25, 1.0] }
 }
 
-/// The same pattern as `picture` below.
+/// The same pattern as `picture` in the Python code below.
 fn picture(width: u32, height: u32) -> RgbImage {
     RgbImage::from_fn(width, height, |x, y| {
         let value = |c: u32| x * 37 + y * 59 + c * 83 + (x * y) % 7 * 31 + (x / 3 + y / 5) % 2 * 90;
@@ -71,14 +71,14 @@ fn padding_centres_on_black_and_resizes_what_is_larger() {
 
 #[test]
 fn a_strip_costs_no_more_than_a_square() {
-    // Resized as a whole, 1 x 60,000 pixels would become 224 x 13,440,000.
+    // Resized whole, 1 x 60,000 pixels would become 224 x 13,440,000.
     let fitted = preprocess(224, Fit::Resize).fit(&RgbImage::from_pixel(1, 60_000, Rgb([7, 8, 9])));
     assert!(fitted.pixels().all(|p| *p == Rgb([7, 8, 9])));
 }
 
 #[test]
 fn every_shape_fits_without_leaving_the_image() {
-    // A box that rounding pushes outside would leave the result black.
+    // If rounding moved the box out of the image, the result would be black.
     for size in [7, 16, 32, 224] {
         for (width, height) in (1..60).flat_map(|w| [(w, 41), (w, 3), (w * 17 + 5, 97), (201, w)]) {
             let white = RgbImage::from_pixel(width, height, Rgb([255; 3]));

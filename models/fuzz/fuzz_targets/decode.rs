@@ -1,5 +1,5 @@
-//! Bytes -> header -> pixels -> the network's input: whatever the bytes, no crash, no hang, bounded memory, and pixels
-//! exactly where the header was within the limits.
+//! Bytes -> header -> pixels -> the network's input.  For any bytes there must be no crash, no hang and bounded memory;
+//! pixels exist exactly if the header is within the limits.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -7,7 +7,7 @@ use macrl_bundle::config::Config;
 use macrl_bundle::decode::{DecodeLimits, announced_pixels, decode};
 use macrl_bundle::preprocess::Preprocess;
 
-// A decoder's panic is caught and becomes an error, as in the server: the fuzzer's own hook, which aborts, is taken out.
+// decode() turns a decoder's panic into an error.  libFuzzer's panic hook would abort before that, so it is removed.
 fuzz_target!(init: { let _ = std::panic::take_hook(); }, |bytes: &[u8]| {
     let limits = DecodeLimits { max_pixels: 1 << 20, max_edge: 65_535, max_alloc: 64 << 20 };
     let announced = announced_pixels(bytes);

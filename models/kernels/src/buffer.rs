@@ -1,6 +1,6 @@
-//! Working memory that is used again: a step needs the same buffers as the step before.
+//! A pool of `f32` buffers: each training step reuses the buffers of the step before.
 //!
-//! Fresh pages from the system must be zeroed and mapped one fault at a time, which costs more than much of the
+//! The operating system zeroes fresh pages and maps them one page fault at a time, which costs more than much of the
 //! arithmetic done in them.
 
 use std::collections::HashMap;
@@ -11,22 +11,22 @@ type Pool = HashMap<usize, Vec<Vec<f32>>>;
 
 fn pool() -> MutexGuard<'static, Pool> {
     static POOL: OnceLock<Mutex<Pool>> = OnceLock::new();
-    // A thread that panicked while it held the lock has left a valid list behind.
+    // A thread that panicked while it held the lock left a valid list behind.
     POOL.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// `len` values that go back to the pool when dropped.
+/// A buffer of `f32` values that returns to the pool when it is dropped.
 #[derive(Debug, Default)]
 pub struct Buffer(Vec<f32>);
 
 impl Buffer {
-    /// A buffer with arbitrary (old) contents: for results that are written whole.
+    /// A buffer with arbitrary (old) contents, for results that are written in full.
     pub fn dirty(len: usize) -> Self {
         let old = pool().get_mut(&len).and_then(Vec::pop);
         Buffer(old.unwrap_or_else(|| vec![0.0; len]))
     }
 
-    /// A buffer of zeros: for sums.
+    /// A buffer of zeros, for sums.
     pub fn zeroed(len: usize) -> Self {
         let mut buffer = Self::dirty(len);
         buffer.fill(0.0);
@@ -56,7 +56,7 @@ impl Drop for Buffer {
     }
 }
 
-/// Gives all unused buffers back to the system: after training, before something else needs the memory.
+/// Returns all unused buffers to the operating system, for example after training.
 pub fn release() {
     pool().clear();
 }

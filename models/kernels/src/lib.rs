@@ -1,7 +1,7 @@
-//! Arithmetic on plain slices: vectorised loops, matrix products, working memory that is used again, random numbers, and
-//! vectors drawn in two dimensions.
+//! Arithmetic on plain slices: vectorised loops, matrix products, a buffer pool, random numbers, and a projection to
+//! two dimensions.
 //!
-//! Nothing here knows tensors or files.
+//! This crate knows neither tensors nor files.
 
 pub mod buffer;
 pub mod matmul;
@@ -9,6 +9,6 @@ pub mod projection;
 pub mod rng;
 pub mod simd;
 
-pub use matmul::{Mat, Threads, matmul};
+pub use matmul::{MatrixView, Threads, matmul};
 pub use projection::{Projection, project};
 pub use rng::Rng;

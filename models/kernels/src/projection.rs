@@ -1,20 +1,20 @@
-//! Vectors in two dimensions: their principal components.
+//! Projection of vectors to two dimensions by their principal components, for scatter plots.
 
-use crate::matmul::{Mat, Threads, matmul};
+use crate::matmul::{MatrixView, Threads, matmul};
 
-/// Where vectors lie in the plane.
+/// Vectors projected to the plane.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Projection {
-    /// (n, 2), both coordinates by one scale and in [-1, 1].
+    /// Coordinates (n, 2) in [-1, 1]; both axes have the same scale.
     pub points: Vec<[f32; 2]>,
     /// Share of the variance along each axis.
     pub explained: [f32; 2],
 }
 
-/// The plane in which the vectors vary most, for drawing.
+/// Projects vectors to the plane of largest variance.
 ///
 /// # Shapes
-/// `vectors` (n, D).
+/// `vectors` (n, D), flat; D is `dim`.
 ///
 /// # Examples
 /// ```
@@ -24,14 +24,14 @@ pub struct Projection {
 /// assert!((drawn.points[1][0]).abs() < 1e-3);
 /// ```
 pub fn project(vectors: &[f32], dim: usize) -> Projection {
-    let (places, explained) = principal_components(vectors, dim);
-    Projection { points: fit(&places), explained: explained.map(|share| share as f32) }
+    let (coordinates, explained) = principal_components(vectors, dim);
+    Projection { points: fit(&coordinates), explained: explained.map(|share| share as f32) }
 }
 
 /// Coordinates (n, 2) along the two directions of largest variance, and the share of the variance in each.
 ///
 /// # Shapes
-/// `vectors` (n, D).
+/// `vectors` (n, D), flat; D is `dim`.
 pub fn principal_components(vectors: &[f32], dim: usize) -> (Vec<[f64; 2]>, [f64; 2]) {
     if dim == 0 || vectors.is_empty() {
         return (Vec::new(), [0.0; 2]);
@@ -43,7 +43,7 @@ pub fn principal_components(vectors: &[f32], dim: usize) -> (Vec<[f64; 2]>, [f64
     vectors.chunks_exact(dim).for_each(|row| mean.iter_mut().zip(row).for_each(|(m, x)| *m += share(x)));
     centred.chunks_exact_mut(dim).for_each(|row| row.iter_mut().zip(&mean).for_each(|(x, m)| *x -= *m as f32));
     let mut covariance = vec![0f32; dim * dim];
-    let rows = Mat::new(&centred, n, dim);
+    let rows = MatrixView::new(&centred, n, dim);
     matmul(rows.t(), rows, 1.0 / n as f32, false, &mut covariance, dim, Threads::One);
     let covariance: Vec<f64> = covariance.into_iter().map(f64::from).collect();
     let total: f64 = (0..dim).map(|i| covariance[i * dim + i]).sum();
@@ -52,25 +52,25 @@ pub fn principal_components(vectors: &[f32], dim: usize) -> (Vec<[f64; 2]>, [f64
     let axes = [first, second];
     let explained = [0, 1].map(|a| dot(&axes[a], &product(&covariance, &axes[a])) / total.max(1e-30));
     let along = |row: &[f32], axis: &[f64]| row.iter().zip(axis).map(|(x, a)| f64::from(*x) * a).sum::<f64>();
-    let places = centred.chunks_exact(dim).map(|row| [0, 1].map(|a| along(row, &axes[a]))).collect();
-    (places, explained)
+    let coordinates = centred.chunks_exact(dim).map(|row| [0, 1].map(|a| along(row, &axes[a]))).collect();
+    (coordinates, explained)
 }
 
-/// Into [-1, 1], both axes by the same factor.
-fn fit(places: &[[f64; 2]]) -> Vec<[f32; 2]> {
+/// Shifts and scales the coordinates into [-1, 1], both axes by the same factor.
+fn fit(coordinates: &[[f64; 2]]) -> Vec<[f32; 2]> {
     let ends = [0, 1].map(|axis| {
-        let values = places.iter().map(|p| p[axis]);
+        let values = coordinates.iter().map(|p| p[axis]);
         (values.clone().fold(f64::INFINITY, f64::min), values.fold(f64::NEG_INFINITY, f64::max))
     });
     let half = ends.iter().map(|(low, high)| (high - low) / 2.0).fold(1e-12, f64::max);
-    let place = |p: &[f64; 2]| [0, 1].map(|a| ((p[a] - (ends[a].0 + ends[a].1) / 2.0) / half) as f32);
-    places.iter().map(place).collect()
+    let scaled = |p: &[f64; 2]| [0, 1].map(|a| ((p[a] - (ends[a].0 + ends[a].1) / 2.0) / half) as f32);
+    coordinates.iter().map(scaled).collect()
 }
 
 /// The eigenvector of the largest eigenvalue among those orthogonal to `against`, by power iteration; its largest
 /// coordinate is positive.
 fn dominant(matrix: &[f64], dim: usize, against: Option<&[f64]>) -> Vec<f64> {
-    // No direction of real features is exactly orthogonal to this start.
+    // Features of a real encoder are never exactly orthogonal to this start vector.
     let mut v: Vec<f64> = (0..dim).map(|i| 1.0 + (i as f64 * 0.7).sin()).collect();
     for _ in 0..500 {
         v = product(matrix, &v);

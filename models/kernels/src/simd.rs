@@ -1,11 +1,11 @@
-//! Code that the compiler vectorises, compiled three times and chosen at run time.
+//! Loops that the compiler vectorises, compiled for three instruction sets and chosen at run time.
 //!
-//! A portable build knows only SSE2.  [`vectorised!`](crate::vectorised) compiles a function's body for AVX-512,
-//! for AVX2 with FMA, and for the baseline, and picks by what the processor offers.  Inside the body `FMA` says
-//! whether a fused multiply-add is an instruction: where it is not, `f32::mul_add` would be a call into the C
+//! A portable build uses SSE2 only.  [`vectorised!`](crate::vectorised) compiles a function's body for AVX-512, for
+//! AVX2 with FMA, and for the baseline, and calls the best version that the processor supports.  Inside the body, `FMA`
+//! says whether the processor has a fused multiply-add instruction.  Without one, `f32::mul_add` would call the C
 //! library, so [`fma`] multiplies and adds instead.
 
-/// Compiles `fn name(args) -> ret { body }` for each instruction set; the body may use `FMA` as a const argument.
+/// Compiles `fn name(args) -> ret { body }` for each instruction set; the body can use `FMA` as a const argument.
 #[macro_export]
 macro_rules! vectorised {
     ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
@@ -34,14 +34,14 @@ macro_rules! vectorised {
     };
 }
 
-/// What the processor offers.
+/// Instruction sets that [`vectorised!`](crate::vectorised) compiles for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Level {
     /// AVX-512 F, VL, DQ, BW.
     Avx512,
-    /// AVX2 and FMA.
+    /// AVX2 with FMA.
     Avx2,
-    /// What every processor of the architecture has.
+    /// The instructions that every processor of the architecture has.
     Baseline,
 }
 
@@ -50,7 +50,7 @@ pub enum Level {
 pub fn level() -> Level {
     #[cfg(target_arch = "x86_64")]
     {
-        // The macro caches its answer; each is one load and a test.
+        // `is_x86_feature_detected!` caches its answer; each call is one load and one test.
         if is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512vl")
             && is_x86_feature_detected!("avx512dq")
@@ -65,7 +65,7 @@ pub fn level() -> Level {
     Level::Baseline
 }
 
-/// `a * b + c`, in one instruction where there is one.
+/// `a * b + c`, as one instruction if `FMA`.
 #[inline(always)]
 pub fn fma<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FMA { a.mul_add(b, c) } else { a * b + c }
@@ -76,7 +76,7 @@ pub fn fma<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
 /// Cody-Waite range reduction and the Taylor polynomial of degree 7 on [-ln2/2, ln2/2].
 #[inline(always)]
 pub fn exp<const FMA: bool>(x: f32) -> f32 {
-    // Comparisons rather than f32::max/min: those would swallow a NaN that must reach the loss.
+    // Comparisons instead of f32::max and f32::min, which would drop a NaN that must reach the loss.
     let x = if x < -87.0 { -87.0 } else { x };
     let x = if x > 88.0 { 88.0 } else { x };
     // Adding 1.5 * 2^23 leaves the nearest integer in the low bits.
@@ -95,10 +95,10 @@ pub fn exp<const FMA: bool>(x: f32) -> f32 {
     p * scale
 }
 
-/// Accumulators of a reduction: enough for two AVX-512 registers, so that additions overlap.
+/// Number of accumulators in a reduction: two AVX-512 registers, so that additions overlap.
 pub const LANES: usize = 32;
 
-/// Sum of `f` over the indexes of a slice of length `n`, in a fixed order.
+/// The sum of `f(i)` for `i` in 0..n, added in a fixed order.
 #[inline(always)]
 pub fn reduce(n: usize, f: impl Fn(usize) -> f32) -> f32 {
     let mut lanes = [0f32; LANES];
@@ -124,7 +124,7 @@ pub fn reduce(n: usize, f: impl Fn(usize) -> f32) -> f32 {
     total
 }
 
-/// The largest of `x`, negative infinity where it is empty; a NaN may be passed over, for the caller to meet later.
+/// The largest value of `x`; negative infinity if `x` is empty.  NaN may be ignored: the caller's next step meets it.
 #[inline(always)]
 pub fn largest(x: &[f32]) -> f32 {
     let larger = |a: f32, b: f32| if b > a { b } else { a };

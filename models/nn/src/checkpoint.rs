@@ -1,4 +1,4 @@
-//! Checkpoints as tensors; the file is [`macrl_bundle::checkpoint`]'s.
+//! Checkpoints as Candle tensors; the file format is in [`macrl_bundle::checkpoint`].
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -9,23 +9,23 @@ pub use macrl_bundle::checkpoint::CheckpointError;
 use macrl_bundle::checkpoint::{CheckpointFile, write};
 use macrl_bundle::config::Config;
 
-/// Named tensors, the run's configuration, and what else is to be remembered, as text.
+/// A checkpoint: named tensors, the run's configuration and its notes.
 #[derive(Debug)]
 pub struct Checkpoint {
     /// The run's resolved configuration.
     pub config: Config,
-    /// Counters and the like.
+    /// Other metadata: counters of the run, as text.
     pub notes: HashMap<String, String>,
     /// f32 and integer tensors by name.
     pub tensors: HashMap<String, Tensor>,
-    /// Where it was read from.
+    /// The path that the checkpoint was read from.
     pub path: PathBuf,
 }
 
-/// Writes a checkpoint.
+/// Writes a checkpoint atomically.
 ///
 /// # Errors
-/// The file cannot be written; the old one is then as it was.
+/// [`CheckpointError::Io`]; an existing file is then unchanged.
 pub fn save(
     path: &Path,
     config: &Config,
@@ -35,10 +35,10 @@ pub fn save(
     write(path, config, notes, tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)))
 }
 
-/// A safetensors file's bytes.
+/// Serialises tensors to the bytes of a safetensors file.
 ///
 /// # Errors
-/// A dtype that safetensors does not have.
+/// A tensor has a dtype that safetensors does not support.
 pub fn to_bytes(tensors: &[(String, Tensor)], metadata: HashMap<String, String>) -> candle_core::Result<Vec<u8>> {
     let views = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor));
     safetensors::serialize(views, Some(metadata)).map_err(candle_core::Error::wrap)
@@ -47,7 +47,7 @@ pub fn to_bytes(tensors: &[(String, Tensor)], metadata: HashMap<String, String>)
 /// Reads and validates a checkpoint.
 ///
 /// # Errors
-/// Every [`CheckpointError`].
+/// [`CheckpointError`]: an unreadable or damaged file, or one without a valid configuration.
 pub fn load(path: &Path) -> Result<Checkpoint, CheckpointError> {
     let file = CheckpointFile::read(path)?;
     let mut tensors = HashMap::new();

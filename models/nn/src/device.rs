@@ -1,17 +1,17 @@
-//! `--device` of training and export: where Candle computes.  (The server's is ONNX Runtime's.)
+//! Opens the device that `--device` of training and export names.  (The server's device is ONNX Runtime's.)
 
 use candle_core::Device;
 use macrl_bundle::device::{Device as Choice, UnknownDevice};
 
-/// A GPU was asked for, and none works here.
+/// A GPU was requested, but none can be used.
 #[derive(Debug, thiserror::Error)]
 #[error("--device cuda: {0}")]
 pub struct NoGpu(String);
 
-/// The device, and its name for whoever wants to know what `auto` chose.
+/// Opens the device; also returns its name, which shows what `auto` chose.
 ///
 /// # Errors
-/// `cuda`, where this build has no GPU operators or no GPU works: why, in one line.
+/// `cuda` was requested, and this build has no GPU operators or no GPU works; the message is one line.
 pub fn open(choice: Choice) -> Result<(Device, String), NoGpu> {
     let cpu = || Ok((Device::Cpu, "CPU".to_string()));
     match choice {
@@ -21,10 +21,10 @@ pub fn open(choice: Choice) -> Result<(Device, String), NoGpu> {
     }
 }
 
-/// [`Choice`] from a command line.
+/// Parses a device choice from a command line.
 ///
 /// # Errors
-/// Another word, named.
+/// A message that names the unknown word.
 pub fn parse(text: &str) -> Result<Choice, String> {
     text.parse().map_err(|error: UnknownDevice| error.to_string())
 }

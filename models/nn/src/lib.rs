@@ -1,7 +1,7 @@
 //! The network: fused operators on the CPU and, with the feature `cuda`, on NVIDIA GPUs; parameters; the Vision
 //! Transformer; checkpoints as tensors.
 //!
-//! What only training computes (losses, optimisers, views) is in macrl-train.
+//! Losses, optimisers and views, which only training needs, are in macrl-train.
 //!
 //! Letters in shapes throughout: B batch, N patches, T tokens (1 + N), D width, H heads, P values in a patch,
 //! S image edge, C classes.

@@ -1,8 +1,8 @@
-//! Parameters in flat vectors: one vector per layer or block, with names and shapes for the outside
-//! ([`macrl_bundle::parameters`] lists them).
+//! Parameters in flat vectors: one vector per layer or block, with the names and shapes of
+//! [`macrl_bundle::parameters`].
 //!
-//! A fused operator takes all its parameters as one flat tensor; the optimiser, the moving average and a reduction
-//! over machines run over whole vectors.  Only checkpoints and exports see single parameters, under timm's names.
+//! A fused operator gets all of its parameters as one flat tensor; the optimiser and the moving average process whole
+//! vectors.  Only checkpoints and exports use single parameters, under timm's names.
 
 use std::collections::HashMap;
 
@@ -20,14 +20,14 @@ pub struct Group {
     on_device: Option<OnDevice>,
 }
 
-/// What a group on a GPU has besides its values; all are parts of vectors that hold every group.
+/// The GPU tensors of a group besides its values; each is a part of a vector that contains every group.
 #[derive(Debug, Clone)]
 pub struct OnDevice {
-    /// Where gradients are added up; `None`: it gets none.
+    /// The tensor that gradients are added to; `None` if the group is not trained.
     pub gradient: Option<Tensor>,
-    /// The values in bfloat16, where products take them so.
+    /// The values in bfloat16, if matrix products use them.
     pub half: Option<Tensor>,
-    /// A variable that makes Candle's `backward` reach the layer.
+    /// A variable through which Candle's `backward` reaches the layer; see `cuda::node`.
     pub anchor: Option<Tensor>,
 }
 
@@ -37,10 +37,10 @@ impl Group {
         Ok(Group { parameters: layout.parameters().to_vec(), values, on_device: None })
     }
 
-    /// Fresh values; each parameter's depend on the seed and its name only.
+    /// Initial values; those of a parameter depend only on the seed and the parameter's name.
     ///
     /// # Errors
-    /// Out of memory.
+    /// There is not enough memory.
     pub fn init(layout: &Layout, seed: u64) -> Result<Self> {
         let mut values = Vec::with_capacity(layout.values());
         for parameter in layout.parameters() {
@@ -61,10 +61,10 @@ impl Group {
         Group::new(layout, values)
     }
 
-    /// Values from named tensors, whose names carry `prefix` in front of the layout's.
+    /// Values from named tensors; `prefix` is put before the layout's names.
     ///
     /// # Errors
-    /// A missing tensor, or one of another shape: both named.
+    /// A tensor is missing or has another shape; the message names it.
     pub fn load(layout: &Layout, tensors: &HashMap<String, Tensor>, prefix: &str) -> Result<Self> {
         let mut values = Vec::with_capacity(layout.values());
         for parameter in layout.parameters() {
@@ -78,57 +78,57 @@ impl Group {
         Group::new(layout, values)
     }
 
-    /// The same parameters with their values on a GPU.
+    /// The same parameters, with values on a GPU.
     pub fn placed(self, values: Tensor, on_device: OnDevice) -> Self {
         Group { values, on_device: Some(on_device), ..self }
     }
 
-    /// The same parameters with other values on the CPU.
+    /// The same parameters, with other values on the CPU.
     pub fn placed_on_cpu(self, values: Tensor) -> Self {
         Group { values, on_device: None, ..self }
     }
 
-    /// Where it lies, if on a GPU.
+    /// The group's GPU tensors; `None` on the CPU.
     pub fn on_device(&self) -> Option<&OnDevice> {
         self.on_device.as_ref()
     }
 
-    /// The same memory, without gradients.
+    /// The same parameters in the same memory, without gradients.
     pub fn frozen(&self) -> Group {
         let on_device = self.on_device.clone().map(|place| OnDevice { gradient: None, anchor: None, ..place });
         Group { values: self.values.detach(), on_device, ..self.clone() }
     }
 
-    /// The flat vector.
+    /// All values as one flat tensor.
     pub fn values(&self) -> &Tensor {
         &self.values
     }
 
-    /// The parameters in order.
+    /// Names, shapes and ranges of the parameters, in order.
     pub fn parameters(&self) -> &[Parameter] {
         &self.parameters
     }
 
-    /// The same values as a variable: gradients reach them, updates in place are seen by all clones.
+    /// The same values as a variable: it receives gradients, and all clones see its in-place updates.
     ///
     /// # Errors
-    /// Candle's.
+    /// A failed Candle allocation or copy.
     pub fn trainable(self) -> Result<Group> {
         Ok(Group { values: Var::from_tensor(&self.values)?.as_tensor().clone(), ..self })
     }
 
-    /// A copy that shares no memory and gets no gradient.
+    /// A copy in memory of its own, without gradients.
     ///
     /// # Errors
-    /// Candle's.
+    /// A failed Candle allocation or copy.
     pub fn detached_copy(&self) -> Result<Group> {
         Ok(Group { parameters: self.parameters.clone(), values: self.values.copy()?.detach(), on_device: None })
     }
 
-    /// Each parameter under its name in its own shape, copied.
+    /// A copy of each parameter in its own shape, with its name.
     ///
     /// # Errors
-    /// Candle's.
+    /// A failed copy from the GPU or a failed Candle allocation.
     pub fn named(&self) -> Result<Vec<(String, Tensor)>> {
         with_values(&self.values, |values| {
             let tensor = |p: &Parameter| {

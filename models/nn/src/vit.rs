@@ -1,5 +1,4 @@
-//! The encoder: a Vision Transformer (arXiv 2010.11929) that can leave out removed patches, as in MAE
-//! (arXiv 2111.06377).
+//! The encoder: a Vision Transformer (arXiv 2010.11929) that can skip removed patches, as in MAE (arXiv 2111.06377).
 //!
 //! Patch embedding, class token, fixed 2-D sine-cosine positions, pre-norm blocks, final norm.
 
@@ -12,10 +11,10 @@ use macrl_bundle::parameters::EncoderLayout;
 
 use crate::ops::attention::Heads;
 use crate::ops::block::Block;
-use crate::ops::tokens::{Kept, Positions, Seen, Tokens, embed};
+use crate::ops::tokens::{Kept, Positions, Tokens, VisiblePatches, embed};
 use crate::params::{Group, Layout};
 
-/// A stack of blocks of one width; encoder and decoder both have one.
+/// A stack of transformer blocks of equal width; encoder and decoder each have one.
 #[derive(Debug, Clone)]
 pub struct Blocks {
     /// One group of parameters per block.
@@ -26,24 +25,26 @@ pub struct Blocks {
 }
 
 impl Blocks {
-    /// A stack over groups made from [`macrl_bundle::parameters::blocks`].
+    /// A stack with parameter groups from [`macrl_bundle::parameters::blocks`].
     pub fn new(groups: Vec<Group>, heads: usize, width: usize, hidden: usize) -> Self {
         Blocks { groups, heads, width, hidden }
     }
 
-    /// The same stack with every group replaced.
+    /// Replaces every parameter group.
     ///
     /// # Errors
-    /// The first that `f` gives.
+    /// The first error of `f`.
     pub fn map(self, f: impl Fn(Group) -> Result<Group>) -> Result<Self> {
         Ok(Blocks { groups: self.groups.into_iter().map(f).collect::<Result<_>>()?, ..self })
     }
 
+    /// Applies all blocks.
+    ///
     /// # Shapes
-    /// Tokens (B, T, D) of each view.
+    /// Tokens and result (B, T, D) of each view.
     ///
     /// # Errors
-    /// A width that is not the stack's.
+    /// The tokens have another width than the stack.
     pub fn forward(&self, tokens: &Tokens) -> Result<Tokens> {
         let (heads, width, hidden) = (self.heads, self.width, self.hidden);
         tokens.blocks(&self.groups, |tokens| Block { at: Heads { tokens, heads, width }, hidden })
@@ -61,18 +62,18 @@ pub struct Encoder {
 }
 
 impl Encoder {
-    /// Fresh weights, a function of the seed alone.
+    /// Initial weights, which depend on the seed only.
     ///
     /// # Errors
-    /// Candle's.
+    /// A failed Candle allocation.
     pub fn init(config: &EncoderConfig, seed: u64) -> Result<Self> {
         Self::build(config, &|layout| Group::init(layout, seed))
     }
 
-    /// Weights under timm's names, with `prefix` in front of each (a training checkpoint: `encoder.`).
+    /// Weights from tensors with timm's names, each with `prefix` in front (`encoder.` in a training checkpoint).
     ///
     /// # Errors
-    /// A missing tensor, or one of another shape: both named.
+    /// A tensor is missing or has another shape; the message names it.
     pub fn from_tensors(config: &EncoderConfig, tensors: &HashMap<String, Tensor>, prefix: &str) -> Result<Self> {
         Self::build(config, &|layout| Group::load(layout, tensors, prefix))
     }
@@ -90,63 +91,63 @@ impl Encoder {
         })
     }
 
-    /// The geometry.
+    /// Geometry of the encoder, as configured.
     pub fn config(&self) -> &EncoderConfig {
         &self.config
     }
 
-    /// All parameters, in a fixed order.
+    /// All parameter groups: embedding, blocks, norm.
     pub fn groups(&self) -> Vec<&Group> {
         std::iter::once(&self.embed).chain(&self.blocks.groups).chain([&self.norm]).collect()
     }
 
-    /// The same encoder with every group replaced.
+    /// Replaces every parameter group.
     ///
     /// # Errors
-    /// The first that `f` gives.
+    /// The first error of `f`.
     pub fn map(self, f: impl Fn(Group) -> Result<Group>) -> Result<Self> {
         Ok(Encoder { embed: f(self.embed)?, blocks: self.blocks.map(&f)?, norm: f(self.norm)?, ..self })
     }
 
-    /// Every weight under timm's name.
+    /// All weights with timm's names.
     ///
     /// # Errors
-    /// Candle's.
+    /// A failed copy from the GPU or a failed Candle allocation.
     pub fn named(&self) -> Result<Vec<(String, Tensor)>> {
         self.groups().into_iter().map(Group::named).collect::<Result<Vec<_>>>().map(|named| named.concat())
     }
 
-    /// Encodes kept patches only, of one or two views of a batch side by side.
+    /// Encodes the kept patches of one or more views of a batch.
     ///
     /// # Shapes
     /// Patches (B, K, P) of each view, normalised pixels in (channel, row, column) order; the result (B, 1 + K, D) of
-    /// each view, normed.
+    /// each view, after the final norm.
     ///
     /// # Errors
-    /// Shapes that do not fit.
-    pub fn forward(&self, views: &[&Seen]) -> Result<Tokens> {
+    /// The shapes of the views and the configuration do not match.
+    pub fn forward(&self, views: &[&VisiblePatches]) -> Result<Tokens> {
         let tokens = embed(views, &self.embed, &self.positions)?;
         self.blocks.forward(&tokens)?.norm(&self.norm)
     }
 
-    /// Encodes whole images: what evaluation and serving compute.
+    /// Encodes whole images, as evaluation and the server do.
     ///
     /// # Shapes
     /// `pixels` (B, 3, S, S) normalised; the result, last_hidden_state, (B, 1 + N, D).
     ///
     /// # Errors
-    /// Another image size than the configuration's.
+    /// The images do not have the configuration's size.
     pub fn forward_pixels(&self, pixels: &Tensor) -> Result<Tensor> {
         self.encode(pixels)?.single()
     }
 
-    /// What stands for each of whole images.
+    /// One feature for each whole image.
     ///
     /// # Shapes
     /// `pixels` as in [`Encoder::forward_pixels`]; the result (B, D).
     ///
     /// # Errors
-    /// As [`Encoder::forward_pixels`].
+    /// The images do not have the configuration's size.
     pub fn features(&self, pixels: &Tensor, pooling: Pooling) -> Result<Tensor> {
         self.encode(pixels)?.pool(0, pooling)
     }
@@ -165,22 +166,22 @@ impl Encoder {
         self.forward(&[&view])
     }
 
-    /// All patches of images, where the weights are.
-    fn whole(&self, patches: &[f32], shape: (usize, usize, usize), kept: Vec<u32>) -> Result<Seen> {
+    /// All patches of images, on the device of the weights.
+    fn whole(&self, patches: &[f32], shape: (usize, usize, usize), kept: Vec<u32>) -> Result<VisiblePatches> {
         #[cfg(feature = "cuda")]
         if let Some(place) = self.embed.on_device() {
             let device = self.embed.values().device();
             let real = if place.half.is_some() { crate::cuda::Real::Bf16 } else { crate::cuda::Real::F32 };
             let kept = Tensor::from_vec(kept, (shape.0, shape.1), device)?;
             let patches = crate::cuda::memory::upload(device, real, patches, shape)?;
-            return Ok(Seen { patches, kept: Kept::Device { sources: kept.clone(), kept } });
+            return Ok(VisiblePatches { patches, kept: Kept::Device { sources: kept.clone(), kept } });
         }
         let patches = Tensor::from_slice(patches, shape, &Device::Cpu)?;
-        Ok(Seen { patches, kept: Kept::Host(Arc::new(kept)) })
+        Ok(VisiblePatches { patches, kept: Kept::Host(Arc::new(kept)) })
     }
 }
 
-/// Cuts images into patches, row by row over the grid.
+/// Divides images into patches, row by row over the grid.
 ///
 /// # Shapes
 /// `pixels` (B, 3, S, S), the result (B, N, P) with P in (channel, row, column) order.
@@ -198,8 +199,8 @@ pub fn patchify(pixels: &[f32], size: usize, patch: usize) -> Vec<f32> {
     out
 }
 
-/// Fixed 2-D sine-cosine positions, as MAE has them: half of the width for the column, half for the row, each half
-/// sines then cosines of frequencies 10000^(-4 i / D).  Row 0 is the class token's and zero.
+/// Fixed 2-D sine-cosine positions, as in MAE: one half of the width encodes the column, the other the row; each half
+/// contains sines, then cosines, of the frequencies 10000^(-4 i / D).  Row 0 belongs to the class token and is zero.
 ///
 /// # Shapes
 /// The result (1 + grid^2, `width`), flat.

@@ -1,6 +1,6 @@
-//! The fused operators against PyTorch 2.15 (float64), finite differences and a plain Candle composition.
+//! Compares the fused operators with PyTorch 2.15 (float64), finite differences and a composition of Candle operators.
 //!
-//! Inputs come from a formula that both sides can compute.  Large results are compared through one weighted sum:
+//! Inputs come from a formula that both sides compute.  Large results are compared by one weighted sum:
 //!
 //! ```python
 //! def wave(n, phase, scale=1.0): return scale * torch.sin(torch.arange(n) * 0.7 + phase)
@@ -42,7 +42,7 @@ fn close(got: &[f32], expected: &[f64], tolerance: f64) {
     }
 }
 
-/// sum(y * wave(., 0.5)): a scalar whose gradient differs from place to place.
+/// sum(y * wave(., 0.5)): a scalar whose gradient has another value at each position.
 fn objective(y: &Tensor) -> Result<Tensor> {
     let weights = Tensor::from_vec(wave(y.elem_count(), 0.5, 1.0), y.shape(), &Device::Cpu)?;
     (y * weights)?.sum_all()
@@ -52,7 +52,7 @@ fn block_at(tokens: usize, width: usize, heads: usize, hidden: usize) -> Block {
     Block { at: Heads { tokens, heads, width }, hidden }
 }
 
-/// Parameter i is wave(n, i, 0.3); the two norms' weights around 1.
+/// Parameter i is wave(n, i, 0.3); the weights of the two norms are that plus 1.
 fn block_parameters(block: &Block) -> Vec<f32> {
     let mut out = Vec::new();
     for (i, parameter) in block.layout().parameters().iter().enumerate() {
@@ -123,7 +123,7 @@ fn block_agrees_with_pytorch() {
     }
 }
 
-/// The same block from Candle's basic operations, with Candle's own gradients.
+/// The same block from Candle's basic operations, with Candle's gradients.
 fn plain_block(block: Block, x: &Tensor, flat: &Tensor) -> Result<Tensor> {
     let (b, t, d) = x.dims3()?;
     let h = block.at.heads;
@@ -167,7 +167,7 @@ fn block_agrees_with_the_plain_composition() {
     }
 }
 
-/// Central differences of `f` at every `stride`-th place of `x`, against `gradient`.
+/// Compares `gradient` with central differences of `f` at every `stride`-th position of `x`.
 fn finite_differences(x: &[f32], gradient: &[f32], stride: usize, f: impl Fn(&[f32]) -> f64) {
     const H: f32 = 1e-2;
     for i in (0..x.len()).step_by(stride) {
@@ -178,7 +178,7 @@ fn finite_differences(x: &[f32], gradient: &[f32], stride: usize, f: impl Fn(&[f
         };
         let slope = (at(H) - at(-H)) / f64::from(2.0 * H);
         let got = f64::from(gradient[i]);
-        assert!((slope - got).abs() < 2e-2 * slope.abs().max(1.0), "place {i}: slope {slope}, gradient {got}");
+        assert!((slope - got).abs() < 2e-2 * slope.abs().max(1.0), "position {i}: slope {slope}, gradient {got}");
     }
 }
 
@@ -264,7 +264,7 @@ fn embedding_agrees_with_pytorch() {
     close(&got, &[1.9257004, 1.8699971, 0.3270158, -2.1683418], 2e-5);
 }
 
-/// Decoder tokens: `t = F.linear(x, w, b)`; the mask token scattered over by `t[:, 1:]` at kept, + pos; D = 8, E = 4.
+/// Decoder tokens: `t = F.linear(x, w, b)`; mask tokens, overwritten by `t[:, 1:]` at kept, + pos; D = 8, E = 4.
 #[test]
 fn filling_agrees_with_pytorch() {
     let kept = Arc::new(vec![0, 2, 1, 3]);
@@ -291,7 +291,7 @@ fn normalisation_agrees_with_pytorch() {
     close(&flat(gradients.get(&x).unwrap()), &expected, 2e-6);
 }
 
-/// `get_2d_sincos_pos_embed(8, 2)` of facebookresearch/mae, whose grid has the column first.
+/// `get_2d_sincos_pos_embed(8, 2)` of facebookresearch/mae, whose grid lists the column first.
 #[test]
 fn positions_agree_with_mae() {
     let (s, t, c, u) = (0.841471, 0.0099998, 0.5403023, 0.99995);
@@ -301,7 +301,7 @@ fn positions_agree_with_mae() {
     close(&positions(2, 8), &expected, 1e-6);
 }
 
-/// Sums must not depend on how many threads there are.
+/// The sums in the operators must not depend on the number of threads.
 #[test]
 fn results_do_not_depend_on_the_number_of_threads() {
     let block = block_at(17, 24, 3, 96);

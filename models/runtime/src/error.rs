@@ -1,43 +1,34 @@
-//! What can keep a session from opening.
+//! Why a session could not be opened.
 
-/// Why there is no session.
+/// Why ONNX Runtime or a session on it is not available.
 #[derive(Debug, Clone, thiserror::Error)]
+#[allow(missing_docs, reason = "each variant's message shows its fields")]
 pub enum RuntimeError {
-    /// No library anywhere.
+    /// No ONNX Runtime library was found.
     #[error(
         "ONNX Runtime's library (libonnxruntime.so, 1.{minor} or later) was not found{looked}; \
          `make setup` fetches it, or set ORT_DYLIB_PATH to it",
         minor = ort::MINOR_VERSION
     )]
     NotFound {
-        /// What was found and did not load, if anything.
+        /// Libraries that were found but did not load; empty if there are none.
         looked: String,
     },
-    /// The file that the user named does not load.
+    /// The library that `ORT_DYLIB_PATH` names does not load.
     #[error("ORT_DYLIB_PATH={path} is not a usable ONNX Runtime library: {cause}; unset it, or run `make setup`")]
-    Named {
-        /// The variable's value.
-        path: String,
-        /// What the loader said.
-        cause: String,
-    },
-    /// The library is there and refuses to start.
+    Named { path: String, cause: String },
+    /// The library was loaded, but its environment could not be created.
     #[error("ONNX Runtime does not start: {0}")]
     Start(String),
-    /// CUDA was asked for and is not to be had.
-    #[error("CUDA was asked for, but ONNX Runtime cannot use it: {0}; use --device cpu, or `make setup ORT=gpu`")]
+    /// CUDA was requested but is not available.
+    #[error("CUDA was requested, but ONNX Runtime cannot use it: {0}; use --device cpu, or `make setup ORT=gpu`")]
     Cuda(String),
-    /// The model is not one that ONNX Runtime loads.
+    /// ONNX Runtime cannot load the model file.
     #[error("{path} is not a model that ONNX Runtime loads: {cause}")]
-    Model {
-        /// The file.
-        path: String,
-        /// What ONNX Runtime said.
-        cause: String,
-    },
+    Model { path: String, cause: String },
 }
 
-/// What ONNX Runtime said, without its line breaks.
+/// ONNX Runtime's message without line breaks.
 pub(crate) fn one_line(error: &dyn std::fmt::Display) -> String {
     error.to_string().split_whitespace().collect::<Vec<_>>().join(" ")
 }

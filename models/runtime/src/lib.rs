@@ -1,6 +1,6 @@
-//! ONNX Runtime: found and loaded at run time, so that one binary serves on a CPU or on CUDA by the library it finds.
+//! ONNX Runtime, found and loaded at run time: the same binary runs on the CPU or with CUDA, depending on the library.
 //!
-//! `ort` panics where its library is missing; everything here goes through [`load`], which does not.
+//! `ort` panics if its library is missing.  Everything here goes through [`load`], which returns an error instead.
 //!
 //! ```no_run
 //! use macrl_runtime::{Device, SessionOptions, session};

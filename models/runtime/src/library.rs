@@ -1,4 +1,4 @@
-//! Finding and loading the library.
+//! Finds and loads the ONNX Runtime library.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,14 +13,14 @@ struct Runtime {
     path: PathBuf,
 }
 
-/// Held for the life of the process: `ort` keeps only a weak reference and allows one environment.
+/// Kept until the process ends: `ort` holds only a weak reference and allows one environment.
 static RUNTIME: Mutex<Option<Runtime>> = Mutex::new(None);
 
 /// Finds and loads ONNX Runtime once; later calls return the same environment.
 ///
-/// Looked for in this order: the environment variable `ORT_DYLIB_PATH` (a file, or a folder that holds one); beside the
-/// executable; `.deps/` in the working directory, the executable's folder or an ancestor of either; an installed Python
-/// `onnxruntime`.
+/// Searched in this order: the environment variable `ORT_DYLIB_PATH` (a file, or a folder that contains one); the
+/// executable's folder; `.deps/` in the working directory, the executable's folder, or a parent of either; an installed
+/// Python package `onnxruntime`.
 ///
 /// # Errors
 /// [`RuntimeError::NotFound`], [`RuntimeError::Named`] or [`RuntimeError::Start`].
@@ -39,7 +39,7 @@ pub fn load() -> Result<Environment, RuntimeError> {
     Ok(environment)
 }
 
-/// The library that [`load`] loaded.
+/// Path of the library that [`load`] loaded; `None` before that.
 pub fn library_path() -> Option<PathBuf> {
     RUNTIME.lock().unwrap_or_else(|e| e.into_inner()).as_ref().map(|r| r.path.clone())
 }
@@ -69,7 +69,7 @@ fn load_first() -> Result<Found, RuntimeError> {
     Err(RuntimeError::NotFound { looked })
 }
 
-/// Places in the order of [`load`]'s documentation; Python is only asked when all others are exhausted.
+/// Candidate paths in the order that [`load`] documents; Python is asked only if all others fail.
 fn candidates() -> impl Iterator<Item = PathBuf> {
     let executable = std::env::current_exe().ok().and_then(|e| Some(e.parent()?.to_path_buf()));
     let working = std::env::current_dir().ok();
@@ -87,7 +87,7 @@ fn is_library(path: &Path) -> bool {
     name.starts_with("libonnxruntime.so") || name == "libonnxruntime.dylib" || name == "onnxruntime.dll"
 }
 
-/// The library directly in `dir`; the shortest name is the one without a version.
+/// The library directly in `dir`.  Of several names the shortest is chosen: the one without a version.
 fn library_in(dir: &Path) -> Option<PathBuf> {
     let entries = std::fs::read_dir(dir).ok()?.filter_map(|e| Some(e.ok()?.path()));
     entries.filter(|p| is_library(p) && p.is_file()).min_by_key(|p| p.as_os_str().len())
@@ -106,7 +106,7 @@ fn find_below(dir: &Path, depth: usize) -> Option<PathBuf> {
     folders.iter().find_map(|folder| find_below(folder, depth - 1))
 }
 
-/// Asks Python where its `onnxruntime` is, without importing it.
+/// Asks Python for the folder of its `onnxruntime` package, without importing the package.
 fn python_library() -> Option<PathBuf> {
     let script = "import importlib.util as u; s = u.find_spec('onnxruntime'); print(s.submodule_search_locations[0] if s else '')";
     let output = Command::new("python3").args(["-c", script]).output().ok()?;

@@ -1,4 +1,4 @@
-//! Opening a model file on a CPU or on CUDA.
+//! Opens a model file on the CPU or on CUDA.
 
 use std::path::Path;
 
@@ -15,34 +15,34 @@ use crate::weights::SharedWeights;
 /// How a session is built.
 #[derive(Clone, Default)]
 pub struct SessionOptions<'a> {
-    /// Where it runs.
+    /// Requested device.
     pub device: Device,
-    /// Threads within an operator; 0: ONNX Runtime's choice (one per physical core).
+    /// Threads within an operator; 0 lets ONNX Runtime choose (one per physical core).
     pub threads: usize,
-    /// Whether those threads spin while they wait (lower latency, busy cores).
+    /// Whether idle threads spin: lower latency, but busy cores.
     pub spin: bool,
-    /// The model's weights, where several sessions of it share them; on a CPU only.
+    /// Weights of the model that several sessions share; used on the CPU only.
     pub weights: Option<&'a SharedWeights>,
 }
 
-/// A session and where it really runs: `cpu` or `cuda`.
+/// An open session and the device that it runs on.
 pub struct Loaded {
-    /// `run` needs `&mut`: one caller at a time.
+    /// `run` needs `&mut`, so one caller at a time can use it.
     pub session: Session,
-    /// The execution provider in use.
+    /// The device in use, `cpu` or `cuda`.
     pub device: &'static str,
-    /// Why `auto` did not take CUDA, where the library offers it.
+    /// Why `auto` did not choose CUDA although the library supports it.
     pub fallback: Option<String>,
 }
 
-/// Rewritings of a graph that cost time: on a CPU the sum and the norm of a residual in one node take ten times as long as
-/// in two (3 % of a small encoder's time, ONNX Runtime 1.31).
+/// Graph optimisations that slow the encoder down.  On a CPU the fused node for residual sum and normalisation takes
+/// ten times as long as two separate nodes (3 % of a small encoder's time, ONNX Runtime 1.31).
 const SLOWER_ON_CPU: &str = "SkipLayerNormFusion";
 
-/// Opens a model file.
+/// Opens a model file as a session.
 ///
 /// # Errors
-/// Those of [`load`], [`RuntimeError::Cuda`] where CUDA was asked for, [`RuntimeError::Model`].
+/// Those of [`load`]; [`RuntimeError::Cuda`] if CUDA was requested and is not available; [`RuntimeError::Model`].
 pub fn session(model: &Path, options: &SessionOptions) -> Result<Loaded, RuntimeError> {
     let environment = load()?;
     let mut fallback = None;
@@ -65,10 +65,10 @@ pub fn session(model: &Path, options: &SessionOptions) -> Result<Loaded, Runtime
 
 fn cuda_session(environment: &Environment, model: &Path, options: &SessionOptions) -> Result<Session, RuntimeError> {
     if !ep::CUDA::is_available().unwrap_or(false) {
-        return Err(RuntimeError::Cuda("the library found was built without it".into()));
+        return Err(RuntimeError::Cuda("this library was built without CUDA".into()));
     }
     builder(environment, options)
-        // Without error_on_failure a session silently runs on the CPU.
+        // Without error_on_failure, ONNX Runtime silently falls back to the CPU.
         .and_then(|b| Ok(b.with_execution_providers([ep::CUDA::default().build().error_on_failure()])?))
         .and_then(|mut b| b.commit_from_file(model))
         .map_err(|e| RuntimeError::Cuda(one_line(&e)))

@@ -1,4 +1,4 @@
-//! A model file's weights, held once for all sessions that run it.
+//! A model file's weights, loaded once and shared by all sessions of the model.
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -14,25 +14,25 @@ use prost::Message;
 use crate::error::RuntimeError;
 use crate::library::load;
 
-/// Smaller tensors are cheaper to copy than to share.
+/// Values of the smallest tensor that is shared; copying smaller ones is cheaper.
 const WORTH_SHARING: usize = 4096;
 
-/// The weights of one model file, and what ONNX Runtime makes of them for its matrix products.
+/// The weights of one model file, with ONNX Runtime's packed form of them for matrix products.
 ///
-/// ONNX Runtime shares the repacked form of those weights alone that every session is handed from outside; those it reads
-/// from the file, and those it makes of halves in the file, each session holds for itself.
+/// ONNX Runtime shares the packed form only of weights that are passed to every session.  Each session packs its own
+/// copy of weights that it reads from the file or converts from float16.
 pub struct SharedWeights {
-    /// The model with wide weights in place of its halves; `None` where the file has no halves.
+    /// The model with float16 weights converted to float32; `None` if the file has no float16 weights.
     widened: Option<Vec<u8>>,
     initializers: Vec<(String, Arc<DynValue>)>,
     prepacked: PrepackedWeights,
 }
 
 impl SharedWeights {
-    /// Reads the weights of a model file that computes in 32 bits.
+    /// Reads the weights of a model file that computes in float32.
     ///
     /// # Errors
-    /// Those of [`load`]; [`RuntimeError::Model`] where the file is no ONNX model.
+    /// Those of [`load`]; [`RuntimeError::Model`] if the file is not an ONNX model.
     pub fn read(model: &Path) -> Result<Self, RuntimeError> {
         load()?;
         let fault = |cause: String| RuntimeError::Model { path: model.display().to_string(), cause };
@@ -48,7 +48,7 @@ impl SharedWeights {
         Ok(Self { widened, initializers, prepacked: PrepackedWeights::new() })
     }
 
-    /// Opens a session that shares the weights; `model` is the file that was read.
+    /// Opens a session that shares the weights; `model` is the file that they were read from.
     pub(crate) fn session(&self, builder: SessionBuilder, model: &Path) -> ort::Result<Session> {
         let mut builder = builder.with_prepacked_weights(&self.prepacked)?;
         for (name, value) in &self.initializers {
@@ -61,7 +61,7 @@ impl SharedWeights {
     }
 }
 
-/// The values of a tensor that is worth sharing: 32-bit, and within the file.
+/// The values of a float32 tensor that is large enough to share and stored in the model file itself.
 fn worth_sharing(tensor: &Constant) -> Option<Vec<f32>> {
     floats(tensor).filter(|values| values.len() >= WORTH_SHARING)
 }
@@ -72,15 +72,15 @@ fn floats(tensor: &Constant) -> Option<Vec<f32>> {
     whole.then(|| values.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
 }
 
-/// A constant of halves, widened.
+/// A float16 constant's values as float32.
 fn halves(tensor: &Constant) -> Option<Vec<f32>> {
     let whole = tensor.data_type == FLOAT16 && tensor.raw_data.len() == tensor.count()?.checked_mul(2)?;
     let (values, _) = tensor.raw_data.as_chunks();
     whole.then(|| values.iter().map(|bytes| f16::from_le_bytes(*bytes).to_f32()).collect())
 }
 
-/// Replaces every `Cast` of a constant of halves to 32 bits, and every product of such a constant with a number, by its
-/// result; says whether there were any.  ONNX Runtime would do it too, for every session anew.
+/// Folds constants as ONNX Runtime would for every session: replaces each `Cast` of a float16 constant to float32, and
+/// each product of such a constant with a scalar, by its result.  Returns whether any node was replaced.
 fn widen(graph: &mut Graph) -> bool {
     let mut constants: HashMap<String, Constant> =
         graph.initializer.drain(..).map(|tensor| (tensor.name.clone(), tensor)).collect();
@@ -97,7 +97,7 @@ fn widen(graph: &mut Graph) -> bool {
     graph.node.len() < before
 }
 
-/// What a node makes of constants.
+/// The result of a node whose arguments are constants; `None` if the node is not folded.
 fn folded(node: &Node, constants: &HashMap<String, Constant>) -> Option<Constant> {
     let wide = || node.attribute.iter().any(|a| a.name == "to" && a.i == Some(i64::from(FLOAT)));
     let values: Vec<f32> = match (node.op_type.as_str(), node.input.as_slice()) {

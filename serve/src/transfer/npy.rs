@@ -91,7 +91,7 @@ impl RowWriter for Writer {
         for (writer, (temporary, place)) in [&mut self.vectors, &mut self.lines].into_iter().zip(self.moves) {
             writer.flush()?;
             writer.get_ref().sync_all()?;
-            temporary.settle().with_context(|| format!("cannot write {}", place.display()))?;
+            temporary.persist().with_context(|| format!("cannot write {}", place.display()))?;
         }
         Ok(())
     }

@@ -82,7 +82,7 @@ impl RowWriter for Writer {
     fn finish(self: Box<Self>) -> Result<()> {
         let file = self.file.into_inner()?;
         file.sync_all()?;
-        self.temporary.settle().with_context(|| format!("cannot write {}", self.place.display()))
+        self.temporary.persist().with_context(|| format!("cannot write {}", self.place.display()))
     }
 }
 

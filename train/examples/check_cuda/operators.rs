@@ -10,7 +10,7 @@ use macrl_kernels::rng::Rng;
 use macrl_nn::cuda::{Real, memory};
 use macrl_nn::ops::attention::Heads;
 use macrl_nn::ops::block::Block;
-use macrl_nn::ops::tokens::{self, Kept, Positions, Seen, Tokens};
+use macrl_nn::ops::tokens::{self, Kept, Positions, Tokens, VisiblePatches};
 use macrl_nn::params::{Group, Init, Layout as Parameters};
 use macrl_train::cuda::bank::DeviceBank;
 use macrl_train::cuda::flat::Flat;
@@ -141,17 +141,18 @@ fn embedded(device: &Device, real: Real, images: usize, ks: [usize; 2], n: usize
     for (i, k) in ks.into_iter().enumerate() {
         let indices = kept(images, k, n, i as u64);
         let patches = noise(real, 20 + i as u64, images * k * p, 1.0);
-        cpu.push(Seen {
+        cpu.push(VisiblePatches {
             patches: Tensor::from_slice(&patches, (images, k, p), &Device::Cpu)?,
             kept: Kept::Host(Arc::new(indices.clone())),
         });
-        gpu.push(Seen {
+        gpu.push(VisiblePatches {
             patches: gpu_tensor(device, real, &patches, (images, k, p))?,
             kept: kept_on(device, &indices, images, n)?,
         });
         all.push(indices);
     }
-    let on = |views: &[Seen], group: &Group| tokens::embed(&views.iter().collect::<Vec<_>>(), group, &positions);
+    let on =
+        |views: &[VisiblePatches], group: &Group| tokens::embed(&views.iter().collect::<Vec<_>>(), group, &positions);
     let (cpu, gpu) = (on(&cpu, &sides.cpu[0])?, on(&gpu, &sides.gpu[0])?);
     Ok(Embedded { sides, cpu, gpu, kept: [all[0].clone(), all[1].clone()], images, n })
 }

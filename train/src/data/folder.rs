@@ -13,7 +13,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use image::RgbImage;
 use macrl_bundle::decode::{DecodeLimits, announced, decode};
-use macrl_bundle::folder::{Aside, LabelFrom, Layout, Split, Walk, arrange, text, walk};
+use macrl_bundle::folder::{Arrangement, Excluded, LabelFrom, Split, Walk, arrange, text, walk};
 use macrl_bundle::progress::Progress;
 use rayon::prelude::*;
 
@@ -43,13 +43,13 @@ pub fn read(dir: &Path, reading: &Reading) -> Result<Option<Splits>> {
     let parts = Parts::of(&layout, &found)?;
     let labels = parts.labels(&layout);
     let entries =
-        |split| interleaved(&found, &parts.of[&split], |i| layout.places[i].class.and_then(|c| labels.get(&c)));
+        |split| interleaved(&found, &parts.of[&split], |i| layout.assignments[i].class.and_then(|c| labels.get(&c)));
     let (train, test) = (entries(Split::Train), parts.held.map(entries));
     let classes = labels.keys().filter_map(|class| layout.classes.get(*class as usize).cloned()).collect();
     let mut splits = splits(train, test, classes, dir, reading)?;
     splits.notes = parts.notes;
     splits.left_out = parts.left_out;
-    splits.left_out.extend(layout.asides.iter().map(beside));
+    splits.left_out.extend(layout.excluded.iter().map(beside));
     splits.left_out.extend(said(&found));
     Ok(Some(splits))
 }
@@ -67,8 +67,8 @@ pub fn said(found: &Walk) -> Option<String> {
     (!found.summary.is_empty()).then(|| found.summary.to_string())
 }
 
-fn beside(aside: &Aside) -> String {
-    let Aside { folder, images } = aside;
+fn beside(excluded: &Excluded) -> String {
+    let Excluded { folder, images } = excluded;
     let images = count(*images, "image");
     match folder {
         Some(folder) => format!("{images} in {folder} (neither a split nor a class)"),
@@ -87,13 +87,13 @@ struct Parts {
 
 impl Parts {
     /// Evaluation uses the validation split, or else the test split; in either case only if it has a class that was trained on.
-    fn of(layout: &Layout, walked: &Walk) -> Result<Self> {
+    fn of(layout: &Arrangement, walked: &Walk) -> Result<Self> {
         let mut of: BTreeMap<Split, Vec<usize>> = BTreeMap::new();
-        for (number, place) in layout.places.iter().enumerate().filter(|(_, place)| !place.aside) {
+        for (number, place) in layout.assignments.iter().enumerate().filter(|(_, place)| !place.excluded) {
             of.entry(place.split.unwrap_or(Split::Train)).or_default().push(number);
         }
         let classes = |split: Split| -> BTreeSet<u32> {
-            of.get(&split).into_iter().flatten().filter_map(|i| layout.places[*i].class).collect()
+            of.get(&split).into_iter().flatten().filter_map(|i| layout.assignments[*i].class).collect()
         };
         let training = classes(Split::Train);
         if !of.contains_key(&Split::Train) {
@@ -128,10 +128,10 @@ impl Parts {
     }
 
     /// The label of each class that occurs, by its number in the layout.
-    fn labels(&self, layout: &Layout) -> BTreeMap<u32, u32> {
+    fn labels(&self, layout: &Arrangement) -> BTreeMap<u32, u32> {
         let used =
             [Some(Split::Train), self.held].into_iter().flatten().filter_map(|split| self.of.get(&split)).flatten();
-        let classes: BTreeSet<u32> = used.filter_map(|i| layout.places[*i].class).collect();
+        let classes: BTreeSet<u32> = used.filter_map(|i| layout.assignments[*i].class).collect();
         classes.into_iter().zip(0..).collect()
     }
 }

@@ -54,7 +54,7 @@ fn write_npy(path: &Path, kind: &str, shape: &str, values: impl Iterator<Item = 
             file.write_all(&value)?;
         }
         file.flush()?;
-        temporary.settle()
+        temporary.persist()
     };
     write().with_context(|| format!("cannot write {}", path.display()))
 }

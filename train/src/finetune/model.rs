@@ -8,7 +8,7 @@ use candle_core::Tensor;
 use macrl_bundle::config::{Config, Pooling};
 use macrl_bundle::preprocess::Preprocess;
 use macrl_nn::ops::graph;
-use macrl_nn::ops::tokens::{Kept, Seen};
+use macrl_nn::ops::tokens::{Kept, VisiblePatches};
 use macrl_nn::params::{Group, Layout};
 use macrl_nn::vit::Encoder;
 
@@ -89,7 +89,7 @@ impl Classifier {
         let config = self.encoder.config();
         let shape = (batch, config.patches(), config.patch_values());
         let patches = Tensor::from_slice(&view.patches, shape, self.head.values().device())?;
-        let seen = Seen { patches, kept: Kept::Host(Arc::new(view.kept.clone())) };
+        let seen = VisiblePatches { patches, kept: Kept::Host(Arc::new(view.kept.clone())) };
         let features = self.encoder.forward(&[&seen])?.pool(0, self.pooling)?;
         Ok(graph::linear(&features, self.head.values(), self.classes, false)?)
     }

@@ -6,7 +6,7 @@
 //! one, whichever epoch it is from: keys carry the index of their image.
 
 use candle_core::{Result, Tensor, bail};
-use macrl_kernels::matmul::{Mat, Threads, matmul};
+use macrl_kernels::matmul::{MatrixView, Threads, matmul};
 use macrl_kernels::simd::{exp, largest, reduce};
 use macrl_kernels::vectorised;
 use macrl_nn::ops::graph::{with_gradient, with_values};
@@ -109,8 +109,8 @@ pub fn info_nce(queries: &[f32], keys: Keys) -> (Contrast, Vec<f32>) {
     let (batch, bank, width) = (keys.images.len(), keys.bank_images.len(), keys.width);
     let columns = batch + bank;
     let mut cosines = vec![0f32; batch * columns];
-    let q = Mat::new(queries, batch, width);
-    let (k, m) = (Mat::new(keys.positives, batch, width), Mat::new(keys.bank, bank, width));
+    let q = MatrixView::new(queries, batch, width);
+    let (k, m) = (MatrixView::new(keys.positives, batch, width), MatrixView::new(keys.bank, bank, width));
     matmul(q, k.t(), 1.0, false, &mut cosines, columns, Threads::All);
     if bank > 0 {
         matmul(q, m.t(), 1.0, false, &mut cosines[batch..], columns, Threads::All);
@@ -128,9 +128,9 @@ pub fn info_nce(queries: &[f32], keys: Keys) -> (Contrast, Vec<f32>) {
         })
         .collect();
     let mut gradient = vec![0f32; queries.len()];
-    matmul(Mat::strided(&cosines, batch, batch, columns), k, 1.0, false, &mut gradient, width, Threads::All);
+    matmul(MatrixView::strided(&cosines, batch, batch, columns), k, 1.0, false, &mut gradient, width, Threads::All);
     if bank > 0 {
-        let weights = Mat::strided(&cosines[batch..], batch, bank, columns);
+        let weights = MatrixView::strided(&cosines[batch..], batch, bank, columns);
         matmul(weights, m, 1.0, true, &mut gradient, width, Threads::All);
     }
     let mean = |f: fn(&Row) -> f64| rows.iter().map(f).sum::<f64>() / batch.max(1) as f64;

@@ -5,7 +5,7 @@
 //! threads.
 
 use macrl_kernels::buffer::Buffer;
-use macrl_kernels::matmul::{Mat, Threads, matmul};
+use macrl_kernels::matmul::{MatrixView, Threads, matmul};
 use macrl_kernels::simd::{fma, reduce};
 use macrl_kernels::vectorised;
 
@@ -112,7 +112,7 @@ fn by_gram(x: &mut [f32], rows: usize, columns: usize) {
 
 /// X X^T, or X^T X where that is smaller.
 fn products(x: &[f32], rows: usize, columns: usize, out: &mut [f32]) {
-    let x = Mat::new(x, rows, columns);
+    let x = MatrixView::new(x, rows, columns);
     let (a, b, n) = if rows > columns { (x.t(), x, columns) } else { (x, x.t(), rows) };
     matmul(a, b, 1.0, false, out, n, Threads::One);
 }
@@ -120,20 +120,20 @@ fn products(x: &[f32], rows: usize, columns: usize, out: &mut [f32]) {
 /// P X, or X P where P has as many rows as X has columns; P symmetric.
 fn multiply(p: &[f32], x: &[f32], rows: usize, columns: usize, out: &mut [f32]) {
     let n = rows.min(columns);
-    let (p, x) = (Mat::new(p, n, n), Mat::new(x, rows, columns));
+    let (p, x) = (MatrixView::new(p, n, n), MatrixView::new(x, rows, columns));
     let (a, b) = if rows > columns { (x, p) } else { (p, x) };
     matmul(a, b, 1.0, false, out, columns, Threads::One);
 }
 
 /// Product of (n, n) matrices.
 fn square(a: &[f32], b: &[f32], n: usize, out: &mut [f32]) {
-    matmul(Mat::new(a, n, n), Mat::new(b, n, n), 1.0, false, out, n, Threads::One);
+    matmul(MatrixView::new(a, n, n), MatrixView::new(b, n, n), 1.0, false, out, n, Threads::One);
 }
 
 /// a I + b A + c A^2.
 fn quintic(gram: &[f32], n: usize, out: &mut [f32]) {
     let [a, b, c] = QUINTIC;
     scaled(gram, b, out);
-    matmul(Mat::new(gram, n, n), Mat::new(gram, n, n), c, true, out, n, Threads::One);
+    matmul(MatrixView::new(gram, n, n), MatrixView::new(gram, n, n), c, true, out, n, Threads::One);
     out.iter_mut().step_by(n + 1).for_each(|diagonal| *diagonal += a);
 }

@@ -1,4 +1,4 @@
-//! What is wrong with a bundle.
+//! Errors of opening and writing a bundle.
 
 use std::path::PathBuf;
 
@@ -6,98 +6,54 @@ use super::names::{CONFIG, ONNX, PREPROCESSOR, WEIGHTS};
 use crate::evaluation::EvaluationError;
 use crate::probe::ProbeError;
 
-/// What is wrong with a bundle.
+/// Why a bundle was refused or not written.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "each variant's message shows its fields")]
 pub enum BundleError {
-    /// The folder itself.
+    /// The path is not a folder.
     #[error("there is no bundle at {0}: expected a folder with {CONFIG}, {PREPROCESSOR}, {WEIGHTS} and {ONNX}")]
     NoFolder(PathBuf),
-    /// An export was killed while it replaced the files.
-    #[error("{0} is half replaced by an export that was interrupted; `macrl-export bundle {dir}` finishes it", dir = .0.display())]
+    /// An export was killed while it moved its files into the bundle.
+    #[error("{0} is half replaced: an export was interrupted; `macrl-export bundle {dir}` finishes it", dir = .0.display())]
     Unfinished(PathBuf),
-    /// A file that every bundle has.
+    /// A required file is missing.
     #[error("{0} is missing from the bundle; `macrl-export bundle` writes it")]
     Missing(PathBuf),
-    /// A file that is there and cannot be read.
+    /// A file exists but cannot be read.
     #[error("cannot read {path}: {cause}")]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        cause: std::io::Error,
-    },
-    /// A file that cannot be written.
+    Read { path: PathBuf, cause: std::io::Error },
+    /// A file cannot be written.
     #[error("cannot write {path}: {cause}")]
-    Write {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        cause: std::io::Error,
-    },
-    /// Not JSON, or not the entries expected.
+    Write { path: PathBuf, cause: std::io::Error },
+    /// A file is not JSON, or an entry is missing or has the wrong type.
     #[error("{path} is not valid: {cause}")]
     Json {
-        /// The file.
         path: PathBuf,
-        /// Entry, line and column.
+        /// The parser's message with entry, line and column.
         cause: String,
     },
-    /// Entries that contradict each other or describe another network.
+    /// Entries contradict each other or describe a network that macrl does not support.
     #[error("{path}: {cause}")]
-    Config {
-        /// The file.
-        path: PathBuf,
-        /// What was expected and found.
-        cause: String,
-    },
-    /// Truncated, or not safetensors at all.
+    Config { path: PathBuf, cause: String },
+    /// The weights are not a complete safetensors file.
     #[error("{path} is not a whole safetensors file: {cause}")]
-    Weights {
-        /// The file.
-        path: PathBuf,
-        /// What the reader said.
-        cause: String,
-    },
-    /// A tensor that is missing or has another shape than the configuration's.
+    Weights { path: PathBuf, cause: String },
+    /// A tensor is missing or does not have the shape that `config.json` implies.
     #[error("{path}: tensor {name} should have shape {expected:?}, found {found}")]
-    Tensor {
-        /// The file.
-        path: PathBuf,
-        /// timm's name.
-        name: String,
-        /// From `config.json`.
-        expected: Vec<usize>,
-        /// What is there.
-        found: String,
-    },
-    /// The graph file is empty or not a protobuf of a model.
+    Tensor { path: PathBuf, name: String, expected: Vec<usize>, found: String },
+    /// The graph file is empty or does not start like an ONNX model.
     #[error("{path} is not an ONNX model: {cause}")]
-    Onnx {
-        /// The file.
-        path: PathBuf,
-        /// What was expected and found.
-        cause: String,
-    },
-    /// A graph whose weights lie in another file, which is missing or another one by now.
+    Onnx { path: PathBuf, cause: String },
+    /// The graph's weights are in another file, which is missing or has changed.
     #[error("{path}: {cause}; `macrl-export bundle` writes both")]
-    External {
-        /// The file.
-        path: PathBuf,
-        /// What was expected and found.
-        cause: String,
-    },
-    /// The probe.
+    External { path: PathBuf, cause: String },
+    /// The probe is invalid.
     #[error(transparent)]
     Probe(#[from] ProbeError),
-    /// The evaluation.
+    /// The evaluation is invalid.
     #[error(transparent)]
     Evaluation(#[from] EvaluationError),
-    /// Two files that do not belong together.
+    /// Two files of the bundle do not belong together.
     #[error("{path} does not fit {CONFIG}: {cause}")]
-    Mismatch {
-        /// The file.
-        path: PathBuf,
-        /// What was expected and found.
-        cause: String,
-    },
+    Mismatch { path: PathBuf, cause: String },
 }

@@ -1,4 +1,4 @@
-//! Reading and writing a bundle's files.
+//! Reads and writes a bundle's files.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use super::error::BundleError;
 use crate::atomic;
 
-/// Writes any of the JSON files, indented, atomically.
+/// Writes one of the bundle's JSON files, indented and atomically.
 ///
 /// # Errors
 /// [`BundleError::Write`] or [`BundleError::Json`] (a number that JSON cannot hold).
@@ -18,15 +18,15 @@ pub fn write_json(path: &Path, value: &impl Serialize) -> Result<(), BundleError
     atomic::write_file(path, (text + "\n").as_bytes()).map_err(|cause| BundleError::Write { path: path.into(), cause })
 }
 
-/// Reads any of the JSON files.
+/// Reads one of the bundle's JSON files.
 ///
 /// # Errors
-/// [`BundleError::Missing`], `Read` or `Json`.
+/// [`BundleError::Missing`], [`BundleError::Read`] or [`BundleError::Json`].
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, BundleError> {
     serde_json::from_slice(&read(path)?).map_err(|e| BundleError::Json { path: path.into(), cause: e.to_string() })
 }
 
-/// A file's bytes.
+/// Reads a file; one that does not exist is [`BundleError::Missing`].
 pub(super) fn read(path: &Path) -> Result<Vec<u8>, BundleError> {
     std::fs::read(path).map_err(|cause| match cause.kind() {
         std::io::ErrorKind::NotFound => BundleError::Missing(path.into()),

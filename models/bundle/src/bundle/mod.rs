@@ -1,7 +1,7 @@
-//! The folder between training and serving: what export writes, what serve and other tools read.
+//! The bundle: the folder that export writes and that the server and other tools read.
 //!
-//! Names and contents are Hugging Face's where it has any (`config.json` of a ViT, `preprocessor_config.json`); the
-//! serde types here are both the writer's and the reader's.  Opening validates every file and names the one at fault.
+//! Names and contents follow Hugging Face if it has a convention (`config.json` of a ViT, `preprocessor_config.json`).
+//! The same serde types write and read them.  Opening a bundle validates every file; an error names the faulty one.
 
 mod error;
 mod files;
@@ -29,36 +29,36 @@ pub use model::{ModelConfig, Provenance};
 pub use names::*;
 pub use parity::{Comparison, Parity};
 
-/// A folder that passed every check.
+/// A bundle whose files passed every check.
 #[derive(Debug, Clone)]
 pub struct Bundle {
-    /// The folder.
+    /// Path of the folder.
     pub dir: PathBuf,
-    /// `config.json`.
+    /// The content of `config.json`: geometry, labels, provenance.
     pub config: ModelConfig,
-    /// The evaluation transform.
+    /// The evaluation transform, from `preprocessor_config.json`.
     pub preprocess: Preprocess,
-    /// The linear probe, where there is one.
+    /// The linear probe, if there is one.
     pub probe: Option<Probe>,
-    /// The numbers measured, where they are there.
+    /// The measured accuracies, if there are any.
     pub evaluation: Option<Evaluation>,
-    /// The export's proof, where it is there.
+    /// The exported graphs' differences from the network, if they were measured.
     pub parity: Option<Parity>,
-    /// `model.safetensors`.
+    /// Path of `model.safetensors`.
     pub weights: PathBuf,
-    /// `onnx/model.onnx`.
+    /// Path of `onnx/model.onnx`.
     pub onnx: PathBuf,
-    /// `onnx/model_fp16.onnx`, where there is one.
+    /// Path of `onnx/model_fp16.onnx`, if it exists.
     pub onnx_fp16: Option<PathBuf>,
     /// `onnx/model_quantized.onnx`, where there is one; whether it can be used, only a session tells.
     pub onnx_int8: Option<PathBuf>,
 }
 
 impl Bundle {
-    /// Reads and validates a folder.  ONNX Runtime has the last word on the graph, when a session is opened.
+    /// Reads and validates a folder.  The ONNX graph is validated fully only when ONNX Runtime opens a session.
     ///
     /// # Errors
-    /// Every [`BundleError`] but `Write`.
+    /// Every [`BundleError`] except `Write`.
     pub fn open(dir: &Path) -> Result<Self, BundleError> {
         if !dir.is_dir() {
             return Err(BundleError::NoFolder(dir.into()));
@@ -107,7 +107,7 @@ fn read_preprocess(path: &Path, config: &ModelConfig) -> Result<Preprocess, Bund
         Preprocess::from_hugging_face(&file).map_err(|cause| BundleError::Config { path: path.into(), cause })?;
     let (expected, found) = (config.image_size, preprocess.image_size);
     if expected != found {
-        let cause = format!("image_size is {expected}, the size here is {found}");
+        let cause = format!("expected the size of image_size ({expected}), found {found}");
         return Err(BundleError::Mismatch { path: path.into(), cause });
     }
     Ok(preprocess)
@@ -118,7 +118,7 @@ fn read_probe(path: &Path, config: &ModelConfig) -> Result<Probe, BundleError> {
     let mismatch = |cause: String| BundleError::Mismatch { path: path.into(), cause };
     if probe.dim() != config.hidden_size {
         return Err(mismatch(format!(
-            "hidden_size is {}, the probe's features have {}",
+            "expected features of hidden_size ({}) values, found {}",
             config.hidden_size,
             probe.dim()
         )));

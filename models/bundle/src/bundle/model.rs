@@ -1,4 +1,4 @@
-//! `config.json`: the network and where its weights come from.
+//! `config.json`: the encoder's geometry and the source of its weights.
 
 use std::collections::BTreeMap;
 
@@ -7,52 +7,52 @@ use serde::{Deserialize, Serialize};
 use super::names::FORMAT;
 use crate::config::{Config, EncoderConfig, Pooling};
 
-/// `config.json`: the encoder's geometry under the names of Hugging Face's ViT, and where the weights come from.
+/// The content of `config.json`: the geometry under the names of Hugging Face's ViT, and the source of the weights.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ModelConfig {
-    /// `["ViTModel"]`.
+    /// Always `["ViTModel"]`.
     pub architectures: Vec<String>,
-    /// `vit`.
+    /// Always `vit`.
     pub model_type: String,
-    /// S, pixels.
+    /// S, height and width of the input in pixels.
     pub image_size: usize,
-    /// Pixels.
+    /// Height and width of a patch in pixels.
     pub patch_size: usize,
-    /// 3.
+    /// Always 3 (R, G, B).
     pub num_channels: usize,
-    /// D.
+    /// D, values per token.
     pub hidden_size: usize,
-    /// Blocks.
+    /// Number of transformer blocks.
     pub num_hidden_layers: usize,
-    /// H.
+    /// H, attention heads; divides `hidden_size`.
     pub num_attention_heads: usize,
-    /// Hidden width of a block's MLP.
+    /// Hidden width of a block's MLP; a multiple of `hidden_size`.
     pub intermediate_size: usize,
-    /// `gelu`, the exact one.
+    /// Always `gelu`: the exact GELU, not its tanh approximation.
     pub hidden_act: String,
-    /// 1e-6.
+    /// Always 1e-6.
     pub layer_norm_eps: f64,
-    /// True.
+    /// Always true: the joint query, key and value layer has a bias.
     pub qkv_bias: bool,
-    /// What `pooler_output` is.
+    /// How `pooler_output` is computed from the tokens.
     pub pooling: Pooling,
-    /// Class index, as text, -> name; empty without labels.
+    /// Class index (as text) -> class name; empty without labels.
     #[serde(default)]
     pub id2label: BTreeMap<String, String>,
-    /// The inverse.
+    /// Class name -> class index; the inverse of `id2label`.
     #[serde(default)]
     pub label2id: BTreeMap<String, usize>,
-    /// Where the weights come from.
+    /// The source of the weights.
     pub macrl: Provenance,
 }
 
-/// Where a bundle's weights come from.
+/// The source of a bundle's weights.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Provenance {
-    /// Of the bundle, see [`FORMAT`]; 1 where the file does not say.
+    /// Version of the bundle format, see [`FORMAT`]; 1 if the entry is missing.
     #[serde(default = "first_format")]
     pub format: u32,
-    /// Name of the model: the run's folder.
+    /// Name of the model: the name of the run's folder.
     pub name: String,
     /// Version of the program that wrote the bundle.
     pub version: String,
@@ -60,10 +60,10 @@ pub struct Provenance {
     pub weights_sha256: String,
     /// The run's resolved configuration, TOML.
     pub config: String,
-    /// Optimiser steps behind the weights.
+    /// Number of optimiser steps that the weights were trained for.
     #[serde(default)]
     pub steps: u64,
-    /// More, free.
+    /// Unknown entries, kept when the file is written again.
     #[serde(flatten)]
     pub extra: serde_json::Map<String, serde_json::Value>,
 }
@@ -73,7 +73,7 @@ fn first_format() -> u32 {
 }
 
 impl ModelConfig {
-    /// The file's content for a run; `labels` in the order of the probe's rows.
+    /// The `config.json` of a run; `labels` are in the order of the probe's rows.
     pub fn new(config: &Config, labels: &[String], provenance: Provenance) -> Self {
         let e = &config.encoder;
         Self {
@@ -96,7 +96,7 @@ impl ModelConfig {
         }
     }
 
-    /// The geometry as the network takes it.
+    /// The geometry in the form that the network uses.
     pub fn encoder(&self) -> EncoderConfig {
         EncoderConfig {
             image_size: self.image_size,
@@ -113,7 +113,8 @@ impl ModelConfig {
         (0..self.id2label.len()).filter_map(|i| self.id2label.get(&i.to_string()).cloned()).collect()
     }
 
-    /// Whether this version can read it, and its entries make sense together; if not, what was expected and found.
+    /// Checks that this version supports the configuration and that its entries agree; the error says what was expected
+    /// and what was found.
     pub(super) fn check(&self) -> Result<(), String> {
         let expect = |holds: bool, what: String| if holds { Ok(()) } else { Err(what) };
         let format = self.macrl.format;

@@ -1,32 +1,32 @@
-//! Names of a bundle's files, and of the ONNX graph's input and outputs.
+//! Names of the files in a bundle, and of the inputs and outputs of its ONNX graph.
 
-/// The bundle's format, in `config.json` as `macrl.format`; docs/formats.md says when it changes.
+/// Version of the bundle format, `macrl.format` in `config.json`; docs/formats.md says when it changes.
 pub const FORMAT: u32 = 1;
-/// `config.json`
+/// Encoder geometry, labels and provenance ([`ModelConfig`](super::ModelConfig)).
 pub const CONFIG: &str = "config.json";
-/// `preprocessor_config.json`
+/// The evaluation transform ([`PreprocessorConfig`](crate::preprocess::PreprocessorConfig)).
 pub const PREPROCESSOR: &str = "preprocessor_config.json";
-/// `model.safetensors`
+/// The encoder's weights under timm's names.
 pub const WEIGHTS: &str = "model.safetensors";
-/// `onnx/model.onnx`
+/// The ONNX graph in float32.
 pub const ONNX: &str = "onnx/model.onnx";
-/// `onnx/model_fp16.onnx`
+/// The ONNX graph with float16 weights.
 pub const ONNX_FP16: &str = "onnx/model_fp16.onnx";
-/// `onnx/model_quantized.onnx`, the name that transformers.js looks for
+/// The ONNX graph with 8-bit weights; transformers.js expects this name.
 pub const ONNX_INT8: &str = "onnx/model_quantized.onnx";
-/// `probe.safetensors`
+/// The linear probe ([`Probe`](crate::probe::Probe)).
 pub const PROBE: &str = "probe.safetensors";
-/// `evaluation.json`
+/// Measured accuracies ([`Evaluation`](crate::evaluation::Evaluation)).
 pub const EVALUATION: &str = "evaluation.json";
-/// `parity.json`
+/// Differences between the exported graphs and the network ([`Parity`](super::Parity)).
 pub const PARITY: &str = "parity.json";
-/// `README.md`
+/// The model card.
 pub const README: &str = "README.md";
 
-/// Every file that an export may write.
+/// Every file that an export can write.
 pub const FILES: [&str; 10] =
     [CONFIG, PREPROCESSOR, WEIGHTS, ONNX, ONNX_FP16, ONNX_INT8, PROBE, EVALUATION, PARITY, README];
-/// Folder in a bundle that holds the next one while its files are moved to their places.
+/// Folder in a bundle where an export collects its new files before it moves them to their names.
 pub const COMMIT: &str = ".macrl-commit";
 
 /// Name of the ONNX graph's input, (B, 3, S, S).

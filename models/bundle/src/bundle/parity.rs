@@ -1,43 +1,43 @@
-//! `parity.json`: how far the exported graphs are from the network.
+//! `parity.json`: the differences between the exported graphs and the network.
 
 use serde::{Deserialize, Serialize};
 
 use crate::quantized::Quantized;
 
-/// How far two implementations of one network are apart, on the same images.
+/// Differences between two implementations of one network on the same images.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Comparison {
-    /// Largest absolute difference of any output value.
+    /// Largest absolute difference over all output values.
     pub max_abs_difference: f64,
-    /// Smallest cosine between two pooled features of the same image.
+    /// Smallest cosine between the two pooled features of an image.
     pub min_cosine: f64,
-    /// Share of images on which the probe names the same class; `None` without a probe.
+    /// Share of images for which the probe predicts the same class; `None` without a probe.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub argmax_agreement: Option<f64>,
 }
 
-/// `parity.json`: the exported graph against the network it was exported from.
+/// The content of `parity.json`: the exported graphs compared with the network.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Parity {
-    /// Number of images.
+    /// Number of compared images.
     pub images: usize,
-    /// What they were.
+    /// Source of the images, as text.
     pub source: String,
-    /// Candle against ONNX Runtime.
+    /// Candle against the float32 graph in ONNX Runtime.
     pub onnxruntime: Comparison,
-    /// Candle against candle-onnx's own evaluator.
+    /// Candle against the float32 graph in candle-onnx.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub candle_onnx: Option<Comparison>,
-    /// Candle (f32) against the half-precision graph in ONNX Runtime.
+    /// Candle (float32) against the float16 graph in ONNX Runtime.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fp16: Option<Comparison>,
-    /// The trained network against itself with the weights of `model.safetensors`, where that holds halves.
+    /// The network with its trained weights against the network with the float16 weights of `model.safetensors`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weights_fp16: Option<Comparison>,
-    /// Candle (f32) against the 8-bit graph in ONNX Runtime.
+    /// Candle (float32) against the 8-bit graph in ONNX Runtime.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub int8: Option<Quantized>,
-    /// More, free.
+    /// Unknown entries, kept when the file is written again.
     #[serde(flatten)]
     pub extra: serde_json::Map<String, serde_json::Value>,
 }

@@ -1,83 +1,83 @@
-//! Keys whose values are names.
+//! Configuration keys whose values are words.
 
 use serde::{Deserialize, Serialize};
 
-/// How an image becomes `image_size` x `image_size` pixels for evaluation and serving.
+/// How an image is resized to `image_size` x `image_size` pixels for evaluation and serving.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Fit {
     /// Shortest edge to `image_size` (antialiased), then the centre square.
     Resize,
-    /// An image that is no larger than `image_size` is centred on black; a larger one is resized as above.
+    /// Pads an image that is no larger than `image_size` with black; resizes a larger one as `resize` does.
     Pad,
 }
 
-/// Where keys come from.
+/// The network that computes the keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum KeyBranch {
-    /// The query network itself, gradient stopped.
+    /// The query network itself, without gradient.
     Shared,
     /// An exponential moving average of the query network.
     Momentum,
 }
 
-/// What the key branch sees of a view.
+/// The patches of a view that the key branch encodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum KeyMask {
-    /// The patches that the view's own mask keeps, as the query does.
+    /// The patches that the view's mask keeps, as for the query.
     View,
-    /// All patches.
+    /// All patches, masked or not.
     None,
 }
 
-/// What the decoders predict.
+/// The pixels that the decoders reconstruct.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Target {
-    /// The view after its geometry and before its photometric corruption.
+    /// The view after its geometric changes and before its colour changes.
     Clean,
-    /// The view as the encoder sees it.
+    /// The view with all of its changes, as the encoder sees it.
     View,
 }
 
-/// Which patches the reconstruction loss is taken on.
+/// The patches that the reconstruction loss is computed on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LossOn {
-    /// Those that were removed.
+    /// The removed patches only, as in MAE.
     Masked,
-    /// All of them.
+    /// All patches, removed or not.
     All,
 }
 
-/// What stands for an image among its tokens.
+/// How an image's tokens become one feature.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Pooling {
-    /// The class token.
+    /// Uses the class token.
     Cls,
-    /// The mean of the patch tokens.
+    /// Averages the patch tokens.
     Mean,
 }
 
-/// What updates the matrices of the transformer blocks.
+/// The optimiser of the transformer blocks' matrices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Optimizer {
-    /// AdamW (arXiv 1711.05101), as everything else.
+    /// AdamW (arXiv 1711.05101), as for all other parameters.
     Adamw,
-    /// Muon: momentum orthogonalised by Newton-Schulz steps (arXiv 2502.16982); AdamW updates everything else.
+    /// Muon: momentum orthogonalised by Newton-Schulz steps (arXiv 2502.16982).  AdamW updates all other parameters.
     Muon,
 }
 
-/// Arithmetic of the training step.
+/// Number format of the training step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
-    /// 32-bit throughout.
+    /// float32 activations and weights.
     F32,
-    /// bfloat16 activations, 32-bit master weights (CUDA only).
+    /// bfloat16 activations and float32 master weights (CUDA only).
     Bf16,
 }

@@ -1,35 +1,35 @@
-//! Which keys two configurations differ in.
+//! Differences between two configurations.
 
 use toml::{Table, Value};
 
 use super::Config;
 use super::load::as_table;
 
-/// Keys that have no part in what pretraining computes: they may change when a run is resumed.
+/// Keys that do not influence what pretraining computes; they may change when a run is resumed.
 const FREE: [&str; 4] =
     ["train.tensorboard", "train.checkpoint_every", "train.checkpoint_minutes", "train.keep_checkpoints"];
-/// The same of a whole section.
+/// A section that does not influence pretraining either.
 const FREE_SECTION: &str = "finetune.";
 
-/// One key with two values.
+/// A key whose values differ.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Difference {
-    /// Dotted path.
+    /// Dotted path, for example `train.lr`.
     pub key: String,
-    /// Its value here, as TOML.
+    /// Value in this configuration, as TOML.
     pub own: String,
-    /// Its value in the other configuration.
+    /// Value in the other configuration, as TOML.
     pub other: String,
 }
 
 impl Config {
-    /// Keys of pretraining in which `other` differs; empty where both compute the same numbers.
+    /// Keys that influence pretraining and differ in `other`; empty if both compute the same numbers.
     pub fn differences(&self, other: &Config) -> Vec<Difference> {
         let free = |key: &str| FREE.contains(&key) || key.starts_with(FREE_SECTION);
         self.all_differences(other).into_iter().filter(|d| !free(&d.key)).collect()
     }
 
-    /// Keys of any section in which `other` differs.
+    /// Keys of all sections that differ in `other`.
     pub fn all_differences(&self, other: &Config) -> Vec<Difference> {
         let mut found = Vec::new();
         collect(&as_table(self), &as_table(other), "", &mut found);

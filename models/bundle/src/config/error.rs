@@ -1,47 +1,39 @@
-//! What is wrong with a configuration.
+//! Errors in a configuration.
 
-/// What is wrong with a configuration; always a mistake that its writer can mend.
+/// Why a configuration was refused; the user can correct each of these.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "each variant's message shows its fields")]
 pub enum ConfigError {
     /// The file cannot be read.
     #[error("cannot read the configuration {path}: {cause}")]
-    Read {
-        /// The file named by the user.
-        path: String,
-        /// What the system said.
-        cause: std::io::Error,
-    },
-    /// The file is not TOML.
+    Read { path: String, cause: std::io::Error },
+    /// A file or a `--set` argument is not TOML.
     #[error("{origin} is not valid TOML: {message}")]
     Syntax {
-        /// File name or `--set` argument.
+        /// File name, or the `--set` argument.
         origin: String,
-        /// The parser's first line.
+        /// The parser's message as one line.
         message: String,
     },
-    /// A key that no configuration has.
+    /// A key does not exist.
     #[error("unknown key `{key}` in {origin}; {hint}")]
     UnknownKey {
-        /// Dotted path of the key.
         key: String,
-        /// File name or `--set` argument.
         origin: String,
-        /// The nearest known key.
+        /// Suggestion with the most similar keys.
         hint: String,
     },
-    /// A known key with a value of the wrong type or range.
+    /// A value has the wrong type or is out of range.
     #[error("`{key}` {expected}, found {found}")]
     Value {
-        /// Dotted path of the key.
         key: String,
-        /// What would be accepted.
+        /// The accepted values, as text.
         expected: String,
-        /// What stands there.
         found: String,
     },
 }
 
-/// An error where `holds` is false.
+/// An error if `holds` is false.
 pub(super) fn require(holds: bool, key: &str, expected: &str, found: impl ToString) -> Result<(), ConfigError> {
     if holds {
         return Ok(());

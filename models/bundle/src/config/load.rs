@@ -1,4 +1,4 @@
-//! TOML text and `--set` overrides on top of the defaults; unknown keys and wrong types are named.
+//! Reads TOML and `--set` overrides on top of the defaults; errors name unknown keys and wrong types.
 
 use std::path::Path;
 
@@ -8,20 +8,20 @@ use super::Config;
 use super::error::{ConfigError, require};
 
 impl Config {
-    /// Reads a file and the `--set key=value` overrides on top of the defaults, and validates the result.
+    /// Reads a file and `--set key=value` overrides on top of the defaults, and validates the result.
     ///
     /// # Errors
-    /// Every [`ConfigError`].
+    /// [`ConfigError`]: an unreadable file, invalid TOML, an unknown key or an invalid value.
     pub fn load(path: &Path, overrides: &[String]) -> Result<Self, ConfigError> {
         let name = path.display().to_string();
         let text = std::fs::read_to_string(path).map_err(|cause| ConfigError::Read { path: name.clone(), cause })?;
         Self::parse(&text, &name, overrides)
     }
 
-    /// [`Config::load`] on text that is already in memory; `origin` is named in errors.
+    /// [`Config::load`] on text in memory; `origin` is used in error messages.
     ///
     /// # Errors
-    /// Every [`ConfigError`] but `Read`.
+    /// Every [`ConfigError`] except `Read`.
     ///
     /// # Examples
     /// ```
@@ -30,7 +30,7 @@ impl Config {
     /// let config = Config::parse("[train]\nepochs = 3", "run.toml", &["train.batch_size=32".into()])?;
     /// assert_eq!((config.train.epochs, config.train.batch_size), (3, 32));
     ///
-    /// // Unknown keys are errors, with the nearest known key named.
+    /// // Unknown keys are errors; the message names the most similar key.
     /// let error = Config::parse("[train]\nepoch = 3", "run.toml", &[]).unwrap_err();
     /// assert!(error.to_string().contains("train.epochs"));
     /// # Ok::<(), macrl_bundle::ConfigError>(())
@@ -53,7 +53,7 @@ impl Config {
         Ok(config)
     }
 
-    /// The resolved configuration as TOML: what `config.toml` of a run holds.
+    /// All keys with their values as TOML: the content of a run's `config.toml`.
     pub fn to_toml(&self) -> String {
         toml::to_string(&as_table(self)).unwrap_or_default()
     }
@@ -73,7 +73,7 @@ fn parse_table(text: &str, origin: &str) -> Result<Table, ConfigError> {
         .map_err(|e| ConfigError::Syntax { origin: origin.to_string(), message: first_line(e.to_string().trim()) })
 }
 
-/// `a.b.c = value`; a value that is not TOML is taken as a string, so that enums need no quotes on the command line.
+/// `a.b.c = value`.  A value that is not TOML counts as a string, so enums need no quotes on the command line.
 fn override_table(key: &str, value: &str) -> Table {
     let parsed = format!("v = {value}").parse::<Table>().ok().and_then(|mut t| t.remove("v"));
     let mut value = parsed.unwrap_or_else(|| Value::String(value.to_string()));
@@ -127,7 +127,7 @@ fn wrong_type(path: &str, expected: &str, found: &Value) -> ConfigError {
     }
 }
 
-/// The first key of an unknown section: it says more than the section's name alone.
+/// Path of the first key in an unknown section, which is more useful in a message than the section's name.
 fn leaf(path: String, value: &Value) -> String {
     match value.as_table().and_then(|table| table.iter().next()) {
         Some((key, value)) => leaf(format!("{path}.{key}"), value),
@@ -135,8 +135,8 @@ fn leaf(path: String, value: &Value) -> String {
     }
 }
 
-/// The known key that is meant: the one whose last part is nearest, in the nearest section; all sections that have it
-/// where none is given.
+/// Suggests known keys for an unknown one: those with the most similar last part, in the most similar section.  A key
+/// without a section gets the candidates of all sections.
 fn nearest(key: &str) -> String {
     let mut known = Vec::new();
     flatten(&default_table(), "", &mut known);
@@ -144,7 +144,7 @@ fn nearest(key: &str) -> String {
     let alike = |known: &&String| strsim::jaro_winkler(parts(known).1, last);
     let best = known.iter().map(|k| alike(&k)).fold(0.0, f64::max);
     let mut found: Vec<&String> = known.iter().filter(|k| alike(k) >= best).collect();
-    // What most people mean by a bare name stands in [train].
+    // For a name without a section, [train] is the most likely meaning.
     found.sort_by_key(|known| parts(known).0 != "train");
     if !section.is_empty() {
         let nearer = |known: &String| strsim::jaro_winkler(parts(known).0, section);
@@ -155,7 +155,7 @@ fn nearest(key: &str) -> String {
     format!("did you mean {}?", named.join(" or "))
 }
 
-/// (section, name): `views.strong`, `flip`.
+/// Splits a key into section and name: (`views.strong`, `flip`).
 fn parts(key: &str) -> (&str, &str) {
     key.rsplit_once('.').unwrap_or(("", key))
 }
@@ -174,7 +174,7 @@ fn flatten(table: &Table, prefix: &str, out: &mut Vec<String>) {
 }
 
 fn first_line(text: &str) -> String {
-    // toml's message is a location, a drawing of the line, then the cause: the ends say it in one line.
+    // toml's message has a location, an excerpt of the line, then the cause; the first and last line are enough.
     let mut lines = text.lines();
     let head = lines.next().unwrap_or_default();
     match lines.last() {

@@ -1,11 +1,10 @@
-//! One run's configuration: TOML file and `--set` overrides -> one validated, immutable [`Config`].
+//! A run's configuration: TOML file and `--set` overrides -> one validated, immutable [`Config`].
 //!
-//! The keys and their defaults are here, named values in `choices.rs`, reading in `load.rs`, what values may be in
-//! `validate.rs`.
+//! Keys and defaults are in this file, enums in `choices.rs`, reading in `load.rs`, range checks in `validate.rs`.
 //!
-//! Every key has a default here, so a file in `configs/` holds only what it changes.  Unknown keys are errors that
-//! name the nearest known one.  Values marked *ours* are not the paper's: its abstract names the parts
-//! (arXiv 2211.06012), not their numbers.
+//! Every key has a default, so a file in `configs/` contains only what it changes.  Unknown keys are errors that name
+//! the most similar known key.  Values marked *ours* are not from the paper: its abstract (arXiv 2211.06012) names the
+//! parts of the method, not their numbers.
 
 mod choices;
 mod compare;
@@ -22,35 +21,35 @@ pub use choices::{Fit, KeyBranch, KeyMask, LossOn, Optimizer, Pooling, Precision
 pub use compare::Difference;
 pub use error::ConfigError;
 
-/// `[data]`
+/// `[data]`: which images are used and how they are normalised.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DataConfig {
-    /// Use only the first so many training images; 0: all.
+    /// Use only this many training images, from the first on; 0: all.
     pub limit: usize,
-    /// How images are brought to `encoder.image_size`.
+    /// How images are resized to `encoder.image_size`.
     pub fit: Fit,
     /// Per-channel mean of pixels in [0, 1] (R, G, B).
     pub mean: [f32; 3],
-    /// Per-channel standard deviation of pixels in [0, 1].
+    /// Per-channel standard deviation of pixels in [0, 1] (R, G, B).
     pub std: [f32; 3],
-    /// Pixels (width x height) above which an image is left out.
+    /// Largest number of pixels (width x height); larger images are left out.
     pub max_pixels: u64,
-    /// Parquet: the column of images; empty: found by itself.
+    /// Parquet column of the images; empty: detected.
     pub image_column: String,
-    /// Parquet: the column of labels; empty: found by itself.
+    /// Parquet column of the labels; empty: detected.
     pub label_column: String,
 }
 
-/// `[encoder]`: the ViT that is kept after training.
+/// `[encoder]`: the ViT, which is kept after training.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EncoderConfig {
-    /// Input edge in pixels.
+    /// S, height and width of the input in pixels.
     pub image_size: usize,
-    /// Patch edge in pixels.
+    /// Height and width of a patch in pixels.
     pub patch_size: usize,
     /// D, values per token.
     pub width: usize,
-    /// Number of blocks.
+    /// Number of transformer blocks.
     pub depth: usize,
     /// H, attention heads; divides `width`.
     pub heads: usize,
@@ -58,27 +57,27 @@ pub struct EncoderConfig {
     pub mlp_ratio: usize,
 }
 
-/// `[decoder]`: thrown away after training.
+/// `[decoder]`: a small ViT per view for reconstruction, not kept after training.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DecoderConfig {
-    /// Values per token.
+    /// E, values per token; a multiple of 4.
     pub width: usize,
-    /// Number of blocks.
+    /// Number of transformer blocks.
     pub depth: usize,
-    /// Attention heads.
+    /// Attention heads; divides `width`.
     pub heads: usize,
 }
 
-/// `[projector]`: MLP on the pooled feature; thrown away after training.
+/// `[projector]`: an MLP on the pooled feature, not kept after training.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ProjectorConfig {
-    /// Hidden width.
+    /// Width of the hidden layer.
     pub hidden: usize,
-    /// Width of queries and keys.
+    /// Number of values in a query or key.
     pub dim: usize,
 }
 
-/// `[views.strong]` and `[views.weak]`: one branch's corruption.
+/// `[views.strong]` and `[views.weak]`: the random changes of one branch's view.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ViewConfig {
     /// Share of patches removed, in [0, 1).
@@ -89,95 +88,95 @@ pub struct ViewConfig {
     pub crop_ratio: [f64; 2],
     /// Probability of a horizontal flip.
     pub flip: f64,
-    /// Largest change of brightness, contrast, saturation (factors 1 +- x) and hue (turns, up to 0.5).
+    /// Largest change of brightness, contrast and saturation (factors 1 +- x) and of hue (in turns, at most 0.5).
     pub jitter: [f64; 4],
     /// Probability of the colour jitter.
     pub jitter_probability: f64,
-    /// Probability of turning grey.
+    /// Probability of conversion to grey.
     pub grayscale: f64,
     /// Probability of a Gaussian blur.
     pub blur: f64,
-    /// Probability of solarising (inverting pixels above one half).
+    /// Probability of solarisation (pixels above one half are inverted).
     pub solarize: f64,
 }
 
-/// `[views]`
+/// `[views]`: the two views of each image.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ViewsConfig {
-    /// The query's view.
+    /// The view of the queries.
     pub strong: ViewConfig,
-    /// The key's view.
+    /// The view of the keys.
     pub weak: ViewConfig,
 }
 
-/// `[contrast]`
+/// `[contrast]`: the contrastive loss (InfoNCE).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ContrastConfig {
-    /// w_c; 0 leaves the contrastive branch out.
+    /// Weight of the contrastive loss; 0 disables it.
     pub weight: f64,
-    /// tau.
+    /// Temperature of the softmax over similarities.
     pub temperature: f64,
-    /// Past keys kept as negatives; 0: none.
+    /// Number of past keys in the memory bank, used as negatives; 0: no bank.
     pub bank_size: usize,
-    /// Whether the other keys of the batch are negatives too.
+    /// Whether the other keys of the batch are negatives as well.
     pub batch_negatives: bool,
-    /// Whether the weak view's queries are compared with the strong view's keys too, each way at half the weight.
+    /// Whether queries of the weak view are also compared with keys of the strong view, each direction at half weight.
     pub symmetric: bool,
-    /// Where keys come from.
+    /// The network that computes the keys.
     pub key_branch: KeyBranch,
-    /// What the key branch sees of a view.
+    /// The patches that the key branch encodes.
     pub key_mask: KeyMask,
-    /// Moving average's momentum at the start; it rises to 1 along a half cosine.
+    /// Momentum of the moving average at the start; it rises to 1 along a half cosine.
     pub momentum: f64,
 }
 
-/// `[reconstruction]`
+/// `[reconstruction]`: the reconstruction loss of the decoders.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ReconstructionConfig {
-    /// w_r; 0 leaves both decoders out.
+    /// Weight of the reconstruction loss; 0 leaves out both decoders.
     pub weight: f64,
-    /// What the decoders predict.
+    /// The pixels that the decoders reconstruct.
     pub target: Target,
-    /// Where the loss is taken.
+    /// The patches that the loss is computed on.
     pub loss_on: LossOn,
 }
 
-/// `[train]`
+/// `[train]`: optimisation and checkpoints of pretraining.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TrainConfig {
     /// Passes over the training images.
     pub epochs: usize,
     /// B, images per optimiser step.
     pub batch_size: usize,
-    /// A step's batch is processed in so many equal parts whose gradients are added up (1: at once).
+    /// Number of equal parts that a batch is processed in; their gradients are added (1: in one part).
     pub accumulate: usize,
-    /// What updates the matrices of the transformer blocks.
+    /// The optimiser of the transformer blocks' matrices.
     pub optimizer: Optimizer,
     /// AdamW's learning rate for a batch of 256; see [`TrainConfig::absolute_lr`].
     pub lr: f64,
-    /// AdamW's betas.
+    /// AdamW's decay rates of the first and second moment.
     pub betas: [f64; 2],
-    /// Muon's learning rate at the peak, whatever the batch; it follows the same schedule.
+    /// Muon's peak learning rate, independent of the batch size; it follows the same schedule.
     pub muon_lr: f64,
-    /// Share of Muon's momentum that a step keeps.
+    /// Muon's momentum: the share of the old update that a step keeps.
     pub muon_momentum: f64,
-    /// Decoupled weight decay, on matrices only; with either optimiser.
+    /// Decoupled weight decay of matrices, for either optimiser.
     pub weight_decay: f64,
-    /// Linear warm-up, in epochs (fractions allowed).
+    /// Length of the linear warm-up in epochs (fractions allowed).
     pub warmup_epochs: f64,
-    /// Largest global gradient norm; 0: no clipping.
+    /// Largest global gradient norm; larger gradients are scaled down; 0: no clipping.
     pub clip_norm: f64,
-    /// Seed of every draw.
+    /// Seed of all random numbers.
     pub seed: u64,
-    /// Arithmetic.
+    /// Number format of the training step.
     pub precision: Precision,
-    /// Steps between checkpoints; 0: at the end of each epoch, and as `checkpoint_minutes` says.
+    /// Steps between checkpoints; 0: at each epoch's end and as `checkpoint_minutes` requires.
     pub checkpoint_every: usize,
     /// Longest time between two checkpoints, in minutes; 0: no limit.
     pub checkpoint_minutes: f64,
-    /// How many numbered checkpoints are kept beside `last` and `best`.
+    /// Number of numbered checkpoints that are kept beside `last` and `best`.
     pub keep_checkpoints: usize,
-    /// Whether TensorBoard's event files are written beside metrics.jsonl.
+    /// Whether TensorBoard event files are written beside metrics.jsonl.
     pub tensorboard: bool,
 }
 
@@ -188,16 +187,16 @@ impl TrainConfig {
     }
 }
 
-/// `[evaluate]`
+/// `[evaluate]`: the evaluation protocol.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EvaluateConfig {
-    /// Epochs between online kNN checks; 0: never.
+    /// Epochs between kNN evaluations during training; 0: never.
     pub every_epochs: usize,
-    /// Neighbours that vote.
+    /// Number of neighbours that vote.
     pub k: usize,
-    /// Temperature of their votes, exp(cosine / temperature).
+    /// Temperature of the votes: a vote's weight is exp(cosine / temperature).
     pub temperature: f64,
-    /// What stands for an image among its tokens.
+    /// How an image's tokens become one feature.
     pub pooling: Pooling,
 }
 
@@ -208,46 +207,46 @@ pub struct FinetuneConfig {
     pub epochs: usize,
     /// B, images per step.
     pub batch_size: usize,
-    /// Learning rate of the head for a batch of 256, as in `[train]`.
+    /// Learning rate of the head for a batch of 256, scaled as in `[train]`.
     pub lr: f64,
-    /// Factor on the learning rate per layer below the head; 1: all layers learn alike.
+    /// Factor on the learning rate for each layer below the head; 1: all layers have the same rate.
     pub layer_decay: f64,
-    /// AdamW's betas.
+    /// AdamW's decay rates of the first and second moment.
     pub betas: [f64; 2],
-    /// Decoupled weight decay, on matrices only.
+    /// Decoupled weight decay of matrices.
     pub weight_decay: f64,
-    /// Linear warm-up, in epochs (fractions allowed).
+    /// Length of the linear warm-up in epochs (fractions allowed).
     pub warmup_epochs: f64,
-    /// Largest global gradient norm; 0: no clipping.
+    /// Largest global gradient norm; larger gradients are scaled down; 0: no clipping.
     pub clip_norm: f64,
-    /// Share of each target that is spread over all classes; 0: off.
+    /// Share of each target that is spread evenly over all classes; 0: off.
     pub label_smoothing: f64,
     /// alpha of mixup's Beta(alpha, alpha), up to 1; 0: off.
     pub mixup: f64,
 }
 
-/// Everything a run depends on, besides the data itself.
+/// Everything that a run's numbers depend on, except the data.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Config {
-    /// The images.
+    /// Images and their normalisation.
     pub data: DataConfig,
-    /// The encoder's geometry.
+    /// Geometry of the encoder.
     pub encoder: EncoderConfig,
-    /// The decoders' geometry.
+    /// Geometry of the decoders.
     pub decoder: DecoderConfig,
-    /// The projector's geometry.
+    /// Geometry of the projector.
     pub projector: ProjectorConfig,
-    /// The two corruptions.
+    /// Random changes of the two views.
     pub views: ViewsConfig,
-    /// The contrastive objective.
+    /// Contrastive loss.
     pub contrast: ContrastConfig,
-    /// The reconstruction objective.
+    /// Reconstruction loss.
     pub reconstruction: ReconstructionConfig,
-    /// Optimisation.
+    /// Optimisation and checkpoints of pretraining.
     pub train: TrainConfig,
-    /// Evaluation protocol.
+    /// Protocol of the evaluation.
     pub evaluate: EvaluateConfig,
-    /// Supervised training afterwards.
+    /// Supervised training after pretraining.
     pub finetune: FinetuneConfig,
 }
 
@@ -337,7 +336,7 @@ impl Default for Config {
 }
 
 impl EncoderConfig {
-    /// Patches along one edge.
+    /// Number of patches along one edge.
     pub fn grid(&self) -> usize {
         self.image_size / self.patch_size
     }
@@ -347,17 +346,17 @@ impl EncoderConfig {
         self.grid() * self.grid()
     }
 
-    /// The tokens of a whole image.
+    /// Token layout of a whole image.
     pub fn tokens(&self) -> TokenLayout {
         TokenLayout::of_patches(self.patches())
     }
 
-    /// Values in one patch: 3 channels of `patch_size` x `patch_size` pixels.
+    /// P, values in one patch: 3 channels of `patch_size` x `patch_size` pixels.
     pub fn patch_values(&self) -> usize {
         3 * self.patch_size * self.patch_size
     }
 
-    /// Patches that a view keeps when `mask_ratio` of them are removed: at least one.
+    /// K, patches that a view keeps when the share `mask_ratio` is removed; at least one.
     pub fn kept(&self, mask_ratio: f64) -> usize {
         let removed = (self.patches() as f64 * mask_ratio).round() as usize;
         (self.patches() - removed.min(self.patches())).max(1)
@@ -365,12 +364,12 @@ impl EncoderConfig {
 }
 
 impl Config {
-    /// Whether both describe the same pretraining: they compute the same numbers.
+    /// Whether both configurations pretrain with the same numbers.
     pub fn same_run(&self, other: &Config) -> bool {
         self.differences(other).is_empty()
     }
 
-    /// Keys that the memory bank holds after so many steps: each step brings a batch of them, the oldest go.
+    /// Number of keys in the memory bank after `steps` steps: each step adds a batch and drops the oldest keys.
     pub fn bank_keys(&self, steps: u64) -> usize {
         if self.contrast.weight == 0.0 {
             return 0;

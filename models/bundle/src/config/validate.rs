@@ -1,4 +1,4 @@
-//! Which values make sense, alone and together.
+//! Ranges of single values, and conditions between values.
 
 use super::error::{ConfigError, require};
 use super::{Config, ViewConfig};

@@ -1,8 +1,8 @@
-//! Embedded ICC profiles: pixels of another colour space -> sRGB, as Pillow's `ImageCms` does with its default intent.
+//! Embedded ICC profiles: converts pixels to sRGB, as Pillow's `ImageCms` does with its default intent.
 //!
-//! A profile that is sRGB up to rounding changes nothing, so that most images pass as they are.  Profiles of another
-//! kind than the decoded pixels (CMYK, which the decoder has converted already), grey ones that give lightness instead of
-//! luminance, damaged ones and those of more than [`LARGEST`] bytes are not applied.
+//! A profile that equals sRGB up to rounding is skipped, so most images pass unchanged.  Not applied are: profiles for
+//! another colour model than the decoded pixels' (CMYK, which the decoder has converted already), grey profiles that
+//! encode lightness instead of luminance, damaged profiles, and those of more than [`LARGEST`] bytes.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,30 +10,30 @@ use std::sync::{Arc, Mutex, PoisonError};
 use image::DynamicImage;
 use moxcms::{ColorProfile, DataColorSpace, Layout, RenderingIntent, TransformExecutor, TransformOptions};
 
-/// Bytes of a profile that is looked at; those of scanners with large tables have two million.
+/// Largest profile that is read, in bytes; scanner profiles with large tables have two million.
 const LARGEST: usize = 4 << 20;
 
-/// Profiles that are kept ready.  The images of one folder mostly have one or two.
+/// Number of cached profiles.  The images of one folder mostly share one or two.
 const KEPT: usize = 8;
 
-/// Pixels that are converted at a time.
+/// Pixels that are converted in one call.
 const CHUNK: usize = 4096;
 
-/// Largest difference, in grey levels, at which a profile counts as sRGB itself.
+/// Largest difference in grey levels at which a profile counts as sRGB.
 const SAME: u8 = 1;
 
 type Executor = Arc<dyn TransformExecutor<u8> + Send + Sync>;
 
-/// From one profile's colour space to sRGB.
+/// A conversion from one profile's colour space to sRGB.
 #[derive(Clone)]
 struct Conversion {
-    /// R, G, B -> R, G, B.
+    /// Maps (R, G, B) to (R, G, B).
     by: Executor,
-    /// The profile is one of grey images; R, G and B are the grey value.
+    /// Whether the profile is for grey images; then R, G and B all hold the grey value.
     gray: bool,
 }
 
-/// The last profiles, most recent first; `None`: it is sRGB, or cannot be applied.
+/// The cached profiles, most recently used first; `None` if the profile is sRGB or cannot be applied.
 static READY: Mutex<Vec<(Vec<u8>, Option<Conversion>)>> = Mutex::new(Vec::new());
 
 /// Converts an image to sRGB; samples of more than 8 bits are rounded to 8 first.
@@ -55,14 +55,14 @@ pub(super) fn to_srgb(image: DynamicImage, profile: &[u8]) -> DynamicImage {
     DynamicImage::ImageRgba8(rgba)
 }
 
-/// (n, 3) samples, in place.
+/// Converts (n, 3) samples in place.
 fn convert(by: &Executor, samples: &mut [u8]) {
     let mut before = vec![0; CHUNK * 3];
     for chunk in samples.chunks_mut(CHUNK * 3) {
         let before = &mut before[..chunk.len()];
         before.copy_from_slice(chunk);
         if by.transform(before, chunk).is_err() {
-            // Only a length that is no whole number of pixels is refused, and the chunks' lengths are.
+            // `transform` refuses only lengths that are not whole pixels; the chunks are whole pixels.
             chunk.copy_from_slice(before);
         }
     }
@@ -75,7 +75,7 @@ fn conversion(profile: &[u8]) -> Option<Conversion> {
         return ready[0].1.clone();
     }
     drop(ready);
-    // Somebody else's code reads bytes from anywhere: its panic is a damaged profile.
+    // The parser is foreign code that reads untrusted bytes: a panic counts as a damaged profile.
     let made = catch_unwind(AssertUnwindSafe(|| make(profile))).ok().flatten();
     let mut ready = READY.lock().unwrap_or_else(PoisonError::into_inner);
     ready.truncate(KEPT - 1);
@@ -87,11 +87,11 @@ fn make(profile: &[u8]) -> Option<Conversion> {
     let mut source = ColorProfile::new_from_slice(profile).ok()?;
     let gray = source.color_space == DataColorSpace::Gray;
     if gray {
-        // A curve to luminance; one to lightness is another thing.
+        // The curve must map to luminance; a curve to lightness is not supported.
         let curve = source.gray_trc.take().filter(|_| source.pcs == DataColorSpace::Xyz)?;
         source = ColorProfile::new_srgb();
         (source.red_trc, source.green_trc, source.blue_trc) = (Some(curve.clone()), Some(curve.clone()), Some(curve));
-        // Otherwise the numbers that name sRGB win over the curves.
+        // Otherwise the CICP code points, which name sRGB, override the curves.
         source.cicp = None;
     } else if source.color_space != DataColorSpace::Rgb {
         return None;
@@ -104,7 +104,7 @@ fn make(profile: &[u8]) -> Option<Conversion> {
     changes.then_some(Conversion { by, gray })
 }
 
-/// A grid of colours and all grey levels.
+/// Test colours: a grid over the colour cube and all grey levels.
 fn samples() -> Vec<u8> {
     let level = |i: usize| (i * 255 / 8) as u8;
     let grid = (0..9 * 9 * 9).flat_map(|i| [level(i / 81), level(i / 9 % 9), level(i % 9)]);

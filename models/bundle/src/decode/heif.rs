@@ -1,9 +1,9 @@
-//! HEIC and AVIF by libheif, found and loaded at run time as ONNX Runtime is: what most telephones write, and no decoder
-//! of it is free of patents.
+//! Decodes HEIC (most phones' format) and AVIF with libheif, which is loaded at run time as ONNX Runtime is: no HEIC
+//! decoder is free of patents.
 //!
-//! Looked for once, in this order: the environment variable `MACRL_LIBHEIF` (the library, or a folder that holds it);
-//! beside the executable; `.deps/libheif` in the executable's folder or an ancestor of it (`HEIF=1 make setup` puts it there);
-//! the system's `libheif.so.1`.  Which of the two formats it reads depends on how it was built.
+//! Searched once, in this order: the environment variable `MACRL_LIBHEIF` (the library or its folder); the executable's
+//! folder; `.deps/libheif` in that folder or a parent (`HEIF=1 make setup` installs it there); the system's
+//! `libheif.so.1`.  Which of the two formats it reads depends on how it was built.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use libloading::Library;
 
 use super::{DecodeError, DecodeLimits, color, over_black};
 
-/// Which of libheif's formats the bytes are, by the brands in their first box; whether it can be read is another question.
+/// HEIC or AVIF by the brands in the file's first box; `None` for other files.  Does not check that it can be decoded.
 pub fn format(bytes: &[u8]) -> Option<&'static str> {
     let size = u32::from_be_bytes(bytes.get(..4)?.try_into().ok()?) as usize;
     if bytes.get(4..8)? != b"ftyp" {
@@ -28,10 +28,10 @@ pub fn format(bytes: &[u8]) -> Option<&'static str> {
     })
 }
 
-/// Whether libheif is there and reads `format`, HEIC or AVIF.
+/// Checks that libheif is installed and decodes `format`, HEIC or AVIF.
 ///
 /// # Errors
-/// What is missing, in half a sentence.
+/// What is missing, as a clause that continues "HEIC images need libheif, but ...".
 pub fn available(format: &str) -> Result<(), String> {
     reader(format).map(|_| ())
 }
@@ -39,25 +39,27 @@ pub fn available(format: &str) -> Result<(), String> {
 fn reader(format: &str) -> Result<&'static LibHeif, String> {
     let library = libheif()?;
     let coding = if format == "AVIF" { AV1 } else { HEVC };
-    // SAFETY: takes any number.
+    // SAFETY: the function accepts any number.
     match unsafe { (library.have_decoder)(coding) } {
         0 => Err(format!("the one found was built without a decoder of {format}")),
         _ => Ok(library),
     }
 }
 
-/// Width x height as the file's header says.
+/// Width x height from the file's header.
 pub(super) fn announced(bytes: &[u8], format: &'static str, limits: &DecodeLimits) -> Result<u64, DecodeError> {
     let (width, height) = open(bytes, format, limits)?.size();
     Ok(u64::from(width) * u64::from(height))
 }
 
+/// Decodes a file and applies the rotations and crops that it specifies.
+///
 /// # Shapes
-/// (height, width, 3) u8, with the rotations and crops that the file asks for.
+/// The result (height, width, 3) u8.
 pub(super) fn decode(bytes: &[u8], format: &'static str, limits: &DecodeLimits) -> Result<RgbImage, DecodeError> {
     let image = open(bytes, format, limits)?;
     let (width, height) = image.size();
-    // The decoder's planes, and the interleaved pixels made of them.
+    // Memory for the decoder's planes and for the interleaved pixels.
     if u64::from(width) * u64::from(height) * 8 > limits.max_alloc {
         return Err(DecodeError::TooMuchMemory { max_alloc: limits.max_alloc });
     }
@@ -65,7 +67,7 @@ pub(super) fn decode(bytes: &[u8], format: &'static str, limits: &DecodeLimits) 
     Ok(over_black(color::to_srgb(pixels, &image.profile())))
 }
 
-/// Reads the header and checks the size.
+/// Reads the header and checks the image's size.
 fn open<'a>(bytes: &'a [u8], format: &'static str, limits: &DecodeLimits) -> Result<Primary<'a>, DecodeError> {
     let library = reader(format).map_err(|cause| DecodeError::NeedsLibheif { format, cause })?;
     let image = Primary::open(library, bytes).map_err(|cause| DecodeError::Broken { format, cause })?;
@@ -74,7 +76,7 @@ fn open<'a>(bytes: &'a [u8], format: &'static str, limits: &DecodeLimits) -> Res
     Ok(image)
 }
 
-/// `heif_error`.
+/// libheif's `heif_error`, returned by value.
 #[repr(C)]
 struct Status {
     code: c_int,
@@ -96,19 +98,19 @@ impl Status {
     }
 }
 
-/// `heif_compression_HEVC` and `_AV1`.
+/// `heif_compression_HEVC` and `heif_compression_AV1`.
 const HEVC: c_int = 1;
 const AV1: c_int = 4;
-/// `heif_colorspace_RGB`.
+/// `heif_colorspace_RGB`, the colour space to decode to.
 const RGB: c_int = 1;
-/// `heif_chroma_interleaved_RGB`, and `_RGBA`.
+/// `heif_chroma_interleaved_RGB` and `heif_chroma_interleaved_RGBA`.
 const INTERLEAVED: [c_int; 2] = [10, 11];
-/// `heif_channel_interleaved`.
+/// `heif_channel_interleaved`, the only plane of an interleaved image.
 const CHANNEL: c_int = 10;
-/// `heif_color_profile_type_nclx`: no ICC profile but numbers, which libheif applies itself.
+/// `heif_color_profile_type_nclx`: colour code points instead of an ICC profile; libheif applies them itself.
 const NUMBERS: u32 = u32::from_be_bytes(*b"nclx");
 
-/// libheif's functions that are used here.
+/// The libheif functions in use.
 struct LibHeif {
     have_decoder: unsafe extern "C" fn(c_int) -> c_int,
     context_alloc: unsafe extern "C" fn() -> *mut c_void,
@@ -128,17 +130,17 @@ struct LibHeif {
     image_width: unsafe extern "C" fn(*const c_void, c_int) -> c_int,
     image_height: unsafe extern "C" fn(*const c_void, c_int) -> c_int,
     plane: unsafe extern "C" fn(*const c_void, c_int, *mut c_int) -> *const u8,
-    /// Keeps the functions valid.
+    /// Keeps the library loaded, so that the functions stay valid.
     _library: Library,
 }
 
 impl LibHeif {
     fn load(path: &Path) -> Result<Self, libloading::Error> {
-        // SAFETY: a file that the user named, or a library of libheif's name at a stated place; the signatures are those of
-        // libheif/heif.h, unchanged since version 1.4.
+        // SAFETY: the file was named by the user or has libheif's name in a documented folder; the signatures are those
+        // of libheif/heif.h, unchanged since version 1.4.
         unsafe {
             let library = Library::new(path)?;
-            // Loads the codecs that newer versions keep in files of their own; older ones do not have it.
+            // Loads codec plugins, which newer versions keep in separate files; older versions lack this function.
             if let Ok(init) = library.get::<unsafe extern "C" fn(*const c_void) -> Status>(b"heif_init\0") {
                 init(std::ptr::null());
             }
@@ -202,7 +204,7 @@ fn near_executable() -> Vec<PathBuf> {
     std::iter::once(folder.clone()).chain(deps).filter_map(|dir| library_in(&dir)).collect()
 }
 
-/// The library in `dir`, or in a folder directly below it.
+/// The library in `dir` or in a folder directly below.
 fn library_in(dir: &Path) -> Option<PathBuf> {
     let list = |dir: &Path| -> Vec<PathBuf> {
         std::fs::read_dir(dir).map(|entries| entries.flatten().map(|e| e.path()).collect()).unwrap_or_default()
@@ -216,7 +218,7 @@ fn library_in(dir: &Path) -> Option<PathBuf> {
     entries.iter().cloned().chain(below).find(is_library)
 }
 
-/// A file's main picture; the file's bytes are borrowed by libheif.
+/// The primary image of a file; libheif borrows the file's bytes.
 struct Primary<'a> {
     library: &'static LibHeif,
     context: *mut c_void,
@@ -246,7 +248,7 @@ impl<'a> Primary<'a> {
         (width.try_into().unwrap_or(0), height.try_into().unwrap_or(0))
     }
 
-    /// The embedded ICC profile; empty where there is none.
+    /// The embedded ICC profile; empty if there is none.
     fn profile(&self) -> Vec<u8> {
         // SAFETY: `open` made the handle; the buffer is as long as libheif says.
         unsafe {
@@ -262,7 +264,7 @@ impl<'a> Primary<'a> {
     }
 
     fn pixels(&self, limits: &DecodeLimits) -> Result<DynamicImage, String> {
-        // What the coded picture may have, whatever the header says; it is filled up to whole blocks of 64.
+        // Largest edge of the coded image, whatever the header says; coded images are padded to blocks of 64.
         let edge = ((limits.max_pixels as f64).sqrt().ceil() + 64.0).min(32_768.0);
         // SAFETY: `open` made the context and the handle.
         let alpha = unsafe {
@@ -271,20 +273,20 @@ impl<'a> Primary<'a> {
         };
         let mut image = std::ptr::null_mut();
         let chroma = INTERLEAVED[usize::from(alpha)];
-        // SAFETY: as above; the result is released below, when it has been copied.
+        // SAFETY: as above; the result is released below, after it was copied.
         unsafe { (self.library.decode)(self.handle, &mut image, RGB, chroma, std::ptr::null()) }.ok()?;
         let copied = self.copy(image, if alpha { 4 } else { 3 }, limits);
-        // SAFETY: `decode` made it, and nothing refers to it any more.
+        // SAFETY: `decode` created it, and nothing refers to it any more.
         unsafe { (self.library.image_release)(image) };
         let (width, height, samples) = copied?;
         let made = match alpha {
             true => RgbaImage::from_raw(width, height, samples).map(DynamicImage::ImageRgba8),
             false => RgbImage::from_raw(width, height, samples).map(DynamicImage::ImageRgb8),
         };
-        made.ok_or_else(|| "libheif gave fewer pixels than it announced".into())
+        made.ok_or_else(|| "libheif returned fewer pixels than the header says".into())
     }
 
-    /// (width, height, samples without padding at the rows' ends).
+    /// Copies a decoded image: (width, height, samples without padding between rows).
     fn copy(
         &self,
         image: *const c_void,
@@ -302,10 +304,10 @@ impl<'a> Primary<'a> {
         let row = width as usize * channels;
         let stride = usize::try_from(stride).unwrap_or(0);
         if plane.is_null() || row == 0 || height == 0 || stride < row {
-            return Err("libheif gave no pixels".into());
+            return Err("libheif returned no pixels".into());
         }
         if u64::from(width) * u64::from(height) > limits.max_pixels {
-            return Err(format!("its picture has {width} x {height} pixels, more than it announced"));
+            return Err(format!("its image has {width} x {height} pixels, more than the header says"));
         }
         let mut samples = Vec::with_capacity(row * height as usize);
         for y in 0..height as usize {
@@ -318,7 +320,7 @@ impl<'a> Primary<'a> {
 
 impl Drop for Primary<'_> {
     fn drop(&mut self) {
-        // SAFETY: both were made by libheif and are released once.
+        // SAFETY: libheif created both, and each is released once.
         unsafe {
             if !self.handle.is_null() {
                 (self.library.handle_release)(self.handle);

@@ -1,11 +1,11 @@
-//! Bytes of unknown origin -> 8-bit RGB pixels, the same way for training, evaluation and serving.
+//! Decodes untrusted bytes to 8-bit RGB pixels, in the same way for training, evaluation and serving.
 //!
-//! Formats: JPEG, PNG, WebP, GIF, BMP, TIFF, PNM, recognised by content.  EXIF orientation is applied.  The first frame
-//! of an animation counts.  Transparent pixels are laid over **black** (the padding colour of `Fit::Pad`).  16-bit
-//! samples keep their high byte's rounding; grey is repeated over the channels; CMYK is converted by the decoder.  An
-//! embedded colour profile is applied: the result is sRGB.
+//! Formats: JPEG, PNG, WebP, GIF, BMP, TIFF and PNM, detected by content.  EXIF orientation is applied.  Of an
+//! animation the first frame is used.  Transparent pixels are blended with **black** (the padding colour of
+//! `Fit::Pad`).  16-bit samples are rounded to 8 bits; grey is copied to all three channels; the decoder converts
+//! CMYK.  An embedded colour profile is applied, so the result is sRGB.
 //!
-//! HEIC and AVIF are read by libheif where that library is installed ([`heif`]).
+//! HEIC and AVIF need an installed libheif ([`heif`]).
 
 mod color;
 pub mod heif;
@@ -18,14 +18,14 @@ use image::error::{ImageError, LimitErrorKind};
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageReader, Limits, RgbImage};
 
-/// What an image may cost before it is refused.
+/// Limits on the size and memory of an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DecodeLimits {
-    /// Largest width x height that a header may announce.
+    /// Largest width x height.
     pub max_pixels: u64,
-    /// Largest width or height.
+    /// Largest width or height in pixels.
     pub max_edge: u32,
-    /// Bytes that a decoder may allocate (output included).
+    /// Bytes that a decoder may allocate, output included.
     pub max_alloc: u64,
 }
 
@@ -36,15 +36,15 @@ impl Default for DecodeLimits {
 }
 
 impl DecodeLimits {
-    /// 50 megapixels (a large camera's photo), 512 MiB.
+    /// 50 megapixels (a large camera's photograph), 512 MiB.
     pub const DEFAULT: Self = Self { max_pixels: 50_000_000, max_edge: 65_535, max_alloc: 512 << 20 };
 
-    /// With another number of pixels, and the memory that formats of 16-bit samples need for them.
+    /// Limits for another number of pixels; the memory limit allows for formats with 16-bit samples.
     pub fn of_pixels(max_pixels: u64) -> Self {
         Self { max_pixels, max_alloc: max_pixels.saturating_mul(11).max(Self::DEFAULT.max_alloc), ..Self::DEFAULT }
     }
 
-    /// Refuses a picture by its size.
+    /// Refuses an image that is too large or empty, by its size.
     fn check(&self, width: u32, height: u32, format: &'static str) -> Result<(), DecodeError> {
         let Self { max_pixels, max_edge, .. } = *self;
         if u64::from(width) * u64::from(height) > max_pixels || width.max(height) > max_edge {
@@ -57,68 +57,47 @@ impl DecodeLimits {
     }
 }
 
-/// Why bytes did not become pixels.
+/// Why an image was not decoded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs, reason = "each variant's message shows its fields")]
 pub enum DecodeError {
-    /// None of the formats that are read.
+    /// The format is unknown.
     #[error("not an image in a known format (JPEG, PNG, WebP, GIF, BMP, TIFF, PNM), found {found}")]
     Format {
-        /// The first bytes, or "no bytes".
+        /// Length and first bytes of the file, or "no bytes".
         found: String,
     },
-    /// The header announces more than the limits allow.
+    /// The size in the header exceeds the limits.
     #[error("image too large: {width} x {height} pixels, at most {max_pixels} pixels and {max_edge} on an edge")]
-    TooLarge {
-        /// As the header says.
-        width: u32,
-        /// As the header says.
-        height: u32,
-        /// The limit.
-        max_pixels: u64,
-        /// The limit.
-        max_edge: u32,
-    },
-    /// The decoder would need more memory than is allowed.
+    TooLarge { width: u32, height: u32, max_pixels: u64, max_edge: u32 },
+    /// The decoder needs more memory than the limits allow.
     #[error("decoding this image needs more memory than the {max_alloc} bytes allowed")]
-    TooMuchMemory {
-        /// The limit.
-        max_alloc: u64,
-    },
-    /// A format that needs a library which is not installed.
-    #[error("{format} images are read where libheif is installed, and {cause}")]
-    NeedsLibheif {
-        /// HEIC or AVIF.
-        format: &'static str,
-        /// What is missing.
-        cause: String,
-    },
-    /// A known format, but broken or of a kind that is not supported.
+    TooMuchMemory { max_alloc: u64 },
+    /// The format needs libheif, which is not installed or cannot decode it.
+    #[error("{format} images need libheif, but {cause}")]
+    NeedsLibheif { format: &'static str, cause: String },
+    /// The format is known, but the file is damaged or uses an unsupported feature.
     #[error("{format} image cannot be decoded: {cause}")]
-    Broken {
-        /// Name of the format.
-        format: &'static str,
-        /// What the decoder said, in one line.
-        cause: String,
-    },
+    Broken { format: &'static str, cause: String },
 }
 
-/// Bytes for an image's header where only its size is wanted: a PNG's is unpacked with its colour profile, which nobody
-/// uses; one that does not fit is left out.
+/// Memory limit for reading only an image's size.  A PNG header is decompressed with its colour profile, which is not
+/// needed for the size; a profile that does not fit is skipped.
 const PEEK_ALLOC: u64 = 256 << 10;
 
-/// First bytes of a file that its format is known by.
+/// Number of leading bytes that the format is detected from.
 const HEAD: u64 = 256;
 
-/// Bytes for an image's header where its pixels are wanted too.
+/// Memory limit for reading an image's header before its pixels.
 const HEADER_ALLOC: u64 = 32 << 20;
 
-/// Decodes one image; never panics, whatever the bytes.
+/// Decodes one image; never panics, whatever the bytes are.
 ///
 /// # Shapes
-/// Result: (height, width, 3) u8, rows from the top, R G B, at least 1 x 1.
+/// The result (height, width, 3) u8, rows from the top, R G B, at least 1 x 1.
 ///
 /// # Errors
-/// Every [`DecodeError`]; sizes are checked on the header, before pixels are decoded.
+/// [`DecodeError`]; the size in the header is checked before pixels are decoded.
 pub fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<RgbImage, DecodeError> {
     if let Some(format) = heif::format(bytes) {
         return heif::decode(bytes, format, limits);
@@ -128,12 +107,13 @@ pub fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<RgbImage, DecodeErr
         return Err(DecodeError::Format { found: found(bytes, bytes.len() as u64) });
     };
     let name = format_name(format);
-    // A decoder is somebody else's code reading hostile bytes: its panic is a broken image.
+    // Decoders are foreign code that reads untrusted bytes: a panic counts as a damaged image.
     let decoded = catch_unwind(AssertUnwindSafe(|| decode_known(bytes, format, name, limits)));
-    decoded.unwrap_or_else(|_| Err(DecodeError::Broken { format: name, cause: "the decoder gave up".into() }))
+    decoded
+        .unwrap_or_else(|_| Err(DecodeError::Broken { format: name, cause: "the decoder failed unexpectedly".into() }))
 }
 
-/// Width x height as the header says, without decoding anything; `None` where it cannot be read.
+/// Width x height from the header, without decoding pixels; `None` if the header cannot be read.
 pub fn announced_pixels(bytes: &[u8]) -> Option<u64> {
     if let Some(format) = heif::format(bytes) {
         return heif::announced(bytes, format, &DecodeLimits { max_pixels: u64::MAX, ..DecodeLimits::DEFAULT }).ok();
@@ -144,10 +124,10 @@ pub fn announced_pixels(bytes: &[u8]) -> Option<u64> {
     Some(u64::from(width) * u64::from(height))
 }
 
-/// Width x height as the header says, of a file that need not be in memory; errors are those of [`decode`].
+/// Width x height from the header of a file that need not be in memory, with the errors of [`decode`].
 ///
 /// # Errors
-/// Every [`DecodeError`] that a header can give.
+/// Every [`DecodeError`] that the header alone can cause.
 pub fn announced(mut source: impl BufRead + Seek, limits: &DecodeLimits) -> Result<u64, DecodeError> {
     let unread = |e: std::io::Error| DecodeError::Broken { format: "this", cause: e.to_string() };
     let mut head = Vec::new();
@@ -166,7 +146,8 @@ pub fn announced(mut source: impl BufRead + Seek, limits: &DecodeLimits) -> Resu
     let mut reader = ImageReader::with_format(source, format);
     reader.limits(allocating(PEEK_ALLOC));
     let read = catch_unwind(AssertUnwindSafe(|| reader.into_dimensions()));
-    let read = read.map_err(|_| DecodeError::Broken { format: name, cause: "the decoder gave up".into() })?;
+    let read =
+        read.map_err(|_| DecodeError::Broken { format: name, cause: "the decoder failed unexpectedly".into() })?;
     let (width, height) = read.map_err(|e| from_image_error(e, name, limits))?;
     limits.check(width, height, name)?;
     Ok(u64::from(width) * u64::from(height))
@@ -195,7 +176,7 @@ fn decode_known(
     let (width, height) = decoder.dimensions();
     limits.check(width, height, name)?;
     let mut strict = allocating(limits.max_alloc);
-    // The output is ours to allocate: it counts too.
+    // This module allocates the output, which counts towards the limit.
     strict.reserve(decoder.total_bytes()).map_err(fault)?;
     decoder.set_limits(strict).map_err(fault)?;
     let orientation = orientation(&mut decoder, format);
@@ -211,18 +192,18 @@ fn decode_known(
     Ok(over_black(color::to_srgb(pixels, &profile)))
 }
 
-/// What EXIF, or TIFF's own tag, says about the picture's top; a broken block is no reason to refuse the picture.
+/// Orientation from EXIF or TIFF's own tag; a damaged EXIF block is ignored.
 fn orientation(decoder: &mut impl ImageDecoder, format: image::ImageFormat) -> Orientation {
     if format == image::ImageFormat::Tiff {
         return decoder.orientation().unwrap_or(Orientation::NoTransforms);
     }
     let exif = decoder.exif_metadata().ok().flatten().unwrap_or_default();
-    // WebP files written by some programs keep JPEG's prefix in front of the block.
+    // Some programs write JPEG's prefix before the EXIF block of a WebP file.
     let block = exif.strip_prefix(b"Exif\0\0").unwrap_or(&exif);
     Orientation::from_exif_chunk(block).unwrap_or(Orientation::NoTransforms)
 }
 
-/// Any colour type -> RGB8, alpha over black.
+/// Converts any colour type to RGB8; transparent pixels are blended with black.
 fn over_black(image: DynamicImage) -> RgbImage {
     if !image.color().has_alpha() {
         return image.into_rgb8();
@@ -232,7 +213,7 @@ fn over_black(image: DynamicImage) -> RgbImage {
     for (out, pixel) in rgb.pixels_mut().zip(rgba.pixels()) {
         let alpha = u32::from(pixel[3]);
         for c in 0..3 {
-            // Rounded x * a / 255.
+            // x * a / 255, rounded.
             out[c] = ((u32::from(pixel[c]) * alpha + 127) / 255) as u8;
         }
     }
@@ -250,7 +231,7 @@ fn from_image_error(error: ImageError, format: &'static str, limits: &DecodeLimi
     DecodeError::Broken { format, cause }
 }
 
-/// What a file is instead of an image, by its first bytes.
+/// Describes a file that is not an image, for messages: its length and first bytes.
 fn found(head: &[u8], length: u64) -> String {
     if head.is_empty() {
         return "no bytes".into();

@@ -1,10 +1,10 @@
-//! What a file is, by its ending.
+//! The format of a file by its extension.
 
 use std::path::Path;
 
 use crate::decode::heif;
 
-/// A kind of image file.
+/// A file format of images or videos, with the file extensions that belong to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Format {
     /// .jpg .jpeg .jpe .jfif
@@ -29,7 +29,7 @@ pub enum Format {
     JpegXl,
     /// .jp2 .j2k .jpx .jpf
     Jpeg2000,
-    /// A camera's own format: .cr2 .nef .arw .dng and others.
+    /// Camera raw formats: .cr2 .nef .arw .dng and others.
     Raw,
     /// .svg .svgz
     Svg,
@@ -47,11 +47,11 @@ pub enum Format {
     Dds,
     /// .dcm .dicom
     Dicom,
-    /// .mp4 .mov .avi and others.
+    /// .mp4 .mov .avi and others
     Video,
 }
 
-/// The formats that are read, for messages.
+/// The supported formats, for messages.
 pub const READ: &str = "JPEG, PNG, WebP, GIF, BMP, TIFF, PNM; HEIC and AVIF with libheif";
 
 const ENDINGS: &[(Format, &str, &[&str])] = &[
@@ -86,21 +86,21 @@ const ENDINGS: &[(Format, &str, &[&str])] = &[
 ];
 
 impl Format {
-    /// From the ending of a file's name; `None` where it is no image's.
+    /// The format that a file's extension stands for; `None` for other extensions.
     pub fn of(file: &Path) -> Option<Format> {
         let ending = file.extension()?.to_str()?.to_ascii_lowercase();
         ENDINGS.iter().find(|(_, _, endings)| endings.contains(&ending.as_str())).map(|(format, ..)| *format)
     }
 
-    /// As people write it.
+    /// Usual name of the format, for messages.
     pub fn name(self) -> &'static str {
         ENDINGS.iter().find(|(format, ..)| *format == self).map_or("", |(_, name, _)| name)
     }
 
-    /// Whether [`crate::decode`] reads files of this format here.
+    /// Whether [`crate::decode`] can read this format on this machine.
     ///
-    /// This is the one place to change when a reader is added; one that depends on a library found at run time answers
-    /// for the library that it found.  Files of other formats are counted and named, and not opened.
+    /// Add new decoders here; a format whose library is found at run time depends on that library.  Files of other
+    /// formats are counted and named in messages, but not opened.
     pub fn is_read(self) -> bool {
         use Format::{Avif, Bmp, Gif, Heic, Jpeg, Png, Pnm, Tiff, WebP};
         match self {

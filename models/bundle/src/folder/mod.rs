@@ -1,8 +1,8 @@
-//! Folders of images as people have them: one walk and one rule of splits and labels, for training and for the server.
+//! Folders of images: one directory walk and one rule for splits and labels, shared by training and serving.
 //!
-//! [`walk`] finds the image files below a folder and says what it left out and why.  [`arrange`] decides from their
-//! paths alone which split and which class each belongs to (the rule is in `arrange.rs` and in docs/data.md).  File
-//! names are bytes: [`text`] gives each path a text of its own, for messages and ids.
+//! [`walk`] finds the image files below a folder and reports what it skipped and why.  [`arrange`] assigns each image
+//! to a split and a class by its path alone (the rule is in `arrange.rs` and docs/data.md).  File names are bytes:
+//! [`text`] maps each path to a distinct text, for messages and ids.
 
 mod arrange;
 mod formats;
@@ -17,14 +17,14 @@ mod walk;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-pub use arrange::{Aside, LabelFrom, Layout, Place, arrange};
+pub use arrange::{Arrangement, Assignment, Excluded, LabelFrom, arrange};
 pub use formats::{Format, READ};
-pub use names::of_folder;
+pub use names::class_name;
 pub use split::Split;
 pub use summary::{Reason, Summary};
 pub use walk::{Image, Walk, is_system, walk};
 
-/// A path as text, different for different paths: bytes that are not UTF-8 become `\xE9`, control characters `\n` or
+/// A path as text, distinct for distinct paths: bytes that are not UTF-8 become `\xE9`, control characters `\n` or
 /// `\u{7}`, and a backslash `\\`.
 pub fn text(path: &Path) -> String {
     escape(path.as_os_str().as_bytes())

@@ -1,6 +1,6 @@
-//! Class names of folders that are named by number.
+//! Readable class names for folders that are named by a WordNet number.
 
-/// ImageNet's word for the folders of Imagenette and Imagewoof, which are named by WordNet number.
+/// ImageNet's class names for the folders of Imagenette and Imagewoof, which are named by WordNet number.
 const WORDNET: [(&str, &str); 20] = [
     ("n01440764", "tench"),
     ("n02102040", "English springer"),
@@ -24,8 +24,8 @@ const WORDNET: [(&str, &str); 20] = [
     ("n02115641", "dingo"),
 ];
 
-/// A folder's name as people would say it; unknown ones stay as they are.
-pub fn of_folder(folder: &str) -> String {
+/// The class name of a folder: ImageNet's name for a known WordNet number, else the folder's own name.
+pub fn class_name(folder: &str) -> String {
     let known = WORDNET.iter().find(|(number, _)| *number == folder);
     known.map_or(folder, |(_, word)| word).to_string()
 }

@@ -1,10 +1,10 @@
-//! Names of splits in their usual spellings.
+//! Recognises the names of splits in their usual spellings.
 //!
-//! A name is cut into words at everything that is no letter, between letters and digits, and where a capital follows a
-//! small letter.  Numbers and words that say nothing ("set", "images", "of") do not count, so that `Train`,
-//! `train_set`, `TestImages`, `val2017` and `test-00000-of-00001` are understood.
+//! A name is divided into words at every non-letter, between letters and digits, and where an upper-case letter follows
+//! a lower-case one.  Numbers and filler words ("set", "images", "of") are ignored.  So `Train`, `train_set`,
+//! `TestImages`, `val2017` and `test-00000-of-00001` are all recognised.
 
-/// A part of a data set.
+/// A part of a data set, with the words that name it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Split {
     /// train, training, trainval
@@ -29,14 +29,14 @@ const WORDS: [(&str, Split); 12] = [
     ("testing", Split::Test),
     ("holdout", Split::Test),
 ];
-/// Words beside a split's name that say nothing about it.
+/// Filler words that may stand beside a split's name.
 const FILLERS: [&str; 16] = [
     "set", "sets", "split", "splits", "data", "dataset", "image", "images", "img", "imgs", "photos", "pictures",
     "folder", "of", "jpg", "png",
 ];
 
 impl Split {
-    /// From a name that says a split and nothing else.
+    /// The split that a name stands for; `None` if the name contains anything else.
     ///
     /// ```
     /// use macrl_bundle::folder::Split;
@@ -47,10 +47,10 @@ impl Split {
     /// ```
     pub fn of_name(name: &str) -> Option<Split> {
         let words = words(name);
-        let telling: Vec<&String> = words.iter().filter(|w| !says_nothing(w)).collect();
-        match telling[..] {
+        let significant: Vec<&String> = words.iter().filter(|w| !is_filler(w)).collect();
+        match significant[..] {
             [word] => of_word(word),
-            // VOC's and others' "train_val" is for training.
+            // "train_val", as in VOC, is training data.
             [first, second] => {
                 let both = (of_word(first)?, of_word(second)?);
                 (both == (Split::Train, Split::Validation)).then_some(Split::Train)
@@ -59,7 +59,7 @@ impl Split {
         }
     }
 
-    /// From a name that ends or begins with a split, and the rest of the name: `seg_train` is (training, "seg").
+    /// The split that a name starts or ends with, and the rest of the name: `seg_train` gives (training, "seg").
     pub fn within(name: &str) -> Option<(Split, String)> {
         let words: Vec<String> = words(name).into_iter().filter(|w| !FILLERS.contains(&w.as_str())).collect();
         let (last, front) = words.split_last()?;
@@ -70,14 +70,14 @@ impl Split {
         Some((of_word(first)?, rest.join(" ")))
     }
 
-    /// From any part of a file's or a folder's name between dashes, dots and the like: `cifar10-test`,
-    /// `partial-train-00000-of-00002`.  Of two different splits in one name the one that is not for training counts.
+    /// The split that a file or folder name mentions between dashes, dots and the like: `cifar10-test`,
+    /// `partial-train-00000-of-00002`.  If a name mentions two splits, the held-out one counts.
     pub fn mentioned(name: &str) -> Option<Split> {
         let parts = name.split(|c: char| !c.is_alphanumeric());
         Split::of_name(name).or_else(|| parts.filter_map(Split::of_name).max())
     }
 
-    /// For messages.
+    /// Name of the split in messages.
     pub fn name(self) -> &'static str {
         match self {
             Split::Train => "training",
@@ -87,17 +87,17 @@ impl Split {
     }
 }
 
-fn says_nothing(word: &str) -> bool {
+fn is_filler(word: &str) -> bool {
     word.starts_with(|c: char| c.is_ascii_digit()) || FILLERS.contains(&word)
 }
 
-/// One word, perhaps with a filler written together with it (`trainset`).
+/// The split that one word stands for; a filler may be attached (`trainset`).
 fn of_word(word: &str) -> Option<Split> {
     let fits = |known: &str| word.strip_prefix(known).is_some_and(|rest| rest.is_empty() || FILLERS.contains(&rest));
     WORDS.iter().find(|(known, _)| fits(known)).map(|(_, split)| *split)
 }
 
-/// Lower-case words; digits are words of their own.
+/// The words of a name in lower case; runs of digits are separate words.
 fn words(name: &str) -> Vec<String> {
     let mut words = vec![String::new()];
     let mut before = ' ';

@@ -1,46 +1,46 @@
-//! What a walk left out, and why, in one line.
+//! Counts what a directory walk skipped, by reason, and describes it in one line.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use super::Format;
 
-/// Names that are kept for each reason.
+/// Number of example names that are kept for each reason.
 const SHOWN: usize = 3;
-/// Characters that are kept of a name; of a longer one the end.
+/// Largest length of an example name in characters; of a longer name the end is kept.
 const LENGTH: usize = 100;
 
-/// Why something below the folder is not among the images.
+/// Why the walk skipped a file or folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Reason {
-    /// An image or video in a format that is not read.
+    /// An image or video in an unsupported format.
     NotRead(Format),
-    /// An image file of no bytes, or a folder of no files.
+    /// An image file without content, or a folder without files.
     Empty,
-    /// An image file or folder that cannot be looked at; the cause is in the example.
+    /// An image file or folder that cannot be read; the example name includes the cause.
     Unreadable,
-    /// A link, or a second name (hard link), of something that is read already.
-    Twice,
-    /// A link to a folder that holds the one walked.
-    Upwards,
-    /// A link that leads nowhere.
+    /// A symbolic or hard link to a file or folder that was found already.
+    Duplicate,
+    /// A symbolic link to the walked folder or one of its parents.
+    AncestorLink,
+    /// A symbolic link whose target does not exist.
     Broken,
     /// A socket, pipe or device.
     Special,
     /// A hidden image, or a hidden or system folder (`._x.jpg`, `.git`, `@eaDir`, `__MACOSX`, `lost+found`).
     Hidden,
-    /// A file that is no image.
+    /// A file that is not an image.
     Other,
 }
 
-/// How many of each, with the first names.
+/// Number of skipped entries for each reason, with the first names.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Summary {
     left_out: BTreeMap<Reason, (usize, Vec<String>)>,
 }
 
 impl Summary {
-    /// Counts one more; `name` is kept if it is among the first.
+    /// Counts one more entry; `name` is kept if it is among the first.
     pub fn add(&mut self, reason: Reason, name: String) {
         let (count, names) = self.left_out.entry(reason).or_default();
         *count += 1;
@@ -49,22 +49,22 @@ impl Summary {
         }
     }
 
-    /// Leaves a reason out of the account, where its files were of use after all.
+    /// Removes a reason, for files that turned out to be useful.
     pub fn forget(&mut self, reason: Reason) {
         self.left_out.remove(&reason);
     }
 
-    /// How many were left out for this reason.
+    /// Number of entries that were skipped for this reason.
     pub fn count(&self, reason: Reason) -> usize {
         self.left_out.get(&reason).map_or(0, |(count, _)| *count)
     }
 
-    /// Reason, count and the first names, in the order in which they are shown.
+    /// Reasons with their counts and first names, in the order of the message.
     pub fn iter(&self) -> impl Iterator<Item = (Reason, usize, &[String])> {
         self.left_out.iter().map(|(reason, (count, names))| (*reason, *count, &names[..]))
     }
 
-    /// Whether nothing was left out.
+    /// Whether nothing was skipped.
     pub fn is_empty(&self) -> bool {
         self.left_out.is_empty()
     }
@@ -77,7 +77,7 @@ fn shortened(name: String) -> String {
     }
 }
 
-/// `40 HEIC files (not read: IMG_1.HEIC, IMG_2.HEIC, ...), 1 folder or file that cannot be read (private: permission denied)`.
+/// For example: `40 HEIC files (not read: IMG_1.HEIC, IMG_2.HEIC, ...), 2 empty files or folders (a.png, b.png)`.
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (i, (reason, count, names)) in self.iter().enumerate() {
@@ -91,8 +91,8 @@ impl fmt::Display for Summary {
                 Reason::NotRead(format) => write!(f, "{count} {} file{s} (not read: {names})", format.name())?,
                 Reason::Empty => write!(f, "{count} empty file{s} or folder{s} ({names})")?,
                 Reason::Unreadable => write!(f, "{count} folder{s} or file{s} that cannot be read ({names})")?,
-                Reason::Twice => write!(f, "{count} link{s} to what is read already ({names})")?,
-                Reason::Upwards => write!(f, "{count} link{s} to a folder around this one ({names})")?,
+                Reason::Duplicate => write!(f, "{count} link{s} to files or folders read already ({names})")?,
+                Reason::AncestorLink => write!(f, "{count} link{s} to a parent folder ({names})")?,
                 Reason::Broken => write!(f, "{count} broken link{s} ({names})")?,
                 Reason::Special => write!(f, "{count} socket{s}, pipe{s} or device{s} ({names})")?,
                 Reason::Hidden => write!(f, "{count} hidden ({names})")?,

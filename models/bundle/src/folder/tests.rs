@@ -1,4 +1,4 @@
-//! Trees that people have, made on the spot.
+//! Directory trees like those of real data sets, created by each test.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -41,7 +41,7 @@ impl Tree {
 }
 
 #[test]
-fn links_neither_loop_nor_read_twice() {
+fn links_cause_neither_loops_nor_duplicates() {
     let tree = Tree::of(&["set/a/1.png", "set/b/2.png", "else/c/3.png", "else/c/4.png"]);
     let set = tree.at("set");
     let links = [
@@ -60,13 +60,13 @@ fn links_neither_loop_nor_read_twice() {
     let names: Vec<String> = found.images.iter().map(|i| text(i.relative())).collect();
     assert_eq!(names, ["a/1.png", "b/2.png", "c/3.png", "c/4.png"]);
     let count = |reason| found.summary.count(reason);
-    // all and up; a_first, copy.png, c/back, b/hard.png and d.png.
-    assert_eq!((count(Reason::Upwards), count(Reason::Twice), count(Reason::Broken)), (2, 5, 1));
+    // all and up are links to ancestors; a_first, copy.png, c/back, b/hard.png and d.png are duplicates.
+    assert_eq!((count(Reason::AncestorLink), count(Reason::Duplicate), count(Reason::Broken)), (2, 5, 1));
     assert_eq!(found, walk(&set).unwrap());
 }
 
 #[test]
-fn every_name_is_found_and_has_a_text_of_its_own() {
+fn every_name_is_found_and_has_a_distinct_text() {
     let tree = Tree::of(&["a/x .png", "a /x.png", "a/new\nline.png", "a/back\\x.png"]);
     for name in [&b"caf\xe9/x.png"[..], b"caf\xe8/x.png", b"caf\\xE9/x.png"] {
         tree.write(Path::new(OsStr::from_bytes(name)));
@@ -90,7 +90,7 @@ fn every_name_is_found_and_has_a_text_of_its_own() {
 }
 
 #[test]
-fn what_is_no_image_is_counted_and_named() {
+fn other_files_are_counted_and_named() {
     let files = [
         "a/1.PNG",
         "a/1.jxl",
@@ -129,8 +129,8 @@ fn what_is_no_image_is_counted_and_named() {
 }
 
 #[test]
-fn a_folder_that_cannot_be_listed_is_named_and_passed_over() {
-    // Paths have a greatest length: two long trees, one moved to the end of the other, make a folder beyond it.
+fn a_folder_that_cannot_be_listed_is_named_and_skipped() {
+    // The length of a path is limited.  One long tree, moved to the end of another, makes a folder beyond the limit.
     let tree = Tree::of(&["a/1.png"]);
     let long = |top: &str| (0..19).fold(PathBuf::from(top), |path, _| path.join("d".repeat(120)));
     let (outer, inner) = (tree.at(long("outer")), tree.at(long("inner")));
@@ -162,12 +162,12 @@ fn paths_are_relative_however_the_root_is_written() {
     }
 }
 
-/// `split:class` of each path; `-` where there is none, `aside` where it is left aside.
+/// `split:class` of each path; `-` without a class, `excluded` for an excluded image.
 fn places(paths: &[&str]) -> Vec<String> {
     let layout = of_paths(&paths.iter().map(Path::new).collect::<Vec<_>>(), LabelFrom::First);
-    let place = |i: usize| match layout.places[i] {
-        Place { aside: true, .. } => "aside".to_string(),
-        Place { split, .. } => {
+    let place = |i: usize| match layout.assignments[i] {
+        Assignment { excluded: true, .. } => "excluded".to_string(),
+        Assignment { split, .. } => {
             let split = match split {
                 None => "",
                 Some(Split::Train) => "train",
@@ -237,7 +237,7 @@ fn a_class_may_have_the_name_of_a_split() {
         ("test/bus/x.png", "test:bus"),
         ("test/train/x.png", "test:train"),
     ]);
-    // The only test images are of the class "train".
+    // The only test images belong to the class "train".
     check(&[
         ("train/bus/x.png", "train:bus"),
         ("train/train/x.png", "train:train"),
@@ -246,47 +246,47 @@ fn a_class_may_have_the_name_of_a_split() {
 }
 
 #[test]
-fn folders_around_everything_are_passed_through() {
+fn wrapper_folders_are_skipped() {
     check(&[("w/train/cat/x.png", "train:cat"), ("w/val/cat/x.png", "val:cat")]);
     check(&[("v/w/cat/x.png", ":cat"), ("v/w/dog/x.png", ":dog"), ("v/w/dog/deep/y.png", ":dog")]);
-    check(&[("w/preview.png", "aside"), ("w/s/train/cat/x.png", "train:cat"), ("w/s/test/cat/x.png", "test:cat")]);
+    check(&[("w/preview.png", "excluded"), ("w/s/train/cat/x.png", "train:cat"), ("w/s/test/cat/x.png", "test:cat")]);
     check(&[("data/train/train/cat/x.png", "train:cat"), ("data/train/val/dog/x.png", "val:dog")]);
     check(&[
         ("seg_train/seg_train/sea/x.png", "train:sea"),
         ("seg_train/seg_train/ice/x.png", "train:ice"),
         ("seg_test/seg_test/sea/x.png", "test:sea"),
-        ("seg_pred/seg_pred/x.png", "aside"),
+        ("seg_pred/seg_pred/x.png", "excluded"),
     ]);
     check(&[("train/s/cat/x.png", "train:cat"), ("train/s/dog/x.png", "train:dog"), ("test/s/x.png", "test:s")]);
-    // One class is no wrapper.
+    // A single class folder is not a wrapper.
     check(&[("cat/x.png", ":cat")]);
     check(&[("cat/best/x.png", ":cat"), ("cat/y.png", ":cat")]);
     check(&[("images/x.png", ":-"), ("images/y.png", ":-")]);
 }
 
 #[test]
-fn what_lies_beside_splits_and_classes_is_left_aside() {
+fn images_beside_splits_and_classes_are_excluded() {
     check(&[
         ("train/cat/x.png", "train:cat"),
         ("val/cat/x.png", "val:cat"),
-        ("extra/cat/x.png", "aside"),
-        ("x.png", "aside"),
+        ("extra/cat/x.png", "excluded"),
+        ("x.png", "excluded"),
         ("train/y.png", "train:-"),
     ]);
-    check(&[("train/cat/x.png", "train:cat"), ("train/dog/x.png", "train:dog"), ("unsorted/x.png", "aside")]);
-    check(&[("images/x.png", ":-"), ("masks/x.png", "aside")]);
+    check(&[("train/cat/x.png", "train:cat"), ("train/dog/x.png", "train:dog"), ("unsorted/x.png", "excluded")]);
+    check(&[("images/x.png", ":-"), ("masks/x.png", "excluded")]);
     check(&[("cat/x.png", ":cat"), ("dog/x.png", ":dog"), ("x.png", ":-")]);
     let paths = ["train/a/x.png", "test/a/x.png", "extra/x.png", "extra/y.png", "z.png"].map(Path::new);
-    let asides = of_paths(&paths, LabelFrom::First).asides;
-    let aside = |folder: Option<&str>, images| Aside { folder: folder.map(String::from), images };
-    assert_eq!(asides, [aside(Some("extra"), 2), aside(None, 1)]);
+    let excluded = of_paths(&paths, LabelFrom::First).excluded;
+    let entry = |folder: Option<&str>, images| Excluded { folder: folder.map(String::from), images };
+    assert_eq!(excluded, [entry(Some("extra"), 2), entry(None, 1)]);
 }
 
 #[test]
-fn held_out_images_never_train() {
+fn held_out_images_are_never_used_for_training() {
     check(&[("val/cat/x.png", "val:cat"), ("test/cat/x.png", "test:cat")]);
     check(&[("test/cat/x.png", "test:cat"), ("test/dog/x.png", "test:dog")]);
-    // A class folder may hold the splits.
+    // A class folder can contain the splits.
     check(&[
         ("cat/train/x.png", "train:cat"),
         ("cat/test/x.png", "test:cat"),
@@ -294,7 +294,7 @@ fn held_out_images_never_train() {
         ("dog/test/x.png", "test:dog"),
         ("fox/x.png", "train:fox"),
     ]);
-    check(&[("bus/x.png", "aside"), ("train/x.png", "train:-"), ("test/x.png", "test:-")]);
+    check(&[("bus/x.png", "excluded"), ("train/x.png", "train:-"), ("test/x.png", "test:-")]);
 }
 
 #[test]
@@ -314,7 +314,7 @@ fn capitals_do_not_make_another_class_of_held_out_images() {
         ("val/äffin/x.png", "val:ÄFFIN"),
         ("val/owl/x.png", "val:owl"),
     ]);
-    // Two training classes differ in capitals only: nobody knows which is meant.
+    // Two training classes differ only in capitals, so the held-out class stays separate.
     check(&[("train/Cat/x.png", "train:Cat"), ("train/CAT/x.png", "train:CAT"), ("val/cat/x.png", "val:cat")]);
 }
 
@@ -334,6 +334,6 @@ fn labels_may_come_from_the_parent() {
 }
 
 #[test]
-fn no_images_are_no_classes() {
-    assert_eq!(of_paths(&[], LabelFrom::First), Layout { places: vec![], classes: vec![], asides: vec![] });
+fn no_images_give_no_classes() {
+    assert_eq!(of_paths(&[], LabelFrom::First), Arrangement { assignments: vec![], classes: vec![], excluded: vec![] });
 }

@@ -1,4 +1,4 @@
-//! The folders that hold images, as a tree of names.
+//! The folders that contain images, as a tree of names.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -7,7 +7,7 @@ use std::path::{Component, Path};
 
 use super::split::Split;
 
-/// Folders that say where the images are, and not what they show.
+/// Folder names that do not describe what the images show.
 const PLAIN: [&str; 20] = [
     "image",
     "images",
@@ -30,7 +30,7 @@ const PLAIN: [&str; 20] = [
     "unlabelled",
     "all",
 ];
-/// Pictures that annotate the images beside them.
+/// Names of folders whose pictures annotate the images beside them.
 const ANNOTATIONS: [&str; 12] = [
     "annotation",
     "annotations",
@@ -46,24 +46,24 @@ const ANNOTATIONS: [&str; 12] = [
     "trimaps",
 ];
 
-/// One folder with images in it or below it.
+/// A folder that contains images, directly or in sub-folders.
 #[derive(Debug, Default)]
 pub(super) struct Node<'a> {
-    /// By name.
+    /// Sub-folders by name.
     pub(super) children: BTreeMap<&'a [u8], Node<'a>>,
-    /// Numbers of the images in the folder itself.
+    /// Indexes of the images in the folder itself.
     pub(super) loose: Vec<usize>,
-    /// Images in it and below it.
+    /// Number of images in the folder and below.
     pub(super) count: usize,
 }
 
-/// Folders of one level that are splits.
+/// The sub-folders of one level that are splits.
 pub(super) struct Level<'a> {
     pub(super) splits: BTreeMap<&'a [u8], Split>,
 }
 
 impl Level<'_> {
-    /// Whether there are images to train on and images to judge with.
+    /// Whether the level has both training and held-out images.
     pub(super) fn is_whole(&self) -> bool {
         let train = self.splits.values().filter(|split| **split == Split::Train).count();
         train > 0 && train < self.splits.len()
@@ -85,7 +85,7 @@ impl<'a> Node<'a> {
         root
     }
 
-    /// Numbers of all images in it and below it.
+    /// Indexes of all images in the folder and below.
     pub(super) fn all(&self) -> Vec<usize> {
         let (mut numbers, mut open) = (Vec::with_capacity(self.count), vec![self]);
         while let Some(node) = open.pop() {
@@ -95,7 +95,7 @@ impl<'a> Node<'a> {
         numbers
     }
 
-    /// Its only sub-folder, where it holds nothing else.
+    /// The only sub-folder, if the folder contains nothing else.
     pub(super) fn only(&self) -> Option<(&'a [u8], &Node<'a>)> {
         match (self.loose.is_empty(), self.children.len()) {
             (true, 1) => self.children.iter().next().map(|(name, node)| (*name, node)),
@@ -103,12 +103,12 @@ impl<'a> Node<'a> {
         }
     }
 
-    /// Which sub-folders are splits, where they are:
+    /// The sub-folders that are splits, if one of these holds:
     ///
-    /// - all of them are named so and nothing else (`train`, `Test_Set`), or
-    /// - a training split is beside a validation or test split, by names that say nothing else (the other folders are
-    ///   left aside) or that share the rest (`seg_train`, `seg_test`), or
-    /// - the training split is the only folder with class folders in it.
+    /// - all sub-folders have names of splits (`train`, `Test_Set`), or
+    /// - a training split is beside a validation or test split; either both are named as splits only (other folders are
+    ///   then excluded), or the rest of both names is the same (`seg_train`, `seg_test`), or
+    /// - the training split is the only sub-folder that contains class folders.
     pub(super) fn level(&self) -> Option<Level<'a>> {
         let exact: BTreeMap<&[u8], Split> = self
             .children
@@ -141,7 +141,7 @@ impl<'a> Node<'a> {
         by_rest.into_values().map(|splits| Level { splits }).find(Level::is_whole)
     }
 
-    /// Sub-folders that annotate the images in a plain folder beside them (`images/` and `masks/`).
+    /// Sub-folders with annotations of the images in a plain folder beside them (`images/` and `masks/`).
     pub(super) fn annotations(&self) -> Vec<&'a [u8]> {
         if !self.children.keys().any(|name| is_plain(name)) {
             return Vec::new();
@@ -150,7 +150,7 @@ impl<'a> Node<'a> {
     }
 }
 
-/// The names of the folders above a file.
+/// The names of the folders in a file's path.
 pub(super) fn folders_of(path: &Path) -> impl Iterator<Item = &[u8]> {
     let parts = path.parent().unwrap_or(Path::new("")).components();
     parts.filter_map(|part| match part {
@@ -159,7 +159,7 @@ pub(super) fn folders_of(path: &Path) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-/// Whether a folder's name says nothing about what its images show.
+/// Whether a folder's name does not describe what its images show.
 pub(super) fn is_plain(name: &[u8]) -> bool {
     is_one_of(name, &PLAIN)
 }

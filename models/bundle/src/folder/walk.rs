@@ -1,7 +1,7 @@
-//! All image files below a folder.
+//! Finds all image files below a folder.
 //!
-//! Links are followed, and nothing is read twice: files and folders are known by device and inode.  What lies in the
-//! tree itself is found first, then what links lead to, so that an image keeps its own name where it has one.
+//! Links are followed, and no file or folder is read twice: each is identified by device and inode.  The tree itself is
+//! walked before link targets, so that an image inside the tree keeps its own path.
 
 use std::collections::{BTreeSet, HashSet};
 use std::ffi::{OsStr, OsString};
@@ -14,40 +14,40 @@ use std::path::{Path, PathBuf};
 use super::summary::{Reason, Summary};
 use super::{Format, text};
 
-/// Folders that programs leave behind; what begins with a dot is hidden anyway.
+/// Folders that operating systems and programs create; names that start with a dot are hidden anyway.
 const SYSTEM: [&str; 6] = ["@eadir", "@recycle", "#recycle", "$recycle.bin", "__macosx", "lost+found"];
 
-/// An image file.
+/// An image file that the walk found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Image {
-    /// Where it is.
+    /// Path to open: the root joined with the path below it.
     pub path: PathBuf,
-    /// What its ending says.
+    /// Format by the file extension.
     pub format: Format,
-    /// Bytes of the walked folder's part of `path`.
+    /// Length in bytes of the root's part of `path`.
     above: usize,
 }
 
 impl Image {
-    /// Path below the folder that was walked.
+    /// Path relative to the root of the walk.
     pub fn relative(&self) -> &Path {
         Path::new(OsStr::from_bytes(self.path.as_os_str().as_bytes().get(self.above..).unwrap_or_default()))
     }
 }
 
-/// What a walk found.
+/// The result of a walk.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Walk {
-    /// Files in formats that are read, sorted by path.
+    /// Files in supported formats, sorted by path.
     pub images: Vec<Image>,
-    /// What was left out and why.
+    /// What was skipped and why.
     pub summary: Summary,
 }
 
 /// Finds the images below `root`, at any depth.
 ///
 /// # Errors
-/// When `root` itself cannot be listed; a folder below it that cannot be is part of the summary.
+/// The I/O error if `root` cannot be listed; other folders that cannot be listed are part of the summary.
 pub fn walk(root: &Path) -> io::Result<Walk> {
     let mut walker = Walker::new(root)?;
     walker.list(root)?;
@@ -66,14 +66,14 @@ pub fn walk(root: &Path) -> io::Result<Walk> {
     Ok(walker.found)
 }
 
-/// Whether a name is hidden or a system's own: not part of anybody's images.
+/// Whether a file or folder name is hidden or belongs to the operating system.
 pub fn is_system(name: &OsStr) -> bool {
     let bytes = name.as_bytes();
     let lower = bytes.to_ascii_lowercase();
     bytes.starts_with(b".") || lower == b"system volume information" || SYSTEM.iter().any(|s| s.as_bytes() == lower)
 }
 
-/// Device and inode.
+/// Device and inode: the identity of a file or folder.
 type Id = (u64, u64);
 
 fn id(metadata: &Metadata) -> Id {
@@ -82,13 +82,13 @@ fn id(metadata: &Metadata) -> Id {
 
 struct Walker {
     above: usize,
-    /// The folders around the root, and the root.
-    around: HashSet<Id>,
+    /// The root and its parents.
+    ancestors: HashSet<Id>,
     seen_folders: HashSet<Id>,
     seen_files: HashSet<Id>,
-    /// Still to be listed.
+    /// Folders still to be listed.
     folders: Vec<PathBuf>,
-    /// Still to be followed.
+    /// Links still to be followed.
     links: BTreeSet<PathBuf>,
     found: Walk,
 }
@@ -96,11 +96,12 @@ struct Walker {
 impl Walker {
     fn new(root: &Path) -> io::Result<Self> {
         let full = root.canonicalize()?;
-        let around: HashSet<Id> = full.ancestors().filter_map(|dir| fs::metadata(dir).ok()).map(|m| id(&m)).collect();
+        let ancestors: HashSet<Id> =
+            full.ancestors().filter_map(|dir| fs::metadata(dir).ok()).map(|m| id(&m)).collect();
         Ok(Walker {
             above: root.join("x").as_os_str().len() - 1,
             seen_folders: HashSet::from([id(&fs::metadata(&full)?)]),
-            around,
+            ancestors,
             seen_files: HashSet::new(),
             folders: Vec::new(),
             links: BTreeSet::new(),
@@ -108,19 +109,19 @@ impl Walker {
         })
     }
 
-    /// Takes what a folder holds; sub-folders are put on the list, the first in the alphabet to be taken next.
+    /// Processes the entries of a folder; sub-folders are pushed in reverse, so the alphabetically first is next.
     fn list(&mut self, folder: &Path) -> io::Result<()> {
         let mut entries: Vec<(OsString, PathBuf, io::Result<Metadata>)> = Vec::new();
         let mut broken = None;
         for entry in fs::read_dir(folder)? {
             match entry {
                 Ok(entry) => entries.push((entry.file_name(), entry.path(), entry.metadata())),
-                // What was listed until here is taken.
+                // The entries that were listed before the error are still used.
                 Err(why) => broken = Some(why),
             }
         }
         if entries.is_empty() && broken.is_none() {
-            self.leave(Reason::Empty, folder);
+            self.skip(Reason::Empty, folder);
         }
         entries.sort_by(|a, b| a.0.cmp(&b.0));
         let at = self.folders.len();
@@ -137,20 +138,20 @@ impl Walker {
     fn take(&mut self, name: &OsStr, path: PathBuf, metadata: &Metadata) {
         let kind = metadata.file_type();
         if is_system(name) {
-            // Small files of programs (.DS_Store) are nobody's loss.
+            // Hidden files of programs (.DS_Store) need no mention.
             if kind.is_dir() || Format::of(&path).is_some() {
-                self.leave(Reason::Hidden, &path);
+                self.skip(Reason::Hidden, &path);
             }
         } else if kind.is_symlink() {
             self.links.insert(path);
         } else if kind.is_dir() {
             self.folder(path, metadata);
         } else if kind.is_file() {
-            // Only a file with several names can be met again without a link.
+            // Without links, only a file with several hard links can be found twice.
             let again = metadata.nlink() > 1 && self.seen_files.contains(&id(metadata));
             self.file(path, metadata, again);
         } else {
-            self.leave(Reason::Special, &path);
+            self.skip(Reason::Special, &path);
         }
     }
 
@@ -158,16 +159,16 @@ impl Walker {
         if self.seen_folders.insert(id(metadata)) {
             self.folders.push(path);
         } else {
-            self.leave(Reason::Twice, &path);
+            self.skip(Reason::Duplicate, &path);
         }
     }
 
     fn file(&mut self, path: PathBuf, metadata: &Metadata, again: bool) {
         match Format::of(&path) {
-            None => self.leave(Reason::Other, &path),
-            Some(format) if !format.is_read() => self.leave(Reason::NotRead(format), &path),
-            Some(_) if again => self.leave(Reason::Twice, &path),
-            Some(_) if metadata.len() == 0 => self.leave(Reason::Empty, &path),
+            None => self.skip(Reason::Other, &path),
+            Some(format) if !format.is_read() => self.skip(Reason::NotRead(format), &path),
+            Some(_) if again => self.skip(Reason::Duplicate, &path),
+            Some(_) if metadata.len() == 0 => self.skip(Reason::Empty, &path),
             Some(format) => {
                 self.seen_files.insert(id(metadata));
                 self.found.images.push(Image { path, format, above: self.above });
@@ -179,22 +180,22 @@ impl Walker {
         let metadata = match fs::metadata(&path) {
             Ok(metadata) => metadata,
             Err(why) if why.kind() == io::ErrorKind::PermissionDenied => return self.unreadable(&path, &why),
-            Err(_) => return self.leave(Reason::Broken, &path),
+            Err(_) => return self.skip(Reason::Broken, &path),
         };
         if metadata.is_dir() {
-            match self.around.contains(&id(&metadata)) {
-                true => self.leave(Reason::Upwards, &path),
+            match self.ancestors.contains(&id(&metadata)) {
+                true => self.skip(Reason::AncestorLink, &path),
                 false => self.folder(path, &metadata),
             }
         } else if metadata.is_file() {
             let again = self.seen_files.contains(&id(&metadata));
             self.file(path, &metadata, again);
         } else {
-            self.leave(Reason::Special, &path);
+            self.skip(Reason::Special, &path);
         }
     }
 
-    fn leave(&mut self, reason: Reason, path: &Path) {
+    fn skip(&mut self, reason: Reason, path: &Path) {
         let name = self.name(path);
         self.found.summary.add(reason, name);
     }

@@ -1,18 +1,18 @@
-//! Where values lie on the device.
+//! Device addresses of tensors and slices.
 
 use candle_core::cuda::CudaStorageSlice;
 use candle_core::cuda::cudarc::driver::{CudaSlice, CudaStream, DevicePtr};
 use candle_core::{CudaStorage, Layout, Result, Storage, Tensor, bail};
 
-/// Where a slice begins on the device.
+/// Device address of a slice's first value.
 pub fn slice_address<T>(slice: &CudaSlice<T>, stream: &CudaStream) -> u64 {
     slice.device_ptr(stream).0
 }
 
-/// Where a storage's values from `layout` on begin.
+/// Device address of the first value that `layout` selects in a storage.
 ///
 /// # Errors
-/// A layout with gaps, or a dtype that no kernel takes.
+/// The layout is not contiguous, or no kernel supports the dtype.
 pub(super) fn address_in(storage: &CudaStorage, layout: &Layout) -> Result<u64> {
     let Some((start, _)) = layout.contiguous_offsets() else { bail!("a fused operator needs contiguous input") };
     let stream = &storage.device.cuda_stream();
@@ -27,10 +27,10 @@ pub(super) fn address_in(storage: &CudaStorage, layout: &Layout) -> Result<u64> 
     Ok(base + (start * size) as u64)
 }
 
-/// Where a tensor's values begin; valid as long as the tensor lives.
+/// Device address of a tensor's first value; valid as long as the tensor exists.
 ///
 /// # Errors
-/// A tensor elsewhere, or with gaps.
+/// The tensor is not on the GPU, is not contiguous, or has an unsupported dtype.
 pub fn address(tensor: &Tensor) -> Result<u64> {
     let (storage, layout) = tensor.storage_and_layout();
     match &*storage {
@@ -39,10 +39,10 @@ pub fn address(tensor: &Tensor) -> Result<u64> {
     }
 }
 
-/// [`address`], or 0 (a null pointer) without a tensor.
+/// [`address`], or 0 (a null pointer) if there is no tensor.
 ///
 /// # Errors
-/// As [`address`].
+/// The errors of [`address`], if there is a tensor.
 pub fn address_or_null(tensor: Option<&Tensor>) -> Result<u64> {
     tensor.map_or(Ok(0), address)
 }

@@ -1,5 +1,5 @@
-//! Launches of the attention kernels: matrix units for bfloat16 heads of 32 or 64 values and up to 272 tokens, plain ones
-//! otherwise.
+//! Launches the attention kernels: tensor-core kernels for bfloat16 with 32 or 64 values per head and at most 272
+//! tokens, plain kernels otherwise.
 
 use std::sync::Arc;
 
@@ -11,18 +11,18 @@ use super::real::Real;
 use super::spans::Spans;
 use crate::ops::attention::Heads;
 
-/// Threads of a block in the plain kernels: four warps.
+/// Threads in a block of the plain kernels: four warps.
 const THREADS: u32 = 128;
 const WARPS: usize = 4;
-/// Up to so many queries are one block's in the forward pass, longer sequences are cut into tiles of [`ROWS`].
+/// In the forward pass, one block handles up to this many queries; longer sequences are divided into tiles of [`ROWS`].
 const WHOLE: usize = 96;
 const ROWS: usize = 64;
-/// Queries of a tile in the backward pass.
+/// Queries in a tile of the backward pass.
 const QUERIES: usize = 32;
-/// Longest sequence that the matrix kernels take.
+/// Longest sequence that the tensor-core kernels support, in tokens.
 const LONGEST: usize = 272;
 
-/// How a sequence is cut for the matrix kernels; see `attention_matrix.cuh`.
+/// Tiling of a sequence for the tensor-core kernels; see `attention_matrix.cuh`.
 #[derive(Clone, Copy)]
 struct Tiles {
     padded: usize,
@@ -33,17 +33,17 @@ struct Tiles {
 #[derive(Clone, Copy)]
 struct Forward {
     rows: usize,
-    /// Of 32 scores each, in a kernel's name.
+    /// Groups of 32 scores in a row; part of the kernel's name.
     columns: usize,
     warps: usize,
 }
 
 #[derive(Clone, Copy)]
 struct Backward {
-    /// In the kernel's name.
+    /// Part of the kernel's name.
     name: &'static str,
     keys: usize,
-    /// Whether one tile holds all keys.
+    /// Whether one tile contains all keys.
     one: bool,
     warps: usize,
 }
@@ -69,14 +69,14 @@ impl Tiles {
         Tiles { padded, forward, backward }
     }
 
-    /// Bytes of shared memory of `attention_fwd_D_COLUMNS`.
+    /// Shared memory of `attention_fwd_D_COLUMNS` in bytes.
     fn forward_shared(&self, d: usize) -> usize {
         let Tiles { padded, forward: Forward { rows, warps, .. }, .. } = *self;
         let room = 4 * 256 * warps;
         2 * padded * (d + 8) + 4 * rows * (padded + 4) + (2 * (padded + rows) * (d + 8)).max(room)
     }
 
-    /// Of `attention_bwd_D_NAME`.
+    /// Shared memory of `attention_bwd_D_NAME` in bytes.
     fn backward_shared(&self, d: usize) -> usize {
         let Tiles { padded, backward: Backward { keys, one, .. }, .. } = *self;
         let gathered = if one { 0 } else { padded * (d + 4) };
@@ -84,14 +84,14 @@ impl Tiles {
     }
 }
 
-/// `None` where the plain kernels have to do it.
+/// The tiling of a sequence; `None` if the plain kernels must be used.
 fn tiles(engine: &Engine, real: Real, at: Heads, tokens: usize) -> Option<Tiles> {
     let (d, tiles) = (at.head_width(), Tiles::of(tokens));
     let shared = tiles.forward_shared(d).max(tiles.backward_shared(d));
     (real == Real::Bf16 && matches!(d, 32 | 64) && tokens <= LONGEST && shared <= engine.shared_limit).then_some(tiles)
 }
 
-/// Views of equal length side by side are one longer batch.
+/// Joins adjacent views of equal length into one larger batch.
 fn merged(spans: &Spans) -> Spans {
     let mut merged: Spans = Vec::new();
     for (images, tokens) in spans {
@@ -103,13 +103,13 @@ fn merged(spans: &Spans) -> Spans {
     merged
 }
 
-/// Attention within each image; gives what the backward pass needs of it.
+/// Attention within each image; returns the log-sum-exps that the backward pass needs.
 ///
 /// # Shapes
 /// `qkv` (rows, 3 D), `out` (rows, D).
 ///
 /// # Errors
-/// Sequences that no kernel takes.
+/// The sequence is too long for the shared memory of every kernel.
 pub(super) fn forward(
     engine: &Arc<Engine>,
     real: Real,
@@ -126,7 +126,7 @@ pub(super) fn forward(
         if let Some(tiles) = tiles(engine, real, at, tokens) {
             let Tiles { padded, forward: Forward { rows, columns, warps }, .. } = tiles;
             let (grid, threads) = ((blocks, padded.div_ceil(rows) as u32), 32 * warps as u32);
-            // SAFETY: whoever calls this within the module names matrices of these sizes that live in stream order.
+            // SAFETY: callers in this module pass matrices of these sizes that stay allocated in stream order.
             unsafe {
                 launch!(
                     engine, format!("attention_fwd_{d}_{columns}"), grid, threads, tiles.forward_shared(d);
@@ -135,7 +135,7 @@ pub(super) fn forward(
             }?;
         } else {
             let shared = fits(engine, 4 * WARPS * tokens, tokens)?;
-            // SAFETY: whoever calls this within the module names matrices of these sizes that live in stream order.
+            // SAFETY: callers in this module pass matrices of these sizes that stay allocated in stream order.
             unsafe {
                 launch!(
                     engine, real.kernel("attention_any_fwd"), (blocks, 1), THREADS, shared;
@@ -155,7 +155,7 @@ pub(super) fn forward(
 /// `qkv` and `dqkv` (rows, 3 D), `out` and `dout` (rows, D).
 ///
 /// # Errors
-/// As [`forward`].
+/// The sequence is too long for the shared memory of every kernel.
 pub(super) fn backward(
     engine: &Arc<Engine>,
     real: Real,
@@ -173,7 +173,7 @@ pub(super) fn backward(
         if let Some(tiles) = tiles(engine, real, at, tokens) {
             let Tiles { padded, backward: Backward { name, warps, .. }, .. } = tiles;
             let threads = 32 * warps as u32;
-            // SAFETY: whoever calls this within the module names matrices of these sizes that live in stream order.
+            // SAFETY: callers in this module pass matrices of these sizes that stay allocated in stream order.
             unsafe {
                 launch!(
                     engine, format!("attention_bwd_{d}_{name}"), (blocks, 1), threads, tiles.backward_shared(d);
@@ -182,7 +182,7 @@ pub(super) fn backward(
             }?;
         } else {
             let shared = fits(engine, 4 * (1 + 2 * WARPS) * tokens, tokens)?;
-            // SAFETY: whoever calls this within the module names matrices of these sizes that live in stream order.
+            // SAFETY: callers in this module pass matrices of these sizes that stay allocated in stream order.
             unsafe {
                 launch!(
                     engine, real.kernel("attention_any_bwd"), (blocks, 1), THREADS, shared;

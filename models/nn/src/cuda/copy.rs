@@ -1,4 +1,4 @@
-//! A network's parameters copied to the device, for inference.
+//! Copies a network's parameters to the device for inference.
 
 use candle_core::{Device, Result, Tensor};
 
@@ -8,10 +8,10 @@ use crate::ops::graph::with_values;
 use crate::params::{Group, OnDevice};
 
 impl Group {
-    /// A copy on the device that gets no gradient, for inference.
+    /// A copy of the group on the device, without gradient.
     ///
     /// # Errors
-    /// Candle's.
+    /// There is not enough memory on the device, or a copy failed.
     pub fn to_gpu(&self, device: &Device, real: Real) -> Result<Group> {
         let values = with_values(self.values(), |values| Tensor::from_slice(values, values.len(), device))?;
         let half = halved(real, &values)?;

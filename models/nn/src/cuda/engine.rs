@@ -1,4 +1,4 @@
-//! One GPU: its stream, kernels, cuBLASLt handle and working memory.
+//! A GPU with its stream, kernels, cuBLASLt handle and memory pool.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -18,40 +18,40 @@ use super::address::slice_address;
 use super::gemm::Gemm;
 use super::real::Real;
 
-/// This crate's kernels.
+/// The kernels of this crate.
 pub static KERNELS: Kernels = Kernels::new(include_bytes!(concat!(env!("OUT_DIR"), "/kernels.fatbin")));
 
-/// Machine code of a crate's kernels; a device loads it when the first of them is asked for.
+/// The compiled kernels of a crate; a device loads them when one of them is first launched.
 #[derive(Debug)]
 pub struct Kernels(&'static [u8]);
 
 impl Kernels {
-    /// Of a fatbin's bytes.
+    /// Wraps the bytes of a fatbin.
     pub const fn new(fatbin: &'static [u8]) -> Self {
         Kernels(fatbin)
     }
 }
 
-/// What all operators on one device share.
+/// The state that all operators on one device share.
 pub struct Engine {
-    /// Candle's handle.
+    /// Candle's handle of the GPU.
     pub device: CudaDevice,
-    /// The one stream.
+    /// The stream that all work is queued on.
     pub stream: Arc<CudaStream>,
-    /// Matrix products.
+    /// Matrix products on this device.
     pub gemm: Gemm,
     pub(super) pool: Pool,
-    /// Shared memory a block may have, in bytes.
+    /// Largest amount of shared memory of a block in bytes.
     pub shared_limit: usize,
-    /// Multiprocessors.
+    /// Number of streaming multiprocessors.
     pub processors: usize,
-    /// What was loaded of each [`Kernels`], by where its bytes lie.
+    /// The loaded kernels, by the address of their [`Kernels`] bytes.
     modules: Mutex<HashMap<usize, Module>>,
     counters: CudaSlice<u32>,
     capturing: Arc<AtomicBool>,
 }
 
-/// A crate's kernels on the device.
+/// A crate's kernels, loaded on the device.
 struct Module {
     module: Arc<CudaModule>,
     functions: HashMap<String, Loaded>,
@@ -64,14 +64,15 @@ impl Module {
     }
 }
 
-/// A kernel, and the most shared memory that any launch has asked for.  The driver's attribute is never lowered: a node
-/// of a captured step keeps the size that it was recorded with, and fails where the attribute is below it by then.
+/// A kernel and the largest amount of shared memory that any launch requested.  The driver's limit for the kernel is
+/// never lowered: a node of a captured step keeps the size that it was recorded with, and fails if the limit is below
+/// it.
 struct Loaded {
     function: CudaFunction,
     shared: usize,
 }
 
-/// Working memory that is free, by its size in bytes; [`super::memory::Scratch`] takes from it and gives back.
+/// Unused working memory by size in bytes; [`super::memory::Scratch`] takes buffers from it and returns them.
 pub(super) type Pool = Mutex<HashMap<usize, Vec<CudaSlice<u8>>>>;
 
 type Engines = HashMap<DeviceId, Arc<Engine>>;
@@ -82,14 +83,14 @@ fn engines() -> MutexGuard<'static, Engines> {
 }
 
 impl Engine {
-    /// Opens a GPU with a stream of its own.
+    /// Opens a GPU with its own stream.
     ///
     /// # Errors
-    /// No driver, no device, or one that the kernels do not run on.
+    /// There is no driver or no device, or the kernels do not support the device.
     pub fn open(ordinal: usize) -> Result<Device> {
-        // The driver's stand-in for "no driver" is an error code; a missing one ends the process before main.
+        // Without a driver, the stub library returns an error code; without any library the process ends before main.
         let device = CudaDevice::new_with_stream(ordinal)?;
-        // SAFETY: everything runs on this one stream, so there is nothing between streams to order.
+        // SAFETY: all work is queued on this one stream, so there are no other streams to synchronise with.
         unsafe { device.disable_event_tracking() };
         keep_memory(&device)?;
         let engine = Self::load(&device)?;
@@ -97,10 +98,10 @@ impl Engine {
         Ok(Device::Cuda(device))
     }
 
-    /// The engine of a device that [`Engine::open`] gave.
+    /// The engine of a device that [`Engine::open`] opened.
     ///
     /// # Errors
-    /// Another device.
+    /// The device was not opened by [`Engine::open`].
     pub fn of(device: &CudaDevice) -> Result<Arc<Self>> {
         match engines().get(&device.id()) {
             Some(engine) => Ok(engine.clone()),
@@ -111,7 +112,7 @@ impl Engine {
     /// The engine of a tensor's device.
     ///
     /// # Errors
-    /// A device that is not a GPU, or was not opened here.
+    /// The device is not a GPU, or was not opened by [`Engine::open`].
     pub fn at(device: &Device) -> Result<Arc<Self>> {
         Self::of(device.as_cuda_device()?)
     }
@@ -137,15 +138,15 @@ impl Engine {
         })
     }
 
-    /// The GPU's name.
+    /// The GPU's name, as the driver reports it.
     pub fn name(&self) -> String {
         self.stream.context().name().unwrap_or_else(|_| "a CUDA device".into())
     }
 
-    /// A kernel by name, allowed `shared` bytes of shared memory.
+    /// Looks up a kernel by name and allows it `shared` bytes of shared memory.
     ///
     /// # Errors
-    /// An unknown name, or more shared memory than the device has.
+    /// The name is unknown, or the device has less shared memory.
     pub fn function(&self, kernels: &Kernels, name: &str, shared: usize) -> Result<CudaFunction> {
         let mut modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
         let Module { module, functions } = match modules.entry(kernels.0.as_ptr() as usize) {
@@ -165,18 +166,19 @@ impl Engine {
         Ok(loaded.function.clone())
     }
 
-    /// Address of the counters that a grid's last block is found with: one of the whole grid, and one for every
+    /// Address of the counters by which a kernel detects its last block: one for the whole grid and one for every
     /// [`TREE`] blocks.
     pub fn counters(&self) -> u64 {
         slice_address(&self.counters, &self.stream)
     }
 
-    /// Blocks of a kernel that adds up its blocks' sums, where `wanted` would do and `each` run on a multiprocessor.
+    /// Number of blocks for a kernel that sums over its blocks: at most `wanted`, and at most `each` per
+    /// multiprocessor.
     pub(super) fn summing_blocks(&self, wanted: usize, each: usize) -> usize {
         wanted.clamp(1, (each * self.processors).min(TREE * (COUNTERS - 1)))
     }
 
-    /// Runs `f` while the stream is captured: no working memory is allocated then.
+    /// Runs `f` while the stream is being captured; allocating working memory is an error then.
     pub(super) fn while_capturing<R>(&self, f: impl FnOnce() -> R) -> R {
         self.capturing.store(true, Ordering::SeqCst);
         let result = f();
@@ -188,13 +190,13 @@ impl Engine {
         self.capturing.load(Ordering::SeqCst)
     }
 
-    /// The most memory that was reserved so far for tensors, working memory and captured steps, in bytes.
+    /// Largest amount of memory reserved so far, in bytes: tensors, working memory and captured steps.
     pub fn peak_bytes(&self) -> u64 {
         let device = self.stream.context().cu_device();
         let (mut pool, mut plain, mut graphs) = (std::ptr::null_mut(), 0u64, 0u64);
         let high = CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH;
         let graph_high = CUgraphMem_attribute::CU_GRAPH_MEM_ATTR_RESERVED_MEM_HIGH;
-        // SAFETY: valid pointers to 64-bit numbers, as both attributes are; what fails leaves 0.
+        // SAFETY: both attributes are 64-bit numbers and the pointers are valid; a failed query leaves 0.
         unsafe {
             if cuDeviceGetDefaultMemPool(&mut pool, device) == CUresult::CUDA_SUCCESS {
                 let _ = cuMemPoolGetAttribute(pool, high, std::ptr::from_mut(&mut plain).cast());
@@ -204,28 +206,28 @@ impl Engine {
         plain + graphs
     }
 
-    /// Waits until everything queued is done.
+    /// Waits until all queued work is done.
     ///
     /// # Errors
-    /// What a kernel that ran before did wrong.
+    /// The error of an earlier kernel.
     pub fn synchronize(&self) -> Result<()> {
         self.stream.synchronize().w()
     }
 }
 
-/// Shared memory that needs no asking for.
+/// Shared memory in bytes that a kernel may use without a request.
 const DEFAULT_SHARED: usize = 48 * 1024;
-/// Blocks whose sums are added up together; `TREE` in `common.cuh`.
+/// Number of blocks whose sums are added in the first step; equal to `TREE` in `common.cuh`.
 const TREE: usize = 16;
-/// One, and one for every [`TREE`] blocks.
+/// One counter for the grid, and one for every [`TREE`] blocks.
 const COUNTERS: usize = 1 + 256;
 
-/// Freed memory stays with the process: without this every synchronisation gives it back.
+/// Keeps freed memory in the process: by default every synchronisation returns it to the driver.
 fn keep_memory(device: &CudaDevice) -> Result<()> {
     let stream = device.cuda_stream();
     let mut pool = std::ptr::null_mut();
     let mut threshold = u64::MAX;
-    // SAFETY: plain calls with valid pointers; the driver copies what they point to.
+    // SAFETY: the pointers are valid, and the driver copies what they point to.
     let code = unsafe {
         match cuDeviceGetDefaultMemPool(&mut pool, stream.context().cu_device()) {
             CUresult::CUDA_SUCCESS => {
@@ -241,13 +243,14 @@ fn keep_memory(device: &CudaDevice) -> Result<()> {
     }
 }
 
-/// Queues a kernel of a crate: `launch_from!(kernels; engine, name, grid, block, shared_bytes; arguments)`, an unsafe
-/// operation.  Callers have candle_core among their dependencies.
+/// Queues a kernel of a crate: `launch_from!(kernels; engine, name, grid, block, shared_bytes; arguments)`.  This is an
+/// unsafe operation.  The calling crate must depend on candle_core.
 ///
 /// # Safety
-/// The arguments have exactly the kernel's types (addresses u64, int i32, unsigned u32, size_t u64, float f32), and every
-/// address is that of as many values as the kernel reads or writes, in memory that lives until the stream has passed
-/// this point: a tensor's, or that of a [`Scratch`](crate::cuda::memory::Scratch), which is used again in stream order only.
+/// The arguments have exactly the kernel's types (addresses u64, int i32, unsigned u32, size_t u64, float f32).  Every
+/// address points to as many values as the kernel reads or writes, in memory that stays allocated until the stream has
+/// passed this point: a tensor's, or a [`Scratch`](crate::cuda::memory::Scratch)'s, which is reused in stream order
+/// only.
 #[macro_export]
 macro_rules! launch_from {
     ($kernels:expr; $engine:expr, $name:expr, $grid:expr, $block:expr, $shared:expr; $($argument:expr),* $(,)?) => {{
@@ -264,13 +267,13 @@ macro_rules! launch_from {
     }};
 }
 
-/// [`launch_from!`] with this crate's kernels.
+/// [`launch_from!`] for this crate's kernels.
 macro_rules! launch {
     ($($all:tt)*) => { $crate::launch_from!($crate::cuda::engine::KERNELS; $($all)*) };
 }
 pub(super) use launch;
 
-/// (blocks, 1) of `threads` for `count` elements.
+/// The grid (blocks, 1) that covers `count` elements with blocks of `threads`.
 pub fn blocks(count: usize, threads: usize) -> (u32, u32) {
     (count.div_ceil(threads).max(1) as u32, 1)
 }

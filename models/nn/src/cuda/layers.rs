@@ -1,4 +1,4 @@
-//! Layers that map each row by itself, and what makes one vector of an image's rows.
+//! Layers that process each row separately, and pooling of an image's rows.
 
 use std::sync::Arc;
 
@@ -18,14 +18,14 @@ use crate::params::Group;
 
 /// Layer normalisation of packed rows (rows, D).
 ///
-/// # Errors
+/// The kernels do not support the width.
 /// A width that the kernels do not take.
 pub fn normalise(x: &Tensor, group: &Group) -> Result<Tensor> {
     let (rows, width) = x.dims2()?;
     if group.values().elem_count() != 2 * width {
         bail!("layer_norm: {} parameters for rows of {width}", group.values().elem_count())
     }
-    // SAFETY: made for this tensor and a group of its width.
+    // SAFETY: the layer was made for this tensor and a group of its width.
     unsafe { apply(Norm { group: group.clone(), rows, width, real: Real::of(x.dtype())? }, x, anchor(x, group)?) }
 }
 
@@ -41,7 +41,7 @@ impl Layer for Norm {
     type Saved = ();
 
     unsafe fn forward(&self, engine: &Arc<Engine>, x: u64, _save: bool) -> Result<Forward<()>> {
-        // SAFETY: `x` is the tensor that the layer was made for; all other addresses are of room for the shapes given with them.
+        // SAFETY: the layer was made for the tensor at `x`; every other buffer has the shape that is passed with it.
         unsafe {
             let params = Params::of(&self.group, self.real)?;
             let (storage, y) = engine.room(self.real.dtype(), self.rows * self.width)?;
@@ -51,7 +51,7 @@ impl Layer for Norm {
     }
 
     unsafe fn backward(&self, engine: &Arc<Engine>, x: u64, (): (), dy: u64, _: bool) -> Result<Option<CudaStorage>> {
-        // SAFETY: `x` is the tensor that the layer was made for; all other addresses are of room for the shapes given with them.
+        // SAFETY: the layer was made for the tensor at `x`; every other buffer has the shape that is passed with it.
         unsafe {
             let params = Params::of(&self.group, self.real)?;
             let (storage, dx) = engine.room(self.real.dtype(), self.rows * self.width)?;
@@ -65,19 +65,19 @@ impl Layer for Norm {
 // ---------------------------------------------------------------------------------------------------------------
 // Linear
 
-/// `x w^T + b`, with GELU behind it where `gelu`; weight (O, I) and bias (O) in `group`.
+/// `x w^T + b`, followed by GELU if `gelu`; weight (O, I) and bias (O) are in `group`.
 ///
 /// # Shapes
 /// `x` (rows, I), the result (rows, O).
 ///
 /// # Errors
-/// The driver's.
+/// The group's size does not match, or a CUDA call failed.
 pub fn linear(x: &Tensor, group: &Group, outputs: usize, gelu: bool) -> Result<Tensor> {
     let (rows, inputs) = x.dims2()?;
     if (inputs + 1) * outputs != group.values().elem_count() {
         bail!("linear: {} parameters for {inputs} inputs and {outputs} outputs", group.values().elem_count())
     }
-    // SAFETY: made for this tensor; the group's size was compared above.
+    // SAFETY: the layer was made for this tensor; the group's size was checked above.
     unsafe {
         apply(
             Linear { group: group.clone(), shape: [rows, inputs, outputs], gelu, real: Real::of(x.dtype())? },
@@ -96,11 +96,11 @@ struct Linear {
 
 impl Layer for Linear {
     const NAME: &'static str = "linear";
-    /// Values before the GELU.
+    /// Values before the GELU, if there is one.
     type Saved = Option<Scratch>;
 
     unsafe fn forward(&self, engine: &Arc<Engine>, x: u64, _save: bool) -> Result<Forward<Option<Scratch>>> {
-        // SAFETY: `x` is the tensor that the layer was made for; all other addresses are of room for the shapes given with them.
+        // SAFETY: the layer was made for the tensor at `x`; every other buffer has the shape that is passed with it.
         unsafe {
             let ([rows, inputs, outputs], real) = (self.shape, self.real);
             let params = Params::of(&self.group, real)?;
@@ -124,13 +124,13 @@ impl Layer for Linear {
         dy: u64,
         wants_dx: bool,
     ) -> Result<Option<CudaStorage>> {
-        // SAFETY: `x` is the tensor that the layer was made for; all other addresses are of room for the shapes given with them.
+        // SAFETY: the layer was made for the tensor at `x`; every other buffer has the shape that is passed with it.
         unsafe {
             let ([rows, inputs, outputs], real) = (self.shape, self.real);
             let params = Params::of(&self.group, real)?;
             let bias = params.gradient(inputs * outputs);
             match &saved {
-                // dy is Candle's own sum of gradients, which nobody reads after this.
+                // dy is Candle's own sum of gradients, which is not read after this.
                 Some(before) => gelu_backward(engine, real, before.at(), dy, 0, bias, rows, outputs)?,
                 None => column_sums(engine, real, dy, None, bias, (rows, 1), outputs)?,
             }
@@ -147,22 +147,22 @@ impl Layer for Linear {
 }
 
 // ---------------------------------------------------------------------------------------------------------------
-// One vector an image
+// Pooling
 
-/// What stands for each image of view `which`: its class token, or the mean of the others.
+/// One feature for each image of view `which`: its class token, or the mean of its patch tokens.
 ///
 /// # Shapes
 /// `x` (rows, D), the result (B, D).
 ///
 /// # Errors
-/// The driver's.
+/// The view does not exist, or a CUDA call failed.
 pub fn pool(x: &Tensor, spans: &Spans, which: usize, mean: bool) -> Result<Tensor> {
     let (rows, width) = x.dims2()?;
     let Some(&(images, tokens)) = spans.get(which).filter(|_| rows == rows_of(spans)) else {
         bail!("pool: view {which} of {rows} rows in {spans:?}")
     };
     let first = rows_of(&spans[..which]);
-    // SAFETY: made for this tensor, in which the view lies.
+    // SAFETY: the layer was made for this tensor, which contains the view.
     unsafe { apply(Pool { rows, first, images, tokens, width, mean, real: Real::of(x.dtype())? }, x, None) }
 }
 
@@ -181,7 +181,7 @@ impl Layer for Pool {
     type Saved = ();
 
     unsafe fn forward(&self, engine: &Arc<Engine>, x: u64, _save: bool) -> Result<Forward<()>> {
-        // SAFETY: `x` is the tensor that the layer was made for; all other addresses are of room for the shapes given with them.
+        // SAFETY: the layer was made for the tensor at `x`; every other buffer has the shape that is passed with it.
         unsafe {
             let (storage, out) = engine.room(self.real.dtype(), self.images * self.width)?;
             let x = x + (self.first * self.width * self.real.size()) as u64;
@@ -194,7 +194,7 @@ impl Layer for Pool {
     }
 
     unsafe fn backward(&self, engine: &Arc<Engine>, _x: u64, (): (), dy: u64, _: bool) -> Result<Option<CudaStorage>> {
-        // SAFETY: `x` is the tensor that the layer was made for; all other addresses are of room for the shapes given with them.
+        // SAFETY: the layer was made for the tensor at `x`; every other buffer has the shape that is passed with it.
         unsafe {
             let (storage, dx) = engine.room(self.real.dtype(), self.rows * self.width)?;
             launch!(
@@ -207,13 +207,13 @@ impl Layer for Pool {
     }
 }
 
-/// Each row divided by its Euclidean length.
+/// Divides each row by its Euclidean length.
 ///
 /// # Errors
-/// The driver's.
+/// A dtype that the kernels do not support, or a failed CUDA call.
 pub fn l2_normalize(x: &Tensor) -> Result<Tensor> {
     let (rows, width) = x.dims2()?;
-    // SAFETY: made for this tensor.
+    // SAFETY: the layer was made for this tensor.
     unsafe { apply(Unit { rows, width, real: Real::of(x.dtype())? }, x, None) }
 }
 
@@ -228,7 +228,7 @@ impl Layer for Unit {
     type Saved = ();
 
     unsafe fn forward(&self, engine: &Arc<Engine>, x: u64, _save: bool) -> Result<Forward<()>> {
-        // SAFETY: `x` is the tensor that the layer was made for; all other addresses are of room for the shapes given with them.
+        // SAFETY: the layer was made for the tensor at `x`; every other buffer has the shape that is passed with it.
         unsafe {
             let (storage, y) = engine.room(self.real.dtype(), self.rows * self.width)?;
             let grid = blocks(self.rows, 8);
@@ -238,7 +238,7 @@ impl Layer for Unit {
     }
 
     unsafe fn backward(&self, engine: &Arc<Engine>, x: u64, (): (), dy: u64, _: bool) -> Result<Option<CudaStorage>> {
-        // SAFETY: `x` is the tensor that the layer was made for; all other addresses are of room for the shapes given with them.
+        // SAFETY: the layer was made for the tensor at `x`; every other buffer has the shape that is passed with it.
         unsafe {
             let (storage, dx) = engine.room(self.real.dtype(), self.rows * self.width)?;
             let grid = blocks(self.rows, 8);

@@ -1,12 +1,12 @@
-//! The fused operators on NVIDIA GPUs: the same functions as in [`crate::ops`], forward and backward, as CUDA kernels
+//! The fused operators on NVIDIA GPUs: the functions of [`crate::ops`], forward and backward, as CUDA kernels
 //! (`kernels/`) and cuBLASLt products.
 //!
-//! Activations are float32 or bfloat16, sums float32; parameters are float32 master values with, for bfloat16, a copy
-//! that the optimiser writes.  Tokens of both views of a batch lie behind each other in one (rows, D) matrix, so that
-//! a layer is one product whatever the views' lengths.  Gradients of parameters are added to one flat vector instead
-//! of passing through Candle's gradient store.
+//! Activations are float32 or bfloat16, sums are float32.  Parameters are float32 master values; for bfloat16 the
+//! optimiser also writes a bfloat16 copy.  The tokens of both views of a batch are consecutive rows of one (rows, D)
+//! matrix, so that a layer is one product for views of any length.  Gradients of parameters are added to one flat
+//! vector instead of passing through Candle's gradient store.
 //!
-//! Everything is queued on one stream; nothing here waits for the device, so a whole step can be captured.
+//! All work is queued on one stream, and nothing here waits for the device, so a whole step can be captured.
 
 mod address;
 mod attention;

@@ -1,8 +1,8 @@
 //! CUDA layers as Candle operators.
 //!
-//! A layer keeps what its backward pass needs in itself.  Parameters are no arguments: their gradients go into the flat
-//! vector, and a one-value variable, the anchor, makes Candle's `backward` reach layers whose input
-//! needs no gradient.
+//! A layer stores the intermediate results for its backward pass itself.  Parameters are not arguments of the operator:
+//! their gradients are added to the flat vector.  A one-value variable, the anchor, makes Candle's `backward` reach
+//! layers whose input needs no gradient.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -12,37 +12,38 @@ use super::address::{address, address_in};
 use super::engine::Engine;
 use super::memory::tensor;
 
-/// A layer's result, its shape, and what its backward pass needs.
+/// The results of a layer's forward pass.
 pub struct Forward<S> {
-    /// Its values.
+    /// Values of the result, row-major.
     pub storage: CudaStorage,
-    /// Its shape.
+    /// Shape of the result.
     pub shape: Vec<usize>,
-    /// For the backward pass, where one will follow.
+    /// Intermediate results for the backward pass, if there will be one.
     pub saved: Option<S>,
 }
 
 /// A differentiable function of one tensor.
 pub trait Layer: Send + Sync + 'static {
-    /// For messages.
+    /// Name of the operator in error messages.
     const NAME: &'static str;
-    /// What the backward pass needs of the forward pass.
+    /// Intermediate results that the backward pass needs.
     type Saved: Send;
-    /// The result for the values at `x`; `save`: a backward pass will follow.
+    /// Computes the result from the values at `x`; `save` says whether a backward pass will follow.
     ///
     /// # Safety
     /// `x` is the address of the tensor that the layer was made for.
     ///
     /// # Errors
-    /// The driver's.
+    /// A failed CUDA call, or not enough memory.
     unsafe fn forward(&self, engine: &Arc<Engine>, x: u64, save: bool) -> Result<Forward<Self::Saved>>;
-    /// The gradient of `x` from that of the result, where `wants_dx`; parameters' gradients are added in passing.
+    /// Computes the gradient of `x` from the result's, if `wants_dx`; adds the parameters' gradients to the flat
+    /// vector.
     ///
     /// # Safety
-    /// As for [`Layer::forward`]; `dy` is the address of a tensor like the result.
+    /// As for [`Layer::forward`]; `dy` is the address of a tensor with the result's shape and dtype.
     ///
     /// # Errors
-    /// The driver's.
+    /// A failed CUDA call, or not enough memory.
     unsafe fn backward(
         &self,
         engine: &Arc<Engine>,
@@ -60,13 +61,14 @@ struct Node<L: Layer> {
     saved: Mutex<Option<L::Saved>>,
 }
 
-/// `layer(x)`, differentiable where `x` is or where there is an anchor.
+/// Applies a layer; differentiable if `x` needs a gradient or there is an anchor.
 ///
 /// # Safety
-/// The layer was made for a tensor of `x`'s shape and dtype, and every tensor in it has the shape that its kernels expect.
+/// The layer was made for a tensor of `x`'s shape and dtype, and every tensor in it has the shape that its kernels
+/// expect.
 ///
 /// # Errors
-/// The layer's.
+/// The error of [`Layer::forward`].
 pub unsafe fn apply<L: Layer>(layer: L, x: &Tensor, anchor: Option<&Tensor>) -> Result<Tensor> {
     let save = x.track_op() || anchor.is_some();
     let node = Node { layer, save, wants_dx: x.track_op(), saved: Mutex::new(None) };
@@ -80,7 +82,7 @@ pub unsafe fn apply<L: Layer>(layer: L, x: &Tensor, anchor: Option<&Tensor>) -> 
 impl<L: Layer> Node<L> {
     fn run(&self, storage: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
         let engine = Engine::of(&storage.device)?;
-        // SAFETY: whoever applied the layer promised that it was made for this tensor.
+        // SAFETY: the caller of `apply` promised that the layer was made for this tensor.
         let forward = unsafe { self.layer.forward(&engine, address_in(storage, layout)?, self.save)? };
         let Forward { storage, shape, saved } = forward;
         *self.saved.lock().unwrap_or_else(PoisonError::into_inner) = saved;
@@ -93,7 +95,7 @@ impl<L: Layer> Node<L> {
         };
         let engine = Engine::at(x.device())?;
         let dy = dy.contiguous()?;
-        // SAFETY: as in the forward pass; Candle's gradient has the result's shape.
+        // SAFETY: as in the forward pass; Candle's gradient has the shape of the result.
         let dx = unsafe { self.layer.backward(&engine, address(x)?, saved, address(&dy)?, self.wants_dx)? };
         Ok(dx.map(|dx| tensor(dx, x.shape())))
     }

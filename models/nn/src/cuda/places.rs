@@ -1,4 +1,4 @@
-//! Patches -> tokens -> the decoder's tokens.
+//! Embeds patches as encoder tokens, and converts encoder tokens to decoder tokens.
 
 use std::sync::Arc;
 
@@ -17,24 +17,24 @@ use crate::params::Group;
 
 const _: () = assert!(PREFIX == 1, "the kernels in tokens.cuh put one token in front");
 
-/// A view's kept patches: (B, K, P) values, (B, K) which ones.
+/// The patches of a view that the encoder gets.
 #[derive(Debug, Clone)]
 pub struct Seen {
-    /// (B, K, P)
+    /// (B, K, P) normalised pixels
     pub patches: Tensor,
-    /// (B, K) u32
+    /// (B, K) u32 indexes into the N patches
     pub kept: Tensor,
 }
 
-/// Kept patches of all views -> packed tokens; class token (D), weight (D, P), bias (D) in `group`.
+/// Embeds the kept patches of all views as tokens; class token (D), weight (D, P) and bias (D) are in `group`.
 ///
 /// # Shapes
 /// `positions` (1 + N, D) f32; the result (rows, D).
 ///
 /// # Errors
-/// Views that do not fit each other.
+/// The shapes of the views, the group and the positions do not match.
 pub fn embed(views: &[Seen], group: &Group, positions: &Tensor) -> Result<(Tensor, Spans)> {
-    let Some(first) = views.first() else { bail!("embed: no view") };
+    let Some(first) = views.first() else { bail!("embed: expected at least one view") };
     let (_, _, values) = first.patches.dims3()?;
     let width = positions.dim(1)?;
     if group.values().elem_count() != width * (values + 1 + PREFIX) {
@@ -51,7 +51,7 @@ pub fn embed(views: &[Seen], group: &Group, positions: &Tensor) -> Result<(Tenso
     let real = Real::of(first.patches.dtype())?;
     let layer =
         Embed { views: views.to_vec(), group: group.clone(), positions: positions.clone(), width, values, real };
-    // SAFETY: the shapes were compared above; `Kept` holds indexes of patches.
+    // SAFETY: the shapes were checked above; `Kept` contains indexes of patches.
     let tokens = unsafe { apply(layer, &first.patches, anchor(&first.patches, group)?)? };
     Ok((tokens, spans))
 }
@@ -83,7 +83,7 @@ impl Layer for Embed {
     type Saved = ();
 
     unsafe fn forward(&self, engine: &Arc<Engine>, _x: u64, _save: bool) -> Result<Forward<()>> {
-        // SAFETY: `x` is the tensor that the layer was made for; all other addresses are of room for the shapes given with them.
+        // SAFETY: the layer was made for the tensor at `x`; every other buffer has the shape that is passed with it.
         unsafe {
             let (d, p, real) = (self.width, self.values, self.real);
             let params = Params::of(&self.group, real)?;
@@ -104,7 +104,7 @@ impl Layer for Embed {
     }
 
     unsafe fn backward(&self, engine: &Arc<Engine>, _x: u64, (): (), dy: u64, _: bool) -> Result<Option<CudaStorage>> {
-        // SAFETY: `x` is the tensor that the layer was made for; all other addresses are of room for the shapes given with them.
+        // SAFETY: the layer was made for the tensor at `x`; every other buffer has the shape that is passed with it.
         unsafe {
             let (d, p, real) = (self.width, self.values, self.real);
             let params = Params::of(&self.group, real)?;
@@ -133,14 +133,14 @@ impl Layer for Embed {
     }
 }
 
-/// Encoded tokens -> the decoder's, all views behind each other; weight (E, D), bias (E), mask token (E) in `group`.
+/// Encoder tokens -> decoder tokens, for all views; weight (E, D), bias (E) and mask token (E) are in `group`.
 ///
 /// # Shapes
-/// `x` (rows, D) as `spans` says; `sources` (B, 1 + N) u32 of each view, counted from the view's first row; `positions`
-/// (1 + N, E); the result (views B (1 + N), E).
+/// `x` (rows, D), the views' rows as in `spans`; `sources` (B, 1 + N) u32 of each view, counted from the view's first
+/// row; `positions` (1 + N, E); the result (views B (1 + N), E).
 ///
 /// # Errors
-/// Shapes that do not fit.
+/// The shapes of the tokens, the group, the sources and the positions do not match.
 pub fn fill(
     x: &Tensor,
     spans: &Spans,
@@ -167,7 +167,7 @@ pub fn fill(
         real: Real::of(x.dtype())?,
     };
     let spans = spans.iter().map(|(images, _)| (*images, all)).collect();
-    // SAFETY: the shapes were compared above; `Kept` holds rows of the view.
+    // SAFETY: the shapes were checked above; `Kept` contains row numbers of the view.
     Ok((unsafe { apply(layer, x, anchor(x, group)?)? }, spans))
 }
 
@@ -182,7 +182,7 @@ struct Fill {
 }
 
 impl Fill {
-    /// (sources, images, first encoded row, first decoder row) of each view, as addresses into matrices of width E.
+    /// (sources, images, first encoder row, first decoder row) of each view; rows as addresses in matrices of width E.
     fn each(&self, encoded: u64, decoded: u64) -> impl Iterator<Item = (&Tensor, usize, u64, u64)> {
         let mut at = (encoded, decoded);
         let row = (self.shape[2] * self.real.size()) as u64;
@@ -200,7 +200,7 @@ impl Layer for Fill {
     type Saved = ();
 
     unsafe fn forward(&self, engine: &Arc<Engine>, x: u64, _save: bool) -> Result<Forward<()>> {
-        // SAFETY: `x` is the tensor that the layer was made for; all other addresses are of room for the shapes given with them.
+        // SAFETY: the layer was made for the tensor at `x`; every other buffer has the shape that is passed with it.
         unsafe {
             let ([rows, d, e], real) = (self.shape, self.real);
             let params = Params::of(&self.group, real)?;
@@ -228,7 +228,7 @@ impl Layer for Fill {
         dy: u64,
         wants_dx: bool,
     ) -> Result<Option<CudaStorage>> {
-        // SAFETY: `x` is the tensor that the layer was made for; all other addresses are of room for the shapes given with them.
+        // SAFETY: the layer was made for the tensor at `x`; every other buffer has the shape that is passed with it.
         unsafe {
             let ([rows, d, e], real) = (self.shape, self.real);
             let params = Params::of(&self.group, real)?;

@@ -2,20 +2,20 @@
 
 use candle_core::{DType, Result, bail};
 
-/// Storage of activations.
+/// Number format of activations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Real {
-    /// float32.
+    /// 32-bit floating point.
     F32,
-    /// bfloat16.
+    /// bfloat16: the upper 16 bits of a float32.
     Bf16,
 }
 
 impl Real {
-    /// Of a tensor.
+    /// The number format of a tensor's dtype.
     ///
     /// # Errors
-    /// Another dtype.
+    /// The dtype is neither f32 nor bf16.
     pub fn of(dtype: DType) -> Result<Self> {
         match dtype {
             DType::F32 => Ok(Real::F32),
@@ -24,7 +24,7 @@ impl Real {
         }
     }
 
-    /// Candle's name for it.
+    /// Candle's dtype of the same format.
     pub fn dtype(self) -> DType {
         match self {
             Real::F32 => DType::F32,
@@ -32,7 +32,7 @@ impl Real {
         }
     }
 
-    /// Bytes of a value.
+    /// Size of a value in bytes.
     pub fn size(self) -> usize {
         match self {
             Real::F32 => 4,
@@ -40,7 +40,7 @@ impl Real {
         }
     }
 
-    /// `NAME_f32` or `NAME_bf16`.
+    /// Name of the kernel's variant for this format: `NAME_f32` or `NAME_bf16`.
     pub fn kernel(self, name: &str) -> String {
         match self {
             Real::F32 => format!("{name}_f32"),

@@ -1,4 +1,4 @@
-//! Where a group's parameters lie, and the row-wise launches that layers and blocks share.
+//! Addresses of a group's parameters, and launches of the row-wise kernels that layers and blocks share.
 
 use std::sync::Arc;
 
@@ -10,17 +10,17 @@ use super::memory::Scratch;
 use super::real::Real;
 use crate::params::Group;
 
-/// Threads of a block in most kernels.
+/// Threads in a block of most kernels.
 pub(super) const THREADS: u32 = 256;
-/// Widest rows of the kernels that hold a row in registers or a block.
+/// Largest row widths of the kernels that keep a row in registers or in a block's shared memory.
 const WIDEST_NORM: usize = 1024;
 const WIDEST: usize = 4096;
-/// Quads of values that a thread of the GELU takes; `QUADS_EACH` in `rowwise.cuh`.
+/// Groups of four values per thread of the GELU kernel; equal to `QUADS_EACH` in `rowwise.cuh`.
 const GELU_QUADS: usize = 4;
-/// Blocks of a column kernel on a multiprocessor: 256 threads of at most 64 registers.
+/// Blocks of a column kernel per multiprocessor: 256 threads with at most 64 registers each.
 const COLUMN_BLOCKS: usize = 4;
 
-/// Addresses of a group's parameters.
+/// Device addresses of a group's parameters.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Params {
     values: u64,
@@ -31,7 +31,7 @@ pub(super) struct Params {
 
 impl Params {
     /// # Errors
-    /// A group that is not on the GPU, or not in the dtype wanted.
+    /// The group is not on the GPU, or has no copy in the required format.
     pub(super) fn of(group: &Group, real: Real) -> Result<Self> {
         let Some(place) = group.on_device() else { bail!("these parameters are not on the GPU") };
         let values = address(group.values())?;
@@ -44,26 +44,26 @@ impl Params {
         Ok(Params { values, weights, gradient, size: real.size() as u64 })
     }
 
-    /// float32 value `offset`.
+    /// Address of the float32 value at `offset`.
     pub(super) fn master(&self, offset: usize) -> u64 {
         self.values + 4 * offset as u64
     }
 
-    /// Value `offset` as products take it.
+    /// Address of the value at `offset` in the format of matrix products.
     pub(super) fn weight(&self, offset: usize) -> u64 {
         self.weights + self.size * offset as u64
     }
 
-    /// Gradient of value `offset`.
+    /// Address of the gradient of the value at `offset`.
     pub(super) fn gradient(&self, offset: usize) -> u64 {
         self.gradient + 4 * offset as u64
     }
 }
 
-/// The anchor of a group that trains; `None` where neither it nor `x` wants a gradient.
+/// The anchor of a trained group; `None` if neither the group nor `x` needs a gradient.
 ///
 /// # Errors
-/// Frozen parameters behind which something wants a gradient: no kernel passes one on without adding its own.
+/// `x` needs a gradient but the parameters are frozen: the kernels always add the parameters' gradient too.
 pub(super) fn anchor<'a>(x: &Tensor, group: &'a Group) -> Result<Option<&'a Tensor>> {
     let anchor = group.on_device().and_then(|place| place.anchor.as_ref());
     if anchor.is_none() && x.track_op() {
@@ -72,18 +72,20 @@ pub(super) fn anchor<'a>(x: &Tensor, group: &'a Group) -> Result<Option<&'a Tens
     Ok(anchor)
 }
 
-/// Quads of values that a lane holds of a row.
+/// Groups of four values of a row that one lane holds.
 fn quads(width: usize) -> Result<usize> {
     if width > WIDEST_NORM || !width.is_multiple_of(4) {
-        bail!("normalisation on the GPU takes widths that 4 divides, up to {WIDEST_NORM}; found {width}")
+        bail!(
+            "normalisation on the GPU: expected a width that is a multiple of 4 and at most {WIDEST_NORM}, found {width}"
+        )
     }
     Ok(if width <= 256 { 2 } else { width.next_power_of_two() / 128 })
 }
 
-/// `y = norm(x)`; `gamma` is followed by beta.
+/// `y = norm(x)`; beta is stored after `gamma`.
 pub(super) fn norm(engine: &Engine, real: Real, x: u64, gamma: u64, y: u64, rows: usize, width: usize) -> Result<()> {
     let beta = gamma + 4 * width as u64;
-    // SAFETY: whoever calls this within the module names matrices of these sizes that live in stream order.
+    // SAFETY: callers in this module pass matrices of these sizes that stay allocated in stream order.
     unsafe {
         launch!(
             engine, real.kernel(&format!("ln_fwd_{}", quads(width)?)), blocks(rows, 8), THREADS, 0;
@@ -92,8 +94,8 @@ pub(super) fn norm(engine: &Engine, real: Real, x: u64, gamma: u64, y: u64, rows
     }
 }
 
-/// `dx = residual + gradient`; adds gamma's and beta's gradients, and dx's column sums to `columns` (0: nowhere).
-/// Addresses: x, gamma, dy, residual (0: none), dx, gradient, columns.
+/// `dx = residual + gradient`; also adds the gradients of gamma and beta, and dx's column sums to `columns` (0: none).
+/// The addresses are: x, gamma, dy, residual (0: none), dx, gradient, columns.
 pub(super) fn norm_backward(
     engine: &Arc<Engine>,
     real: Real,
@@ -102,7 +104,7 @@ pub(super) fn norm_backward(
     width: usize,
 ) -> Result<()> {
     let quads = quads(width)?;
-    // As many blocks as run at once, by the kernel's launch bounds: their sums are added up in the end.
+    // As many blocks as can run at once by the kernel's launch bounds; their sums are added at the end.
     let each = match quads {
         2 => 3,
         4 => 2,
@@ -110,7 +112,7 @@ pub(super) fn norm_backward(
     };
     let grid = engine.summing_blocks(rows.div_ceil(8 * 4), each);
     let partial = Scratch::new(engine, Real::F32, grid * 3 * width)?;
-    // SAFETY: whoever calls this within the module names matrices of these sizes that live in stream order.
+    // SAFETY: callers in this module pass matrices of these sizes that stay allocated in stream order.
     unsafe {
         launch!(
             engine, real.kernel(&format!("ln_bwd_{quads}")), (grid as u32, 1), THREADS, 12 * width;
@@ -119,17 +121,17 @@ pub(super) fn norm_backward(
     }
 }
 
-/// `out = gelu(h)`.
+/// `out = gelu(h)`, element by element.
 pub(super) fn gelu(engine: &Engine, real: Real, h: u64, out: u64, count: usize) -> Result<()> {
     let grid = blocks(count / 4, GELU_QUADS * THREADS as usize);
-    // SAFETY: whoever calls this within the module names matrices of these sizes that live in stream order.
+    // SAFETY: callers in this module pass matrices of these sizes that stay allocated in stream order.
     unsafe { launch!(engine, real.kernel("gelu_fwd"), grid, THREADS, 0; h, out, count as u64) }
 }
 
-/// (grid, threads, shared bytes) of a column kernel.
+/// Grid, threads per block and bytes of shared memory of a column kernel.
 fn columns(engine: &Engine, rows: usize, width: usize) -> Result<(u32, u32, usize)> {
     if width > WIDEST || !width.is_multiple_of(4) {
-        bail!("sums over rows on the GPU take widths that 4 divides, up to {WIDEST}; found {width}")
+        bail!("sums over rows on the GPU: expected a width that is a multiple of 4 and at most {WIDEST}, found {width}")
     }
     let quads = width / 4;
     let groups = (THREADS as usize / quads).max(1);
@@ -137,7 +139,8 @@ fn columns(engine: &Engine, rows: usize, width: usize) -> Result<(u32, u32, usiz
     Ok((grid as u32, (quads * groups) as u32, 16 * quads * groups))
 }
 
-/// `d` becomes the gradient before the GELU, `active` gelu(h) (0: not wanted); adds d's column sums to `bias`.
+/// Replaces `d` by the gradient before the GELU, writes gelu(h) to `active` (0: skipped), and adds d's column sums to
+/// `bias`.
 #[allow(clippy::too_many_arguments)]
 pub(super) fn gelu_backward(
     engine: &Arc<Engine>,
@@ -151,7 +154,7 @@ pub(super) fn gelu_backward(
 ) -> Result<()> {
     let (grid, threads, shared) = columns(engine, rows, width)?;
     let partial = Scratch::new(engine, Real::F32, grid as usize * width)?;
-    // SAFETY: whoever calls this within the module names matrices of these sizes that live in stream order.
+    // SAFETY: callers in this module pass matrices of these sizes that stay allocated in stream order.
     unsafe {
         launch!(
             engine, real.kernel("gelu_bwd"), (grid, 1), threads, shared;
@@ -160,8 +163,8 @@ pub(super) fn gelu_backward(
     }
 }
 
-/// Adds the sums of each column to `out`, over `rows` rows, each `stride` rows behind the last; where there are
-/// `sources`, only of rows whose patch was removed.
+/// Adds column sums of `x` to `out`: over `rows` rows, taking every `stride`-th; with `sources`, only over rows whose
+/// patch was removed.
 pub(super) fn column_sums(
     engine: &Arc<Engine>,
     real: Real,
@@ -173,14 +176,14 @@ pub(super) fn column_sums(
 ) -> Result<()> {
     if !width.is_multiple_of(4) && sources.is_none() && stride == 1 {
         let grid = blocks(width, THREADS as usize);
-        // SAFETY: whoever calls this within the module names matrices of these sizes that live in stream order.
+        // SAFETY: callers in this module pass matrices of these sizes that stay allocated in stream order.
         return unsafe {
             launch!(engine, real.kernel("column_sums_any"), grid, THREADS, 0; x, out, rows as i32, width as i32)
         };
     }
     let (grid, threads, shared) = columns(engine, rows, width)?;
     let partial = Scratch::new(engine, Real::F32, grid as usize * width)?;
-    // SAFETY: whoever calls this within the module names matrices of these sizes that live in stream order.
+    // SAFETY: callers in this module pass matrices of these sizes that stay allocated in stream order.
     unsafe {
         launch!(
             engine, real.kernel("column_sums"), (grid, 1), threads, shared;

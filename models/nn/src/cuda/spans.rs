@@ -1,9 +1,9 @@
-//! How views share one matrix.
+//! The rows of several views in one matrix.
 
-/// (images, tokens of each) of the views whose rows lie behind each other.
+/// (images, tokens per image) of each view, in the order of their rows.
 pub type Spans = Vec<(usize, usize)>;
 
-/// Rows of all views together.
+/// Number of rows of all views.
 pub fn rows_of(spans: &[(usize, usize)]) -> usize {
     spans.iter().map(|(images, tokens)| images * tokens).sum()
 }

@@ -1,7 +1,8 @@
-//! A stack of pre-norm transformer blocks as one operator; each block as in [`crate::ops::block`].
+//! A stack of pre-norm transformer blocks as one operator; each block is the one of [`crate::ops::block`].
 //!
-//! Kept for the backward pass: both normalised inputs, packed q, k, v, the attention's output, the stream between the
-//! halves and fc1's output: 11 D values a token and block at MLP ratio 4.  Attention weights and GELU are computed again.
+//! Stored for the backward pass: both normalised inputs, packed q, k, v, the attention's output, the residual stream
+//! between the halves and fc1's output.  These are 11 D values per token and block at MLP ratio 4.  Attention weights
+//! and GELU are recomputed.
 
 use std::sync::Arc;
 
@@ -18,13 +19,13 @@ use super::spans::{Spans, rows_of};
 use crate::ops::block::Block;
 use crate::params::Group;
 
-/// All blocks over packed tokens.
+/// Applies all blocks to packed tokens.
 ///
 /// # Shapes
-/// `x` and the result (rows, D), rows as `spans` says.
+/// `x` and the result (rows, D), the views' rows as in `spans`.
 ///
 /// # Errors
-/// A geometry that the kernels do not take, or the driver's.
+/// The kernels do not support the geometry, or a CUDA call failed.
 pub fn stack(block: Block, groups: &[Group], x: &Tensor, spans: &Spans) -> Result<Tensor> {
     let real = Real::of(x.dtype())?;
     let Some(first) = groups.first() else { return Ok(x.clone()) };
@@ -36,7 +37,7 @@ pub fn stack(block: Block, groups: &[Group], x: &Tensor, spans: &Spans) -> Resul
         bail!("blocks: {} parameters for a block of {values}", other.values().elem_count())
     }
     let layer = Stack { block, groups: groups.to_vec(), spans: spans.clone(), real };
-    // SAFETY: the shapes were compared above.
+    // SAFETY: the shapes were checked above.
     unsafe { apply(layer, x, anchor(x, first)?) }
 }
 
@@ -47,7 +48,7 @@ struct Stack {
     real: Real,
 }
 
-/// What one block's backward pass needs; `x` is its input (`None`: the stack's own).
+/// Intermediate results of one block for its backward pass; `x` is the block's input (`None`: the stack's input).
 struct Kept {
     x: Option<Scratch>,
     normed1: Scratch,
@@ -59,7 +60,7 @@ struct Kept {
     hidden: Scratch,
 }
 
-/// Where a block's parameters begin in its flat vector.
+/// Offsets of a block's parameters in its flat vector.
 #[derive(Clone, Copy)]
 struct Offsets {
     norm1: usize,
@@ -89,7 +90,7 @@ impl Layer for Stack {
     type Saved = Vec<Kept>;
 
     unsafe fn forward(&self, engine: &Arc<Engine>, x: u64, save: bool) -> Result<Forward<Vec<Kept>>> {
-        // SAFETY: `x` is the tensor that the layer was made for; all other addresses are of room for the shapes given with them.
+        // SAFETY: the layer was made for the tensor at `x`; every other buffer has the shape that is passed with it.
         unsafe {
             let (rows, d) = (rows_of(&self.spans), self.block.at.width);
             let (storage, result) = engine.room(self.real.dtype(), rows * d)?;
@@ -118,7 +119,7 @@ impl Layer for Stack {
         dy: u64,
         _wants_dx: bool,
     ) -> Result<Option<CudaStorage>> {
-        // SAFETY: `x` is the tensor that the layer was made for; all other addresses are of room for the shapes given with them.
+        // SAFETY: the layer was made for the tensor at `x`; every other buffer has the shape that is passed with it.
         unsafe {
             let (rows, d, at) = (rows_of(&self.spans), self.block.at.width, Offsets::of(&self.block));
             let params = self.groups.iter().map(|g| Params::of(g, self.real)).collect::<Result<Vec<_>>>()?;
@@ -130,7 +131,8 @@ impl Layer for Stack {
             for (i, kept) in saved.into_iter().enumerate().rev() {
                 let out = if i == 0 { None } else { Some(Scratch::new(engine, self.real, rows * d)?) };
                 let (from, to) = (given.as_ref().map_or(dy, Scratch::at), out.as_ref().map_or(result, Scratch::at));
-                // The gradient of a block's input is that of the block below's last bias, summed over the rows.
+                // The block below ends with a bias, whose gradient is this block's input gradient, summed over the
+                // rows.
                 let below = i.checked_sub(1).map_or(0, |below| params[below].gradient(at.fc2_bias));
                 self.block_backward(engine, &params[i], x, kept, from, to, below)?;
                 given = out;
@@ -146,7 +148,7 @@ impl Stack {
         let (d, h) = (self.block.at.width, self.block.hidden);
         let room = |width: usize| Scratch::new(engine, real, rows * width);
         let product = |[i, o]: [usize; 2], x: u64, w: usize, out: u64, plus: Plus| {
-            // SAFETY: matrices of these shapes, in room or in the group's vector.
+            // SAFETY: matrices of these shapes, in working memory or in the group's vector.
             unsafe { engine.gemm.forward(real, real, [rows, i, o], mat(x, i), mat(p.weight(w), i), mat(out, o), plus) }
         };
         let normed1 = room(d)?;
@@ -168,7 +170,7 @@ impl Stack {
         Ok(Kept { x: None, normed1, qkv, attended, sums, middle, normed2, hidden })
     }
 
-    /// `below`: where the column sums of the result are added, 0 for nowhere.
+    /// `below` is the address that the column sums of the result are added to; 0 for none.
     #[allow(clippy::too_many_arguments)]
     fn block_backward(
         &self,
@@ -186,11 +188,11 @@ impl Stack {
         let room = |width: usize| Scratch::new(engine, real, rows * width);
         let to_input = |[i, o]: [usize; 2], dy: u64, w: usize, dx: u64| {
             let (dy, w, dx) = (mat(dy, o), mat(p.weight(w), i), mat(dx, i));
-            // SAFETY: matrices of these shapes, in room or in the group's vector.
+            // SAFETY: matrices of these shapes, in working memory or in the group's vector.
             unsafe { engine.gemm.input_gradient(real, real, [rows, i, o], dy, w, dx, Plus::Nothing) }
         };
         let to_weight = |[i, o]: [usize; 2], dy: u64, x: u64, w: usize| {
-            // SAFETY: matrices of these shapes, in room or in the group's vector.
+            // SAFETY: matrices of these shapes, in working memory or in the group's vector.
             unsafe { engine.gemm.weight_gradient(real, [rows, i, o], mat(dy, o), mat(x, i), mat(p.gradient(w), i)) }
         };
 

@@ -1,4 +1,4 @@
-//! GELU with the exact normal distribution function (not the tanh approximation), as timm's ViT uses it.
+//! GELU with the exact normal distribution function (not the tanh approximation), as in timm's ViT.
 //!
 //! gelu(x) = x Phi(x); gelu'(x) = Phi(x) + x phi(x), with phi the normal density.  Phi comes from formula 7.1.26 of
 //! Abramowitz and Stegun (absolute error below 1.5e-7), which shares its exponential with phi.
@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 const PART: usize = 16 * 1024;
 
-/// (Phi(x), phi(x)).
+/// (Phi(x), phi(x)): the normal distribution function and density.
 #[inline(always)]
 fn normal<const FMA: bool>(x: f32) -> (f32, f32) {
     const P: f32 = 0.327_591_1;
@@ -20,7 +20,7 @@ fn normal<const FMA: bool>(x: f32) -> (f32, f32) {
     let poly = fma::<FMA>(poly, t, -0.284_496_74);
     let poly = fma::<FMA>(poly, t, 0.254_829_6) * t;
     let e = exp::<FMA>(-0.5 * x * x);
-    // half of erfc(|x| / sqrt 2): the tail beyond |x|, without cancellation
+    // half of erfc(|x| / sqrt 2): the tail probability beyond |x|, without cancellation
     let tail = 0.5 * poly * e;
     let cdf = if x < 0.0 { tail } else { 1.0 - tail };
     (cdf, 0.398_942_3 * e)
@@ -58,12 +58,12 @@ pub fn gelu(x: &[f32], out: &mut [f32]) {
     out.par_chunks_mut(PART).zip(x.par_chunks(PART)).for_each(|(out, x)| gelu_part(x, out));
 }
 
-/// `out = gelu(x)` and `x = gelu'(x)`: both that a backward pass needs, from one exponential.
+/// `out = gelu(x)` and `x = gelu'(x)`: both values for a backward pass, with one exponential.
 pub fn gelu_and_slope(x: &mut [f32], out: &mut [f32]) {
     out.par_chunks_mut(PART).zip(x.par_chunks_mut(PART)).for_each(|(out, x)| gelu_and_slope_part(x, out));
 }
 
-/// `values *= by`: the chain rule's product with the slopes.
+/// `values *= by`: the multiplication by the slopes in the chain rule.
 pub fn multiply(values: &mut [f32], by: &[f32]) {
     values.par_chunks_mut(PART).zip(by.par_chunks(PART)).for_each(|(values, by)| multiply_part(values, by));
 }

@@ -1,8 +1,9 @@
-//! One pre-norm transformer block: `x + proj(attention(norm1(x)))`, then `x + fc2(gelu(fc1(norm2(x))))`
-//! (arXiv 2010.11929), forward and backward as a whole.
+//! A pre-norm transformer block: `x + proj(attention(norm1(x)))`, then `x + fc2(gelu(fc1(norm2(x))))`
+//! (arXiv 2010.11929), with its forward and backward pass.
 //!
-//! Kept for the backward pass: packed q, k, v; the attention's output; the residual stream between the two halves;
-//! fc1's output: 9 D values a token at MLP ratio 4.  Normalisations, attention weights and GELU are computed again.
+//! Stored for the backward pass: packed q, k, v; the attention's output; the residual stream between the two halves;
+//! fc1's output.  These are 9 D values per token at MLP ratio 4.  Normalisations, attention weights and GELU are
+//! recomputed.
 
 use std::ops::Range;
 
@@ -12,16 +13,16 @@ use macrl_kernels::buffer::Buffer;
 use super::attention::{self, Heads};
 use super::{activation, layer_norm, linear};
 
-/// Geometry of a block and where each parameter lies in its flat vector.
+/// Geometry of a transformer block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Block {
-    /// T, H, D.
+    /// T, H and D of the attention.
     pub at: Heads,
     /// Hidden width of the MLP.
     pub hidden: usize,
 }
 
-/// What the backward pass needs of the forward pass.
+/// Intermediate results that the backward pass needs.
 pub struct Saved {
     qkv: Buffer,
     attended: Buffer,
@@ -29,7 +30,7 @@ pub struct Saved {
     hidden: Buffer,
 }
 
-/// A block's parameters in their flat vector, in this order.
+/// Ranges of a block's parameters (weight, bias) in the flat vector, in order.
 struct Parts {
     norm1: [Range<usize>; 2],
     qkv: [Range<usize>; 2],
@@ -52,10 +53,10 @@ impl Block {
         Parts { norm1: pair(), qkv: pair(), proj: pair(), norm2: pair(), fc1: pair(), fc2: pair() }
     }
 
-    /// The block's output, and what [`Block::backward`] needs where `save`.
+    /// The block's output and, if `save`, the intermediate results for [`Block::backward`].
     ///
     /// # Shapes
-    /// `x` and the result (B, T, D); `params` flat, as [`Block::layout`] lists them.
+    /// `x` and the result (B, T, D); `params` flat, in the order of [`Block::layout`].
     pub fn forward(&self, x: &[f32], params: &[f32], save: bool) -> (Vec<f32>, Option<Saved>) {
         let (d, rows) = (self.at.width, x.len() / self.at.width);
         let at = self.parts();
@@ -92,7 +93,7 @@ impl Block {
     /// Gradients of the input and of the flat parameters.
     ///
     /// # Shapes
-    /// `x`, `dy` and the first result (B, T, D); the second as `params`.
+    /// `x`, `dy` and the first result (B, T, D); the second result as `params`.
     pub fn backward(&self, x: &[f32], params: &[f32], saved: Saved, dy: &[f32]) -> (Vec<f32>, Vec<f32>) {
         let (d, rows) = (self.at.width, x.len() / self.at.width);
         let at = self.parts();
@@ -104,7 +105,7 @@ impl Block {
         activation::gelu_and_slope(&mut slope, &mut active);
         let (dw, db) = pair_mut(&mut dparams, &at.fc2);
         linear::backward_parameters(&active, dy, dw, db);
-        let mut dhidden = active; // its values are no longer needed
+        let mut dhidden = active; // reuses the buffer: its values are no longer needed
         linear::backward_input(dy, get(&at.fc2).0, d, &mut dhidden, false);
         activation::multiply(&mut dhidden, &slope);
         drop(slope);
@@ -117,7 +118,7 @@ impl Block {
         let mut dnormed = Buffer::dirty(rows * d);
         linear::backward_input(&dhidden, get(&at.fc1).0, self.hidden, &mut dnormed, false);
         drop(dhidden);
-        let mut dx = dy.to_vec(); // the residual path; the halves add to it
+        let mut dx = dy.to_vec(); // gradient of the residual path; both halves add to it
         let (dgamma, dbeta) = pair_mut(&mut dparams, &at.norm2);
         layer_norm::backward(&middle, gamma, &dnormed, &mut dx, dgamma, dbeta);
 
@@ -138,7 +139,7 @@ impl Block {
     }
 }
 
-/// Two neighbouring parameters' gradients, writable side by side.
+/// The gradients of a weight and its bias, which are adjacent, as two mutable slices.
 fn pair_mut<'a>(flat: &'a mut [f32], pair: &[Range<usize>; 2]) -> (&'a mut [f32], &'a mut [f32]) {
     flat[pair[0].start..pair[1].end].split_at_mut(pair[0].len())
 }

@@ -1,7 +1,7 @@
-//! The fused operators as Candle operators, so that Candle's `backward` reaches through them.
+//! Wraps the fused operators as Candle operators, so that Candle's `backward` includes them.
 //!
-//! An operator keeps what its backward pass needs in itself: Candle hands `bwd` only the arguments and the result.
-//! Where nothing upstream is trainable nothing is kept.
+//! Candle passes only arguments and result to `bwd`, so each operator stores the intermediate results for its backward
+//! pass itself.  It stores nothing if no argument needs a gradient.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -17,9 +17,9 @@ use super::{activation, layer_norm, linear};
 trait Layer: Send + Sync + 'static {
     const NAME: &'static str;
     type Saved: Send;
-    /// Result, its shape, and what [`Layer::backward`] needs (only where `save`).
+    /// The result, its shape and, if `save`, the intermediate results for [`Layer::backward`].
     fn forward(&self, x: &[f32], shape: &[usize], params: &[f32], save: bool) -> Result<Forward<Self::Saved>>;
-    /// Gradients of `x` (where `wants_dx`) and of the parameters.
+    /// Gradients of `x` (if `wants_dx`) and of the parameters.
     fn backward(&self, x: &[f32], params: &[f32], saved: Self::Saved, dy: &[f32], wants_dx: bool) -> Gradients;
 }
 
@@ -78,10 +78,10 @@ fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
     Ok(&storage.as_slice::<f32>()?[start..end])
 }
 
-/// Runs `f` on a contiguous f32 CPU tensor's values where they lie, on a GPU tensor's after fetching them.
+/// Calls `f` with the values of a contiguous f32 tensor: in place on the CPU, copied to the host from a GPU.
 ///
 /// # Errors
-/// Another device, dtype or layout.
+/// The tensor has another dtype, a non-contiguous layout, or an unsupported device.
 pub fn with_values<R>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> Result<R>) -> Result<R> {
     let (storage, layout) = tensor.storage_and_layout();
     match &*storage {
@@ -95,7 +95,7 @@ pub fn with_values<R>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> Result<R>) -> R
 // ---------------------------------------------------------------------------------------------------------------
 // Layers with parameters
 
-/// One transformer block; `params` flat as [`Block::layout`] lists them.
+/// One transformer block; `params` flat, in the order of [`Block::layout`].
 ///
 /// # Shapes
 /// `x` and the result (B, T, D).
@@ -152,7 +152,7 @@ impl Layer for Norm {
     }
 }
 
-/// `x W^T + b`, with GELU behind it where `gelu`; `params` = weight (O, I), bias (O).
+/// `x W^T + b`, followed by GELU if `gelu`; `params` = weight (O, I), bias (O).
 ///
 /// # Shapes
 /// `x` (..., I), the result (..., O).
@@ -173,7 +173,7 @@ impl Linear {
 
 impl Layer for Linear {
     const NAME: &'static str = "linear";
-    /// Values before the GELU; empty where there is none.
+    /// Values before the GELU; empty without GELU.
     type Saved = Buffer;
 
     fn forward(&self, x: &[f32], shape: &[usize], params: &[f32], save: bool) -> Result<Forward<Buffer>> {
@@ -216,8 +216,8 @@ impl Layer for Linear {
     }
 }
 
-/// Kept patches -> tokens: `W patch + b + position`, the prefix's own in front; `params` = prefix (prefix, D), weight
-/// (D, P), bias (D).
+/// Embeds kept patches as tokens `W patch + b + position`, after the prefix tokens; `params` = prefix (prefix, D),
+/// weight (D, P), bias (D).
 ///
 /// # Shapes
 /// `patches` (B, K, P); `kept` (B, K) indexes into the N patches; `positions` (prefix + N, D); the result
@@ -276,12 +276,12 @@ impl Layer for Embed {
             dtokens.copy_from_slice(&dy[prefix..]);
         }
         linear::backward_parameters(x, &dtokens, dweight, dbias);
-        // pixels are data: nothing upstream wants their gradient
+        // pixels are data: nothing needs their gradient
         (None, dparams)
     }
 }
 
-/// Encoded tokens -> the decoder's: `W token + b` at kept places, the mask token elsewhere, positions added;
+/// Encoded tokens -> decoder tokens: `W token + b` for kept patches, the mask token for removed ones, plus positions;
 /// `params` = weight (E, D), bias (E), mask token (E).
 ///
 /// # Shapes
@@ -293,7 +293,8 @@ pub fn fill(x: &Tensor, params: &Tensor, kept: Arc<Vec<u32>>, positions: Arc<Vec
     apply(Fill { out, sources, positions }, x, params)
 }
 
-/// For each of an image's decoder tokens (`all`) the encoded token it comes from; `u32::MAX`: the mask token.
+/// The source of each decoder token: the row of its encoded token, or `u32::MAX` for the mask token.  `all` is the
+/// number of decoder tokens of an image.
 fn sources(kept: &[u32], batch: usize, encoded: TokenLayout, all: usize) -> Vec<u32> {
     let k = encoded.patches;
     let mut sources = vec![u32::MAX; batch * all];
@@ -359,14 +360,14 @@ impl Layer for Fill {
 // ---------------------------------------------------------------------------------------------------------------
 // Functions without parameters
 
-/// An operator whose gradient is known as soon as its value is.
-struct Known<F: Fn(&[f32], &[usize]) -> Result<(Vec<f32>, Vec<usize>, Vec<f32>)>> {
+/// A scalar function whose gradient is computed together with its value.
+struct ScalarFunction<F: Fn(&[f32], &[usize]) -> Result<(Vec<f32>, Vec<usize>, Vec<f32>)>> {
     name: &'static str,
     evaluate: F,
     gradient: Mutex<Option<Vec<f32>>>,
 }
 
-impl<F: Fn(&[f32], &[usize]) -> Result<(Vec<f32>, Vec<usize>, Vec<f32>)>> CustomOp1 for Known<F> {
+impl<F: Fn(&[f32], &[usize]) -> Result<(Vec<f32>, Vec<usize>, Vec<f32>)>> CustomOp1 for ScalarFunction<F> {
     fn name(&self) -> &'static str {
         self.name
     }
@@ -389,20 +390,20 @@ impl<F: Fn(&[f32], &[usize]) -> Result<(Vec<f32>, Vec<usize>, Vec<f32>)>> Custom
     }
 }
 
-/// A function of a tensor whose gradient is computed along with its value: `evaluate` takes the values and the shape, and
-/// gives the result, its shape, and the gradient of a scalar result.
+/// Applies a scalar function whose gradient is computed together with its value.  `evaluate` gets the values and the
+/// shape of `x`, and returns the result's values, its shape, and the gradient of `x`.
 ///
 /// # Errors
-/// What `evaluate` gives.
+/// The error of `evaluate`.
 pub fn with_gradient(
     name: &'static str,
     x: &Tensor,
     evaluate: impl Fn(&[f32], &[usize]) -> Result<(Vec<f32>, Vec<usize>, Vec<f32>)> + Send + Sync + 'static,
 ) -> Result<Tensor> {
-    x.apply_op1(Known { name, evaluate, gradient: Mutex::new(None) })
+    x.apply_op1(ScalarFunction { name, evaluate, gradient: Mutex::new(None) })
 }
 
-/// Each row divided by its Euclidean length.
+/// Divides each row by its Euclidean length.
 ///
 /// # Shapes
 /// `x` and the result (B, C).
@@ -412,11 +413,11 @@ pub fn l2_normalize(x: &Tensor) -> Result<Tensor> {
 
 struct Normalize;
 
-/// Keeps a row of zeros from becoming NaN, as `torch.nn.functional.normalize` does.
-const SHORTEST: f32 = 1e-12;
+/// Smallest divisor: a row of zeros stays zero instead of NaN, as in `torch.nn.functional.normalize`.
+const MIN_LENGTH: f32 = 1e-12;
 
 fn length(row: &[f32]) -> f32 {
-    row.iter().map(|v| v * v).sum::<f32>().sqrt().max(SHORTEST)
+    row.iter().map(|v| v * v).sum::<f32>().sqrt().max(MIN_LENGTH)
 }
 
 impl CustomOp1 for Normalize {

@@ -1,4 +1,4 @@
-//! Layer normalisation over the last dimension (arXiv 1607.06450), eps 1e-6 as timm's ViT has it.
+//! Layer normalisation over the last dimension (arXiv 1607.06450), with eps 1e-6 as in timm's ViT.
 
 use macrl_kernels::simd::{LANES, fma, reduce};
 use macrl_kernels::vectorised;
@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::ROWS_PER_PART;
 
-/// Added to the variance.
+/// Added to the variance, against division by zero.
 pub const EPS: f32 = 1e-6;
 
 vectorised! {
@@ -21,7 +21,7 @@ vectorised! {
     }
 }
 
-/// (mean, 1 / standard deviation) of one row; two passes, since the short form loses digits.
+/// (mean, 1 / standard deviation) of one row.  Two passes: E[x^2] - E[x]^2 would lose precision.
 #[inline(always)]
 fn statistics(x: &[f32]) -> (f32, f32) {
     let n = x.len() as f32;
@@ -31,7 +31,7 @@ fn statistics(x: &[f32]) -> (f32, f32) {
 }
 
 vectorised! {
-    /// Adds the gradient of a part's rows to `dx`, and its share of gamma's and beta's to `dgamma`, `dbeta`.
+    /// Adds the gradients of a part's rows to `dx`, and its share of gamma's and beta's to `dgamma` and `dbeta`.
     fn backward_rows(x: &[f32], gamma: &[f32], dy: &[f32], dx: &mut [f32], dgamma: &mut [f32], dbeta: &mut [f32]) {
         let width = gamma.len();
         let n = width as f32;
@@ -59,7 +59,7 @@ pub fn forward(x: &[f32], gamma: &[f32], beta: &[f32], out: &mut [f32]) {
     out.par_chunks_mut(part).zip(x.par_chunks(part)).for_each(|(out, x)| forward_rows(x, gamma, beta, out));
 }
 
-/// **Adds** the gradient to `dx`; writes gamma's and beta's.  The statistics are computed again from `x`.
+/// **Adds** the gradient to `dx`; overwrites `dgamma` and `dbeta`.  The statistics are recomputed from `x`.
 ///
 /// # Shapes
 /// `x`, `dy`, `dx` (rows, D); `gamma`, `dgamma`, `dbeta` (D).
@@ -86,7 +86,7 @@ pub fn backward(x: &[f32], gamma: &[f32], dy: &[f32], dx: &mut [f32], dgamma: &m
 }
 
 vectorised! {
-    /// `out += values`.
+    /// `out += values`, element by element.
     pub(crate) fn add(out: &mut [f32], values: &[f32]) {
         for (out, value) in out.iter_mut().zip(values) {
             *out += value;

@@ -1,12 +1,12 @@
-//! `y = x W^T + b`, as `torch.nn.Linear` has it.
+//! `y = x W^T + b`, as in `torch.nn.Linear`.
 
-use macrl_kernels::matmul::{Mat, Threads, matmul};
+use macrl_kernels::matmul::{MatrixView, Threads, matmul};
 use rayon::prelude::*;
 
 use super::ROWS_PER_PART;
 use super::layer_norm::add;
 
-/// `out = x W^T + b`, or `out += ...` where `accumulate` (a residual branch).
+/// `out = x W^T + b`; with `accumulate` the result is added to `out` (a residual branch).
 ///
 /// # Shapes
 /// `x` (rows, I), `weight` (O, I), `bias` (O), `out` (rows, O).
@@ -14,13 +14,13 @@ pub fn forward(x: &[f32], weight: &[f32], bias: &[f32], out: &mut [f32], accumul
     let (width_out, rows) = (bias.len(), out.len() / bias.len().max(1));
     let width_in = weight.len() / width_out.max(1);
     let part = ROWS_PER_PART * width_out;
-    // The bias goes in first: the product then adds to it, which saves a pass over the result.
+    // The bias is written first and the product added to it, which saves a pass over the result.
     out.par_chunks_mut(part).for_each(|out| {
         for row in out.chunks_exact_mut(width_out) {
             if accumulate { add(row, bias) } else { row.copy_from_slice(bias) }
         }
     });
-    let (x, w) = (Mat::new(x, rows, width_in), Mat::new(weight, width_out, width_in));
+    let (x, w) = (MatrixView::new(x, rows, width_in), MatrixView::new(weight, width_out, width_in));
     matmul(x, w.t(), 1.0, true, out, width_out, Threads::All);
 }
 
@@ -31,22 +31,22 @@ pub fn forward(x: &[f32], weight: &[f32], bias: &[f32], out: &mut [f32], accumul
 pub fn backward_parameters(x: &[f32], dy: &[f32], dweight: &mut [f32], dbias: &mut [f32]) {
     let width_out = dbias.len();
     let (rows, width_in) = (dy.len() / width_out.max(1), dweight.len() / width_out.max(1));
-    let (x, g) = (Mat::new(x, rows, width_in), Mat::new(dy, rows, width_out));
+    let (x, g) = (MatrixView::new(x, rows, width_in), MatrixView::new(dy, rows, width_out));
     matmul(g.t(), x, 1.0, false, dweight, width_in, Threads::All);
     column_sums(dy, dbias);
 }
 
-/// Writes the gradient of the input, or adds it where `accumulate`.
+/// Writes the gradient of the input, or adds it if `accumulate`.
 ///
 /// # Shapes
 /// `dy` (rows, O), `weight` (O, I), `dx` (rows, I).
 pub fn backward_input(dy: &[f32], weight: &[f32], width_out: usize, dx: &mut [f32], accumulate: bool) {
     let (rows, width_in) = (dy.len() / width_out.max(1), weight.len() / width_out.max(1));
-    let (g, w) = (Mat::new(dy, rows, width_out), Mat::new(weight, width_out, width_in));
+    let (g, w) = (MatrixView::new(dy, rows, width_out), MatrixView::new(weight, width_out, width_in));
     matmul(g, w, 1.0, accumulate, dx, width_in, Threads::All);
 }
 
-/// Sum of each column.
+/// Sums each column; the order of the additions does not depend on the number of threads.
 ///
 /// # Shapes
 /// `values` (rows, O), `sums` (O).

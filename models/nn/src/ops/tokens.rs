@@ -1,7 +1,7 @@
-//! The network's operators on tokens of one or two views of a batch, on whichever device the tokens are.
+//! Operators on the tokens of one or two views of a batch, on the device of the tokens.
 //!
-//! On the CPU each view is a tensor of its own and passes through [`super::graph`] by itself; on a GPU the views' rows lie
-//! behind each other in one matrix, so that a layer is one product over all of them.
+//! On the CPU each view is a separate tensor and is processed separately ([`super::graph`]).  On a GPU the rows of all
+//! views are in one matrix, so that a layer is one product over all of them.
 
 use std::sync::{Arc, OnceLock};
 
@@ -15,31 +15,31 @@ use super::graph;
 use crate::cuda::{layers, places, stack};
 use crate::params::Group;
 
-/// Which patches of each image the encoder sees.
+/// Indexes of the patches of each image that the encoder gets.
 #[derive(Debug, Clone)]
 pub enum Kept {
-    /// (B, K) indexes into the N patches.
+    /// On the CPU: (B, K) indexes into the N patches.
     Host(Arc<Vec<u32>>),
-    /// The same on a GPU.
+    /// On a GPU.
     Device {
-        /// (B, K) u32
+        /// (B, K) u32 indexes into the N patches.
         kept: Tensor,
-        /// (B, 1 + N) u32: for each of the decoder's tokens the view's encoded row it comes from, `u32::MAX` where the
-        /// patch was removed.
+        /// (B, 1 + N) u32: for each decoder token the row of its encoded token in the view, or `u32::MAX` if the patch
+        /// was removed.
         sources: Tensor,
     },
 }
 
-/// What the encoder sees of a view.
+/// The patches of a view that the encoder gets.
 #[derive(Debug, Clone)]
-pub struct Seen {
+pub struct VisiblePatches {
     /// (B, K, P) normalised pixels.
     pub patches: Tensor,
-    /// Which patches these are.
+    /// The indexes of these patches.
     pub kept: Kept,
 }
 
-/// Fixed positions (1 + N, D), copied to a GPU when one first asks.
+/// Fixed position embeddings (1 + N, D); copied to a GPU on first use.
 #[derive(Debug, Clone)]
 pub struct Positions {
     values: Arc<Vec<f32>>,
@@ -48,35 +48,35 @@ pub struct Positions {
 }
 
 impl Positions {
-    /// Rows of `width` values.
+    /// Position embeddings from rows of `width` values.
     pub fn new(values: Vec<f32>, width: usize) -> Self {
         Positions { values: Arc::new(values), width, device: Arc::default() }
     }
 
-    /// As a tensor (1 + N, D) on a device.
+    /// The positions as a tensor (1 + N, D) on a device.
     ///
     /// # Errors
-    /// Out of memory.
+    /// There is not enough memory on the device.
     pub fn at(&self, device: &Device) -> Result<Tensor> {
         if let Some(held) = self.device.get().filter(|held| held.device().same_device(device)) {
             return Ok(held.clone());
         }
         let copy = Tensor::from_slice(&self.values, (self.values.len() / self.width, self.width), device)?;
-        let _ = self.device.set(copy.clone()); // another device's copy may be there: then this one is not kept
+        let _ = self.device.set(copy.clone()); // fails if another device's copy is stored; then this copy is not kept
         Ok(copy)
     }
 }
 
-/// Tokens of the views of a batch.
+/// Tokens of one or more views of a batch.
 #[derive(Debug, Clone)]
 pub struct Tokens {
-    /// CPU: (B, T, D) of each view; GPU: one (rows, D) of all.
+    /// CPU: one tensor (B, T, D) per view; GPU: one tensor (rows, D) for all views.
     parts: Vec<Tensor>,
     /// (B, T) of each view.
     spans: Vec<(usize, usize)>,
 }
 
-/// The GPU's branch of an operator where there is one, else what says that this build has none.
+/// Evaluates a GPU operator; without the feature `cuda`, returns an error instead.
 macro_rules! on_gpu {
     ($body:expr) => {{
         #[cfg(feature = "cuda")]
@@ -94,41 +94,41 @@ fn on_cpu(tensor: &Tensor) -> bool {
     matches!(tensor.device(), Device::Cpu)
 }
 
-/// Kept patches -> tokens with positions, a class token in front.
+/// Embeds kept patches as tokens with positions, after a class token.
 ///
 /// # Errors
-/// Shapes that do not fit.
-pub fn embed(views: &[&Seen], group: &Group, positions: &Positions) -> Result<Tokens> {
-    let Some(first) = views.first() else { bail!("embed: no view") };
+/// Shapes do not match, or patches and indexes are on different devices.
+pub fn embed(views: &[&VisiblePatches], group: &Group, positions: &Positions) -> Result<Tokens> {
+    let Some(first) = views.first() else { bail!("embed: expected at least one view") };
     if on_cpu(&first.patches) {
-        let part = |view: &&Seen| match &view.kept {
+        let part = |view: &&VisiblePatches| match &view.kept {
             Kept::Host(kept) => graph::embed(&view.patches, group.values(), kept.clone(), positions.values.clone()),
             Kept::Device { .. } => bail!("embed: patches and their indexes are on different devices"),
         };
         return Tokens::apart(views.iter().map(part).collect::<Result<_>>()?);
     }
     on_gpu!({
-        let seen = |view: &&Seen| match &view.kept {
+        let visible = |view: &&VisiblePatches| match &view.kept {
             Kept::Device { kept, .. } => Ok(places::Seen { patches: view.patches.clone(), kept: kept.clone() }),
             Kept::Host(_) => bail!("embed: patches and their indexes are on different devices"),
         };
-        let views = views.iter().map(seen).collect::<Result<Vec<_>>>()?;
+        let views = views.iter().map(visible).collect::<Result<Vec<_>>>()?;
         let (tokens, spans) = places::embed(&views, group, &positions.at(first.patches.device())?)?;
         Ok(Tokens { parts: vec![tokens], spans })
     })
 }
 
 impl Tokens {
-    /// Views as tensors (B, T, D) on the CPU.
+    /// Separate tensors (B, T, D) of views, on the CPU.
     ///
     /// # Errors
-    /// Another rank.
+    /// A tensor does not have three dimensions.
     fn apart(parts: Vec<Tensor>) -> Result<Self> {
         let spans = parts.iter().map(|part| part.dims3().map(|(b, t, _)| (b, t))).collect::<Result<_>>()?;
         Ok(Tokens { parts, spans })
     }
 
-    /// The tensors that hold them: on the CPU (B, T, D) of each view, on a GPU (rows, D) of all.
+    /// The underlying tensors: on the CPU one (B, T, D) per view, on a GPU one (rows, D) for all views.
     pub fn parts(&self) -> &[Tensor] {
         &self.parts
     }
@@ -138,7 +138,7 @@ impl Tokens {
         &self.spans
     }
 
-    /// Whether the CPU's operators compute with them.
+    /// Whether the tokens are on the CPU.
     pub fn on_cpu(&self) -> bool {
         self.parts.iter().all(on_cpu)
     }
@@ -150,10 +150,10 @@ impl Tokens {
     /// The tokens of a single view.
     ///
     /// # Shapes
-    /// (B, T, D).
+    /// The result (B, T, D).
     ///
     /// # Errors
-    /// More views than one.
+    /// The tokens belong to more than one view.
     pub fn single(self) -> Result<Tensor> {
         match (self.parts.as_slice(), self.spans.as_slice()) {
             ([part], [(b, t)]) => part.reshape((*b, *t, ())),
@@ -161,15 +161,15 @@ impl Tokens {
         }
     }
 
-    /// The same without a gradient.
+    /// The same tokens without gradient.
     pub fn detach(&self) -> Self {
         Tokens { parts: self.parts.iter().map(Tensor::detach).collect(), spans: self.spans.clone() }
     }
 
-    /// Through a stack of blocks of `heads` heads.
+    /// Applies a stack of transformer blocks, one group of parameters per block.
     ///
     /// # Errors
-    /// Widths that do not fit.
+    /// A group's parameters do not match the width of the tokens.
     pub fn blocks(&self, groups: &[Group], block: impl Fn(usize) -> Block) -> Result<Self> {
         if self.on_cpu() {
             return groups.iter().try_fold(self.clone(), |tokens, group| {
@@ -179,10 +179,10 @@ impl Tokens {
         on_gpu!(self.map(|x| stack::stack(block(0), groups, x, &self.spans)))
     }
 
-    /// Layer normalisation.
+    /// Applies layer normalisation.
     ///
     /// # Errors
-    /// Widths that do not fit.
+    /// The group's parameters do not match the width of the tokens.
     pub fn norm(&self, group: &Group) -> Result<Self> {
         if self.on_cpu() {
             return self.map(|x| graph::norm(x, group.values()));
@@ -190,18 +190,18 @@ impl Tokens {
         on_gpu!(self.map(|x| layers::normalise(x, group)))
     }
 
-    /// `x W^T + b`.
+    /// Applies a linear layer: `x W^T + b`.
     ///
     /// # Errors
-    /// Widths that do not fit.
+    /// The group's parameters do not match the width of the tokens.
     pub fn linear(&self, group: &Group, outputs: usize) -> Result<Self> {
         self.map(|x| linear(x, group, outputs, false))
     }
 
-    /// Encoded tokens -> the decoder's: mask tokens where patches were removed, positions added.
+    /// Encoded tokens -> decoder tokens: inserts mask tokens for removed patches and adds positions.
     ///
     /// # Errors
-    /// Shapes that do not fit.
+    /// Shapes do not match, or tokens and indexes are on different devices.
     pub fn fill(&self, group: &Group, kept: &[&Kept], positions: &Positions) -> Result<Self> {
         if self.on_cpu() {
             let part = |(x, kept): (&Tensor, &&Kept)| match kept {
@@ -218,13 +218,13 @@ impl Tokens {
         })
     }
 
-    /// What stands for each image of view `which`.
+    /// One feature for each image of view `which`, from its tokens.
     ///
     /// # Shapes
-    /// (B, D).
+    /// The result (B, D).
     ///
     /// # Errors
-    /// Candle's.
+    /// A failed Candle or CUDA operation.
     pub fn pool(&self, which: usize, pooling: Pooling) -> Result<Tensor> {
         if self.on_cpu() {
             return pool(&self.parts[which], pooling);
@@ -233,10 +233,10 @@ impl Tokens {
     }
 }
 
-/// [`Kept::Device`]'s sources of each view.
+/// The `sources` of each view; see [`Kept::Device`].
 ///
 /// # Errors
-/// Indexes on the CPU.
+/// The indexes are on the CPU.
 #[cfg(feature = "cuda")]
 pub fn sources(kept: &[&Kept]) -> Result<Vec<Tensor>> {
     let each = |kept: &&Kept| match kept {
@@ -246,13 +246,13 @@ pub fn sources(kept: &[&Kept]) -> Result<Vec<Tensor>> {
     kept.iter().map(each).collect()
 }
 
-/// `x W^T + b`, with GELU behind it where `gelu`.
+/// `x W^T + b`, followed by GELU if `gelu`.
 ///
 /// # Shapes
 /// `x` (..., I), the result (..., O).
 ///
 /// # Errors
-/// Widths that do not fit.
+/// The group's parameters do not match I and O.
 pub fn linear(x: &Tensor, group: &Group, outputs: usize, gelu: bool) -> Result<Tensor> {
     if on_cpu(x) {
         return graph::linear(x, group.values(), outputs, gelu);
@@ -260,13 +260,13 @@ pub fn linear(x: &Tensor, group: &Group, outputs: usize, gelu: bool) -> Result<T
     on_gpu!(layers::linear(x, group, outputs, gelu))
 }
 
-/// Each row divided by its Euclidean length.
+/// Divides each row by its Euclidean length.
 ///
 /// # Shapes
 /// `x` and the result (B, C).
 ///
 /// # Errors
-/// Candle's.
+/// A failed Candle operation, for example a tensor that is not contiguous.
 pub fn l2_normalize(x: &Tensor) -> Result<Tensor> {
     if on_cpu(x) {
         return graph::l2_normalize(x);
@@ -274,13 +274,13 @@ pub fn l2_normalize(x: &Tensor) -> Result<Tensor> {
     on_gpu!(layers::l2_normalize(x))
 }
 
-/// What stands for an image among its tokens.
+/// One feature for each image, from its tokens: the class token or the mean of the patch tokens.
 ///
 /// # Shapes
 /// `tokens` (B, 1 + K, D), the result (B, D).
 ///
 /// # Errors
-/// Candle's.
+/// `tokens` does not have three dimensions.
 pub fn pool(tokens: &Tensor, pooling: Pooling) -> Result<Tensor> {
     match pooling {
         Pooling::Cls => tokens.narrow(1, 0, 1)?.squeeze(1)?.contiguous(),

@@ -117,7 +117,7 @@ impl Graph {
             file.seek(SeekFrom::End(0))?;
             file.write_all(&trailer)?;
             file.sync_all()?;
-            temporary.settle()
+            temporary.persist()
         };
         finish().map_err(|e| format!("cannot write {}: {e}", path.display()))
     }

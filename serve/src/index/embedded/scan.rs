@@ -6,7 +6,7 @@
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 
-use macrl_kernels::matmul::{Mat, Threads, matmul};
+use macrl_kernels::matmul::{MatrixView, Threads, matmul};
 use macrl_kernels::simd::fma;
 use macrl_kernels::vectorised;
 use rayon::prelude::*;
@@ -203,7 +203,7 @@ fn score(rows: &[f32], block: &[f32], dim: usize, scores: &mut [f32]) {
         let each = block.chunks_exact(dim).zip(scores.chunks_exact_mut(ROWS));
         each.for_each(|(query, scores)| products(rows, query, &mut scores[..n]));
     } else {
-        let (a, b) = (Mat::new(block, queries, dim), Mat::new(rows, n, dim).t());
+        let (a, b) = (MatrixView::new(block, queries, dim), MatrixView::new(rows, n, dim).t());
         matmul(a, b, 1.0, false, scores, ROWS, Threads::One);
     }
 }

@@ -230,7 +230,7 @@ pub(super) fn back_up(dir: &Path, to: &Path) -> Result<usize, IndexError> {
     let temporary = Temporary::beside(&place);
     let items = copy(&connection, temporary.path()).map_err(|e| cannot(&e))?;
     let synced = File::open(temporary.path()).and_then(|file| file.sync_all());
-    synced.and_then(|()| temporary.settle()).map_err(|e| cannot(&e))?;
+    synced.and_then(|()| temporary.persist()).map_err(|e| cannot(&e))?;
     Ok(items)
 }
 

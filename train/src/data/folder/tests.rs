@@ -256,7 +256,7 @@ fn every_name_and_no_image_twice() {
         (data.train.len() + data.test.unwrap().len(), data.classes),
         (12, vec!["caf\\xE9".into(), "tea".into()])
     );
-    let expected = "1 link to what is read already (latest), 1 link to a folder around this one (all)";
+    let expected = "1 link to files or folders read already (latest), 1 link to a parent folder (all)";
     assert_eq!(data.left_out, [expected]);
     let names: std::collections::BTreeSet<String> = (0..data.train.len()).map(|i| data.train.name(i)).collect();
     assert_eq!(names.len(), data.train.len());

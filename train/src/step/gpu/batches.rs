@@ -11,7 +11,7 @@ use candle_core::{Device, Tensor};
 use macrl_bundle::config::{Config, Target as TargetOf};
 use macrl_bundle::tokens::TokenLayout;
 use macrl_nn::cuda::{Engine, Real, memory};
-use macrl_nn::ops::tokens::{Kept, Seen};
+use macrl_nn::ops::tokens::{Kept, VisiblePatches};
 use rayon::prelude::*;
 
 use crate::batches::Batches;
@@ -264,13 +264,13 @@ impl Branch {
     fn input(&self, first: usize, count: usize) -> Result<Input> {
         let part = |tensor: &Tensor| tensor.narrow(0, first, count);
         let kept = Kept::Device { kept: part(&self.kept)?, sources: part(&self.sources)? };
-        let seen = Seen { patches: part(&self.buffers.patches)?, kept };
+        let seen = VisiblePatches { patches: part(&self.buffers.patches)?, kept };
         let whole = match (&self.buffers.whole, &self.all) {
             (Some(whole), Some(all)) => {
                 let kept = part(all)?;
                 // Whole views have no decoder, so the sources are not read.
                 let kept = Kept::Device { sources: kept.clone(), kept };
-                Some(Seen { patches: part(whole)?, kept })
+                Some(VisiblePatches { patches: part(whole)?, kept })
             }
             _ => None,
         };

@@ -1,9 +1,10 @@
-//! Matrix products by cuBLASLt on row-major matrices, with bias and residual in the same call.
+//! Matrix products of row-major matrices with cuBLASLt; bias and residual are added in the same call.
 //!
-//! cuBLASLt is column-major: a row-major (r, c) matrix is its (c, r) one, so the operands change places.
+//! cuBLASLt is column-major: it sees a row-major (r, c) matrix as a column-major (c, r) one, so the operands are
+//! swapped.
 //!
-//! A shape's first product runs by the first algorithm that cuBLASLt names; its second one times them all on the device
-//! and keeps the fastest ([`timing`]).  A captured step finds both behind it.
+//! The first product of a shape uses cuBLASLt's first choice of algorithm.  The second product times all candidates on
+//! the device and keeps the fastest ([`timing`]).  A step is captured only after both.
 
 mod plan;
 mod timing;
@@ -24,54 +25,54 @@ use plan::{ALIGNMENT, Plan, Shape, WORKSPACE};
 use super::address::slice_address;
 use super::real::Real;
 
-/// Alignment of a bias that a product's epilogue takes.
+/// Alignment in bytes that a bias needs to be added in a product's epilogue.
 const BIAS_ALIGNMENT: u64 = 16;
 
-/// A matrix on the device: where it begins and how far its rows are apart, in values.
+/// A row-major matrix on the device.
 #[derive(Debug, Clone, Copy)]
 pub struct Mat {
-    /// Address.
+    /// Address of the first value.
     pub at: u64,
-    /// Values from row to row.
+    /// Distance between rows in values.
     pub stride: usize,
 }
 
-/// Contiguous rows of `stride` values.
+/// A matrix with contiguous rows of `stride` values.
 pub fn mat(at: u64, stride: usize) -> Mat {
     Mat { at, stride }
 }
 
-/// What is added to a product.
+/// The epilogue of a product: what is added to it.
 #[derive(Debug, Clone, Copy)]
 pub enum Plus {
-    /// Nothing.
+    /// Adds nothing.
     Nothing,
-    /// A bias (address; of the result's dtype) to every row.
+    /// Adds a bias to every row.  The bias is given by its address and has the result's dtype.
     Bias(u64),
-    /// A bias and a matrix like the result, which may be the result itself.
+    /// Adds a bias, and a matrix of the result's shape, which may be the result itself (addresses).
     BiasAnd(u64, u64),
-    /// What stands in the result already.
+    /// Adds the product to the present values of the result.
     Result,
 }
 
-/// cuBLASLt's handle and the algorithms chosen so far.
+/// A cuBLASLt handle and the algorithms chosen so far.
 pub struct Gemm {
     handle: sys::cublasLtHandle_t,
     workspace: CudaSlice<u8>,
     stream: Arc<CudaStream>,
     plans: Mutex<HashMap<Shape, Plan>>,
-    /// Set while a step is captured: nothing may be timed then.
+    /// True while a step is captured: algorithms cannot be timed then.
     capturing: Arc<AtomicBool>,
-    /// For float32 and bfloat16: writes a bias that no epilogue takes.
+    /// Kernels for float32 and bfloat16 that write a bias whose alignment the epilogue does not support.
     bias_rows: [CudaFunction; 2],
     timed: bool,
 }
 
-// SAFETY: cuBLASLt handles may be used by any thread; descriptors are only touched under the plans' lock.
+// SAFETY: any thread may use a cuBLASLt handle; descriptors are only used while the lock on the plans is held.
 unsafe impl Send for Gemm {}
 unsafe impl Sync for Gemm {}
 
-/// One product in cuBLASLt's terms: D (m, n) = op(A) op(B) + ...
+/// A product in cuBLASLt's notation: D (m, n) = op(A) op(B) + ...
 struct Call {
     a: Mat,
     b: Mat,
@@ -82,7 +83,7 @@ struct Call {
     plus: Plus,
 }
 
-/// Where a product's operands lie.
+/// Device addresses of a product's operands.
 #[derive(Clone, Copy)]
 struct Operands {
     a: u64,
@@ -100,7 +101,7 @@ impl Gemm {
         bias_rows: [CudaFunction; 2],
     ) -> Result<Self> {
         let handle = result::create_handle().map_err(failed)?;
-        // SAFETY: cuBLASLt writes before it reads.
+        // SAFETY: cuBLASLt writes to the workspace before it reads from it.
         let workspace = unsafe { stream.alloc::<u8>(WORKSPACE) }.w()?;
         let timed = std::env::var_os("MACRL_NO_GEMM_TIMING").is_none();
         let stream = stream.clone();
@@ -110,11 +111,11 @@ impl Gemm {
     /// `out (rows, O) = x (rows, I) w^T (O, I) + ...`: a layer's forward pass.
     ///
     /// # Safety
-    /// The matrices have these shapes and strides and live until the stream has passed this point; nothing else has the
-    /// result.
+    /// The matrices have these shapes and strides and stay allocated until the stream has passed this point; nothing
+    /// else uses the result until then.
     ///
     /// # Errors
-    /// cuBLASLt's.
+    /// A cuBLASLt error, for example an unsupported shape.
     #[allow(clippy::too_many_arguments)]
     pub unsafe fn forward(
         &self,
@@ -134,11 +135,11 @@ impl Gemm {
     /// `dx (rows, I) = dy (rows, O) w (O, I) + ...`
     ///
     /// # Safety
-    /// The matrices have these shapes and strides and live until the stream has passed this point; nothing else has the
-    /// result.
+    /// The matrices have these shapes and strides and stay allocated until the stream has passed this point; nothing
+    /// else uses the result until then.
     ///
     /// # Errors
-    /// cuBLASLt's.
+    /// A cuBLASLt error, for example an unsupported shape.
     #[allow(clippy::too_many_arguments)]
     pub unsafe fn input_gradient(
         &self,
@@ -158,11 +159,11 @@ impl Gemm {
     /// `dw (O, I) += dy^T (O, rows) x (rows, I)`, float32.
     ///
     /// # Safety
-    /// The matrices have these shapes and strides and live until the stream has passed this point; nothing else has the
-    /// result.
+    /// The matrices have these shapes and strides and stay allocated until the stream has passed this point; nothing
+    /// else uses the result until then.
     ///
     /// # Errors
-    /// cuBLASLt's.
+    /// A cuBLASLt error, for example an unsupported shape.
     pub unsafe fn weight_gradient(
         &self,
         real: Real,
@@ -201,7 +202,7 @@ impl Gemm {
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
         let plan = match plans.entry(shape) {
             Entry::Occupied(found) => found.into_mut(),
-            // SAFETY: descriptors made here live as long as the handle.
+            // SAFETY: the descriptors are created here and live as long as the handle.
             Entry::Vacant(place) => place.insert(unsafe { Plan::new(self.handle, &shape, bias) }.map_err(failed)?),
         };
         plan.uses += 1;
@@ -209,11 +210,11 @@ impl Gemm {
             unsafe { self.choose(plan, &shape, at)? };
         }
         let algorithm = plan.algorithms.first().ok_or_else(|| Error::Msg("cuBLASLt: no algorithm".into()))?;
-        // SAFETY: addresses of matrices of these shapes, alive in stream order.
+        // SAFETY: the addresses point to matrices of these shapes that are valid in stream order.
         unsafe { self.execute(plan, algorithm, at) }.map_err(failed)
     }
 
-    /// Writes a bias that is not aligned well enough for an epilogue into the result, to which the product is added.
+    /// Writes a bias that is not aligned for an epilogue to the result; the product is then added to the result.
     ///
     /// # Safety
     /// As for the products above.
@@ -233,13 +234,13 @@ impl Gemm {
         let mut builder = self.stream.launch_builder(function);
         builder.arg(&bias).arg(&c).arg(&call.d.at).arg(&width).arg(&stride).arg(&count);
         let shape = LaunchConfig { grid_dim: (grid, 1, 1), block_dim: (threads, 1, 1), shared_mem_bytes: 0 };
-        // SAFETY: the kernel's arguments, with addresses of matrices that live in stream order.
+        // SAFETY: these are the kernel's arguments; the addresses point to matrices that are valid in stream order.
         unsafe { builder.launch(shape) }.w()?;
         Ok(Call { plus: Plus::Result, ..call })
     }
 
     /// # Safety
-    /// As for the products above; the plan is one of such operands.
+    /// As for the products above; the plan was made for such operands.
     unsafe fn execute(
         &self,
         plan: &Plan,
@@ -275,7 +276,7 @@ impl Gemm {
     }
 }
 
-/// The power of two that divides an address, 256 at most.
+/// The largest power of two that divides an address, at most 256.
 fn alignment(at: u64) -> u64 {
     (1 << at.trailing_zeros().min(63)).min(ALIGNMENT)
 }

@@ -1,4 +1,4 @@
-//! Descriptors of a product, and the algorithms that cuBLASLt names for it.
+//! cuBLASLt descriptors of a product, and the algorithms that cuBLASLt suggests for it.
 
 use std::mem::MaybeUninit;
 
@@ -7,42 +7,42 @@ use candle_core::cuda::cudarc::cublaslt::sys;
 
 use crate::cuda::real::Real;
 
-/// Working memory of cuBLASLt: what NVIDIA recommends for Hopper.
+/// Size of cuBLASLt's workspace in bytes: NVIDIA's recommendation for Hopper.
 pub(super) const WORKSPACE: usize = 32 << 20;
-/// Alignment up to which algorithms differ.
+/// Largest alignment in bytes that the choice of algorithm depends on.
 pub(super) const ALIGNMENT: u64 = 256;
 
-/// Algorithms that are asked for, best first by cuBLASLt's estimate.
+/// Number of algorithms to request; cuBLASLt lists them by estimated speed.
 const ALGORITHMS: usize = 8;
 
-/// All that an algorithm is chosen by; column-major.
+/// Everything that the choice of an algorithm depends on; column-major.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Shape {
     pub(super) transposed: [bool; 2],
     pub(super) mnk: [usize; 3],
     pub(super) strides: [usize; 3],
-    /// Of the operands and of the result.
+    /// Number formats of the operands and of the result.
     pub(super) values: [Real; 2],
-    /// Alignment of the bias, where there is one.
+    /// Alignment of the bias in bytes, if there is one.
     pub(super) bias: Option<u64>,
     pub(super) accumulate: bool,
-    /// Whether what is added is the result itself.
+    /// Whether the result itself is added.
     pub(super) in_place: bool,
-    /// Of A, B, C and D, in bytes.
+    /// Alignments of A, B, C and D in bytes.
     pub(super) alignments: [u64; 4],
 }
 
-/// What a shape's products are run with.
+/// Descriptors and algorithms for the products of one shape.
 pub(super) struct Plan {
     pub(super) matmul: sys::cublasLtMatmulDesc_t,
     pub(super) layouts: [sys::cublasLtMatrixLayout_t; 3],
-    /// The first one is used.
+    /// Candidates; the first one is used.
     pub(super) algorithms: Vec<sys::cublasLtMatmulAlgo_t>,
     pub(super) uses: u64,
 }
 
 impl Plan {
-    /// Descriptors and algorithms; `bias` is an address of the shape's alignment.
+    /// Creates descriptors and requests algorithms; `bias` is an address with the shape's alignment.
     pub(super) unsafe fn new(
         handle: sys::cublasLtHandle_t,
         shape: &Shape,
@@ -71,7 +71,7 @@ impl Plan {
             let epilogue = sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS;
             unsafe {
                 set(matmul, Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue)?;
-                // Before the algorithms are asked for: they depend on it.
+                // Must precede the request for algorithms, which depends on the epilogue.
                 plan.set_bias(bias)?;
             }
         }
@@ -83,7 +83,7 @@ impl Plan {
         unsafe { set(self.matmul, sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias) }
     }
 
-    /// The algorithms for operands of the shape's alignments.
+    /// Algorithms for operands with the shape's alignments.
     unsafe fn named(
         &self,
         handle: sys::cublasLtHandle_t,
@@ -93,7 +93,7 @@ impl Plan {
         let mut found = [const { MaybeUninit::<sys::cublasLtMatmulHeuristicResult_t>::uninit() }; ALGORITHMS];
         let mut count = 0;
         let [a, b, d] = self.layouts;
-        // SAFETY: cuBLASLt writes `count` results, at most as many as there is room for.
+        // SAFETY: cuBLASLt writes `count` results, at most as many as the array can hold.
         unsafe {
             let asked = prefer(wishes, shape).and_then(|()| {
                 let results = found.as_mut_ptr().cast();
@@ -119,7 +119,7 @@ unsafe fn prefer(wishes: sys::cublasLtMatmulPreference_t, shape: &Shape) -> Resu
     use sys::cublasLtMatmulPreferenceAttributes_t as Attribute;
     let bytes = WORKSPACE;
     let [a, b, c, d] = shape.alignments;
-    // There is no attribute for the bias: as in PyTorch, its alignment goes with the result's.
+    // There is no attribute for the bias's alignment: as in PyTorch, the smaller of it and the result's is used.
     let d = d.min(shape.bias.unwrap_or(d));
     let sides = [
         (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, a),
@@ -127,7 +127,7 @@ unsafe fn prefer(wishes: sys::cublasLtMatmulPreference_t, shape: &Shape) -> Resu
         (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, c),
         (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, d),
     ];
-    // SAFETY: pointers to values of the attributes' sizes.
+    // SAFETY: the pointers are to values of the attributes' sizes.
     unsafe {
         let attribute = Attribute::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
         result::set_matmul_pref_attribute(wishes, attribute, std::ptr::from_ref(&bytes).cast(), size_of::<usize>())?;

@@ -1,7 +1,8 @@
-//! The fastest of the algorithms that cuBLASLt names, by the device's own clock.
+//! Times the algorithms that cuBLASLt suggests on the device, and chooses the fastest.
 //!
-//! Its first one is an estimate, and a poor one where a product is short and deep: a weight gradient's (192 x 768 from
-//! 67,000 rows) lives by how the depth is split.
+//! cuBLASLt's first suggestion is an estimate.  It is poor for products with a small result and a large inner
+//! dimension, such as a weight gradient (192 x 768 from 67,000 rows), where the speed depends on how the inner
+//! dimension is split.
 
 use candle_core::Result;
 use candle_core::cuda::WrapErr;
@@ -12,29 +13,29 @@ use super::plan::{ALIGNMENT, Plan, Shape};
 use super::{Gemm, Operands};
 use crate::cuda::address::slice_address;
 
-/// Products between two looks at the clock, and looks; the shortest counts.
+/// Products per measurement, and number of measurements; the shortest measurement counts.
 const RUNS: usize = 4;
 const LOOKS: usize = 3;
-/// What another algorithm's time must be below, as a share of the first's: differences below are noise, and another
-/// order of additions is other bits.
+/// An algorithm replaces the first one if its time is below this share of the first one's.  Smaller differences are
+/// noise, and another algorithm adds in another order, which changes the result's last bits.
 const GAIN: f32 = 0.97;
 
 impl Gemm {
-    /// Puts a plan's fastest algorithm in front, by products into memory of their own.
+    /// Moves a plan's fastest algorithm to the front; the timed products write to a separate buffer.
     ///
     /// # Safety
-    /// The operands are matrices of this shape that live in stream order.
+    /// The operands are matrices of this shape that are valid in stream order.
     pub(super) unsafe fn choose(&self, plan: &mut Plan, shape: &Shape, at: Operands) -> Result<()> {
         if plan.algorithms.len() < 2 {
             return Ok(());
         }
         let bytes = shape.mnk[1] * shape.strides[2] * shape.values[1].size();
-        // Where there is no room for a second result the first algorithm has to do.
+        // Without memory for a second result, the first algorithm is kept.
         let Ok(room) = self.stream.alloc_zeros::<u8>(bytes + ALIGNMENT as usize) else { return Ok(()) };
-        // As well aligned as the result, and no better.
+        // The address has exactly the alignment of the result.
         let d = slice_address(&room, &self.stream) + shape.alignments[3] % ALIGNMENT;
         let at = Operands { c: if shape.in_place { d } else { at.c }, d, ..at };
-        // SAFETY: the caller's operands, with a result in memory as large.
+        // SAFETY: the caller's operands, with a result buffer of the same size.
         let times = plan.algorithms.iter().map(|algorithm| unsafe { self.time(plan, algorithm, at) });
         let times = times.collect::<Result<Vec<_>>>()?;
         let first = times.first().copied().flatten().map_or(f32::INFINITY, |first| GAIN * first);
@@ -46,12 +47,12 @@ impl Gemm {
         Ok(())
     }
 
-    /// Milliseconds of [`RUNS`] products; `None` where the algorithm does not take them.
+    /// Milliseconds of [`RUNS`] products; `None` if the algorithm does not support them.
     ///
     /// # Safety
     /// As for [`Gemm::choose`].
     unsafe fn time(&self, plan: &Plan, algorithm: &cublasLtMatmulAlgo_t, at: Operands) -> Result<Option<f32>> {
-        // SAFETY: as in `Gemm::run`, with a result that nobody reads.
+        // SAFETY: as in `Gemm::run`, with a result that is not read.
         let run = || unsafe { self.execute(plan, algorithm, at) };
         if run().is_err() {
             return Ok(None);

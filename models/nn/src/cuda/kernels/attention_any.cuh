@@ -1,10 +1,10 @@
-// Attention of any head width and length, a warp a query; as ops/attention.rs.  Kept plain: float32, and shapes that the
-// matrix-unit kernels (attention_matrix.cuh) do not take.
+// Attention for any head width and length, one warp per query; the same function as ops/attention.rs.  It is used for
+// float32, and for shapes that the tensor-core kernels (attention_matrix.cuh) do not support.
 //
-// Shapes: qkv (B, T, 3 D), out (B, T, D), lse (B, H, T): log of the sum of exponentials, which the backward pass needs.
-// Grid B x H.
+// Shapes: qkv (B, T, 3 D), out (B, T, D), lse (B, H, T): the log-sum-exp of each query's scores, for the backward pass.
+// Grid: B x H.
 
-// Shared: T floats a warp.
+// Shared memory: T floats per warp.
 extern "C" __global__ void NAME(attention_any_fwd)(const REAL* qkv, REAL* out, float* lse, int tokens, int heads,
                                                    int d) {
     int warps = blockDim.x / 32, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -35,12 +35,12 @@ extern "C" __global__ void NAME(attention_any_fwd)(const REAL* qkv, REAL* out, f
     }
 }
 
-// Shared: T + 2 T floats a warp.
+// Shared memory: T floats per warp, and 2 T floats.
 extern "C" __global__ void NAME(attention_any_bwd)(const REAL* qkv, const REAL* dout, const float* lse, REAL* dqkv,
                                                    int tokens, int heads, int d) {
     int warps = blockDim.x / 32, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     int image = blockIdx.x / heads, head = blockIdx.x % heads, width = heads * d, stride = 3 * width;
-    float* delta = (float*)shared_quads; // sum over keys of p dp, for each query
+    float* delta = (float*)shared_quads; // for each query: the sum over the keys of p dp
     float *p = delta + tokens + 2 * warp * tokens, *ds = p + tokens;
     size_t from = (size_t)image * tokens * stride + head * d;
     const REAL *q = qkv + from, *k = q + width, *v = q + 2 * width;
@@ -48,7 +48,7 @@ extern "C" __global__ void NAME(attention_any_bwd)(const REAL* qkv, const REAL* 
     REAL *dq = dqkv + from, *dk = dq + width, *dv = dq + 2 * width;
     lse += (size_t)blockIdx.x * tokens;
     float scale = 1.f / sqrtf((float)d);
-    for (int i = warp; i < tokens; i += warps) { // a query's gradient
+    for (int i = warp; i < tokens; i += warps) { // gradient of query i
         float sum = 0.f;
         for (int j = lane; j < tokens; j += 32) {
             float s = 0.f, g = 0.f;
@@ -72,7 +72,7 @@ extern "C" __global__ void NAME(attention_any_bwd)(const REAL* qkv, const REAL* 
         __syncwarp();
     }
     __syncthreads();
-    for (int j = warp; j < tokens; j += warps) { // a key's and its value's
+    for (int j = warp; j < tokens; j += warps) { // gradients of key j and value j
         for (int i = lane; i < tokens; i += 32) {
             float s = 0.f, g = 0.f;
             for (int c = 0; c < d; c++) {

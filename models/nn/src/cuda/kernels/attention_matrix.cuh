@@ -1,8 +1,8 @@
-// Attention on the matrix units, bfloat16 in and out, everything of one image's head in shared memory; head width D of
-// 32 or 64, up to 272 tokens.  Sums are float32; attention weights are rounded to bfloat16 before they meet the values,
-// as PyTorch's flash kernels do.
+// Attention on tensor cores: bfloat16 input and output, all data of one head of an image in shared memory; head width D
+// of 32 or 64, at most 272 tokens.  Sums are float32; attention weights are rounded to bfloat16 before the product with
+// the values, as in PyTorch's flash kernels.
 //
-// Shapes as in attention_any.cuh.  `padded`: tokens rounded up to 16; rows beyond `tokens` are zeros.
+// Shapes as in attention_any.cuh.  `padded` is the number of tokens rounded up to 16; rows from `tokens` on are zeros.
 
 #ifndef CUDA_ON_HOST
 using namespace nvcuda;
@@ -45,8 +45,9 @@ __device__ __forceinline__ void add_atb(Sum& sum, const bf16* a, int lda, const 
     }
 }
 
-// Starts to copy rows first .. first + rows of a (tokens, D) matrix with `stride` into shared memory, zeros beyond
-// `tokens`: there once the thread has waited for its copies and the block has met.
+// Starts an asynchronous copy of rows first .. first + rows of a (tokens, D) matrix with `stride` to shared memory,
+// with zeros from row `tokens` on.  The data are there after each thread waited for its copies and the block
+// synchronised.
 template <int D>
 __device__ __forceinline__ void rows_in(bf16* to, int ld, const bf16* from, int stride, int first, int rows,
                                         int tokens) {
@@ -58,7 +59,7 @@ __device__ __forceinline__ void rows_in(bf16* to, int ld, const bf16* from, int 
     }
 }
 
-// A warp writes a 16 x 16 sum to rows first .. first + 16 of a (tokens, .) matrix, by way of 16 rows of `room`.
+// A warp writes a 16 x 16 sum to rows first .. first + 16 of a (tokens, .) matrix, through 16 rows of `room`.
 __device__ __forceinline__ void tile_out(bf16* to, int stride, const Sum& sum, float* room, int ldr, int first,
                                          int tokens) {
     int lane = threadIdx.x % 32, r = lane / 2, c = 8 * (lane % 2);
@@ -73,7 +74,7 @@ __device__ __forceinline__ void tile_out(bf16* to, int stride, const Sum& sum, f
     __syncwarp();
 }
 
-// Over the LANES lanes that share a row.
+// Reduces over the LANES lanes that share a row.
 template <int LANES> __device__ __forceinline__ float lanes_sum(float v) {
 #pragma unroll
     for (int step = LANES / 2; step > 0; step /= 2) v += __shfl_xor_sync(WHOLE_WARP, v, step);
@@ -86,9 +87,9 @@ template <int LANES> __device__ __forceinline__ float lanes_max(float v) {
 }
 __device__ __forceinline__ float highest(float4 v) { return fmaxf(fmaxf(v.x, v.y), fmaxf(v.z, v.w)); }
 
-// Grid (B H, ceil(T / rows)), 4 or 8 warps; `rows` queries a block, a multiple of 16.  COLUMNS: 32 of them hold T.
-// Shared: bf16 padded x (D + 8), float rows x (padded + 4), then bf16 (padded + rows) x (D + 8), where 16 x 16 floats a
-// warp stand afterwards.
+// Grid (B H, ceil(T / rows)), 4 or 8 warps; a block handles `rows` queries, a multiple of 16.  COLUMNS groups of 32
+// columns cover T.  Shared memory: bf16 padded x (D + 8), float rows x (padded + 4), then bf16 (padded + rows) x (D +
+// 8), which is reused for 16 x 16 floats per warp.
 template <int D, int COLUMNS>
 __device__ __forceinline__ void attention_forward(const bf16* qkv, bf16* out, float* lse, int tokens, int heads,
                                                   int padded, int rows) {
@@ -116,9 +117,9 @@ __device__ __forceinline__ void attention_forward(const bf16* qkv, bf16* out, fl
     }
     __syncthreads();
     float scale = rsqrtf((float)D);
-    // Four rows a warp, eight lanes a row, four neighbours a lane: a row's sums are three exchanges away.
+    // A warp holds four rows, eight lanes a row, four adjacent values a lane; a row's sum takes three shuffles.
     for (int r = 4 * warp + lane / 8; r < rows; r += 4 * warps) {
-        // The weights take the place of the scores, row by row: every lane has read before one writes.
+        // The weights overwrite the scores row by row; every lane reads before any lane writes.
         float4 x[COLUMNS];
         float high = -INFINITY, sum = 0.f;
 #pragma unroll
@@ -160,10 +161,10 @@ __device__ __forceinline__ void attention_forward(const bf16* qkv, bf16* out, fl
     }
 }
 
-// One block an image's head: for each tile of KEYS keys, over tiles of 32 queries (as FlashAttention-2 goes, arXiv
-// 2307.08691, algorithm 2); dk and dv of a tile stay in registers.  ONE: one tile holds all keys, and dq goes from
-// registers to its place; otherwise it gathers in shared memory.
-// Shared: bf16 (2 padded + 2 KEYS) x (D + 8), then float 2 x 32 x (KEYS + 4), 2 padded and, where not ONE,
+// One block per head of an image: for each tile of KEYS keys, a loop over tiles of 32 queries (FlashAttention-2, arXiv
+// 2307.08691, algorithm 2).  dk and dv of a tile stay in registers.  ONE: one tile contains all keys, and dq is written
+// directly from registers; otherwise dq is accumulated in shared memory.
+// Shared memory: bf16 (2 padded + 2 KEYS) x (D + 8), then float 2 x 32 x (KEYS + 4), 2 padded and, unless ONE,
 // padded x (D + 4).
 template <int D, int KEYS, bool ONE, int WARPS>
 __device__ __forceinline__ void attention_backward(const bf16* qkv, const bf16* out, const bf16* dout,
@@ -176,7 +177,7 @@ __device__ __forceinline__ void attention_backward(const bf16* qkv, const bf16* 
     bf16 *q = (bf16*)shared_quads, *go = q + padded * ld, *k = go + padded * ld, *v = k + KEYS * ld;
     float *s = (float*)(v + KEYS * ld), *g = s + QUERIES * lds, *top = g + QUERIES * lds, *delta = top + padded;
     float* dq = delta + padded;
-    // Weights and dscores take half of each row of s and g; the other half of 16 rows is a warp's room.
+    // Weights and dscores use one half of each row of s and g; the other half of 16 rows is a warp's temporary memory.
     static_assert(WARPS == 4 || KEYS >= 64, "room for 16 x 16 floats a warp");
     float* room = (warp % 4 < 2 ? s : g) + (warp % 2) * 16 * lds + KEYS / 2 + warp / 4 * 16;
     size_t at = (size_t)image * tokens * stride + head * D, row0 = (size_t)image * tokens * width + head * D;
@@ -226,7 +227,8 @@ __device__ __forceinline__ void attention_backward(const bf16* qkv, const bf16* 
                 wmma::store_matrix_sync(g + a * lds + b, sum, lds, wmma::mem_row_major);
             }
             __syncthreads();
-            // s becomes the weights p, g becomes dscores, both bf16 in place: four rows a warp, as in the forward pass.
+            // s becomes the weights p, g becomes dscores, both as bf16 in place; four rows per warp, as in the forward
+            // pass.
             for (int r = 4 * warp + lane / 8; r < queries; r += 4 * WARPS) {
                 const int QUADS = (KEYS + 31) / 32;
                 float4 p[QUADS], d[QUADS];
@@ -298,7 +300,7 @@ __device__ __forceinline__ void attention_backward(const bf16* qkv, const bf16* 
     }
 }
 
-// BLOCKS: as many of them as a multiprocessor should hold.
+// BLOCKS: number of blocks that should fit on a multiprocessor.
 #define ATTENTION_FORWARD(D, COLUMNS, BLOCKS)                                                                          \
     extern "C" __global__ void __launch_bounds__(256, BLOCKS) attention_fwd_##D##_##COLUMNS(                           \
         const bf16* qkv, bf16* out, float* lse, int tokens, int heads, int padded, int rows) {                         \

@@ -1,14 +1,14 @@
-// What every kernel uses: conversions, four values at a time, sums over a warp, a block and a grid.
+// Shared by all kernels: conversions, access to four values at a time, and sums over a warp, a block and a grid.
 //
-// Storage is float or bfloat16 (REAL), arithmetic float.  Letters: B batch, N patches, T tokens, D width, H heads.
-// The same files compile for the host with scripts/emulate/cuda_on_host.h, which runs a block's threads as fibres:
-// so no inline assembly, no static __device__ state, and every barrier is reached by the whole block or warp.
+// Storage is float or bfloat16 (REAL), arithmetic is float.  Letters: B batch, N patches, T tokens, D width, H heads.
+// The same files compile for the host with scripts/emulate/cuda_on_host.h, which runs a block's threads as fibres.
+// Therefore: no inline assembly, no static __device__ state, and every barrier is reached by the whole block or warp.
 #pragma once
 #ifndef CUDA_ON_HOST
 #include <cuda_bf16.h>
 #include <cuda_pipeline_primitives.h>
 #include <mma.h>
-// A block's shared memory whose size the launch says.
+// A block's shared memory; the launch determines its size.
 extern __shared__ __align__(128) float4 shared_quads[];
 #endif
 
@@ -16,9 +16,9 @@ typedef __nv_bfloat16 bf16;
 typedef unsigned int u32;
 
 #define WHOLE_WARP 0xffffffffu
-// In an image's list of sources: no encoded token stands here, the patch was removed.
+// In an image's list of sources: the patch was removed, so there is no encoded token.
 #define REMOVED 0xffffffffu
-// In the memory bank's list of images: no key stands here yet.
+// In the memory bank's list of images: the entry has no key yet.
 #define EMPTY 0xffffffffu
 
 __device__ __forceinline__ float up(float x) { return x; }
@@ -30,7 +30,7 @@ struct __align__(8) bf16x4 {
     bf16 v[4];
 };
 
-// Four neighbours in one access; the address is a multiple of four values.
+// Four adjacent values in one access; the address must be aligned to four values.
 __device__ __forceinline__ float4 load4(const float* p) { return *reinterpret_cast<const float4*>(p); }
 __device__ __forceinline__ float4 load4(const bf16* p) {
     bf16x4 q = *reinterpret_cast<const bf16x4*>(p);
@@ -76,7 +76,7 @@ __device__ __forceinline__ float warp_max(float v) {
     return v;
 }
 
-// Sum over the block, the same in every thread; room for 33 floats.
+// Sum over the block; every thread gets it.  `room` holds 33 floats.
 __device__ inline float block_sum(float v, float* room) {
     v = warp_sum(v);
     __syncthreads();
@@ -104,8 +104,8 @@ __device__ inline float block_max(float v, float* room) {
     return room[32];
 }
 
-// True in the one of `members` blocks that gets here last, for which what all others wrote is visible.  The order in which
-// that block adds up their parts is fixed, so sums do not depend on which one it is.  `counter` is 0 before and after.
+// Returns true in the last of `members` blocks to arrive; it sees everything that the other blocks wrote.  That block
+// adds all parts in a fixed order, so sums do not depend on which block is last.  `counter` is 0 before and after.
 __device__ inline bool last_of(u32* counter, u32 members) {
     __shared__ bool last;
     __threadfence();
@@ -120,18 +120,18 @@ __device__ inline bool last_of(u32* counter, u32 members) {
 }
 __device__ inline bool last_block(u32* counter) { return last_of(counter, gridDim.x); }
 
-// Blocks whose sums are added up together.
+// Number of blocks whose sums are added in the first step.
 #define TREE 16
-// Adds up `count` rows of partial sums that are `stride` values apart.
+// Adds `count` rows of partial sums, `stride` values apart.
 __device__ __forceinline__ float4 rows_sum(const float* partial, u32 count, size_t stride) {
     float4 sum = load4(partial);
 #pragma unroll 8
     for (u32 p = 1; p < count; p++) sum = sum + load4(partial + p * stride);
     return sum;
 }
-// Adds up the blocks' rows of `partial` (gridDim.x, columns), first by TREE blocks, then those sums: one block alone would
-// take longer than all before it.  Adds the first `split` columns to `out`, the others to `more` (null: nowhere).
-// counters: 1 + ceil(gridDim.x / TREE); columns: a multiple of 4, as is split.
+// Adds the blocks' rows of `partial` (gridDim.x, columns) in two steps: groups of TREE blocks, then the groups' sums.
+// One block alone would take longer than the rest of the kernel.  Adds the first `split` columns to `out`, the others
+// to `more` (null: nowhere).  counters: 1 + ceil(gridDim.x / TREE); columns and split: multiples of 4.
 __device__ inline void finish_columns(float* partial, int columns, float* out, int split, float* more, u32* counters) {
     u32 group = blockIdx.x / TREE, groups = (gridDim.x + TREE - 1) / TREE;
     u32 members = min((u32)TREE, gridDim.x - group * TREE);
@@ -142,7 +142,7 @@ __device__ inline void finish_columns(float* partial, int columns, float* out, i
     for (int c = 4 * threadIdx.x; c < columns; c += 4 * blockDim.x) {
         float* to = c < split ? out + c : more ? more + c - split : (float*)0;
         if (!to) continue;
-        // A gradient's place need not be aligned.
+        // A gradient's address may be unaligned.
         float4 sum = rows_sum(partial + c, groups, (size_t)TREE * columns);
         to[0] += sum.x, to[1] += sum.y, to[2] += sum.z, to[3] += sum.w;
     }

@@ -1,4 +1,4 @@
-// The network's kernels, once for float and once for bfloat16 storage: NAME(x) is x_f32 and x_bf16.
+// The network's kernels, compiled for float and for bfloat16 storage: NAME(x) expands to x_f32 and x_bf16.
 #include "common.cuh"
 
 #define REAL float

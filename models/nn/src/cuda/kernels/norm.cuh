@@ -1,8 +1,8 @@
-// Layer normalisation over D = `width` (at most 128 x QUADS, a multiple of 4), one warp a row; as ops/layer_norm.rs.
+// Layer normalisation over D = `width` (at most 128 x QUADS, a multiple of 4), one warp per row; see ops/layer_norm.rs.
 
 #define LN_EPS 1e-6f
 
-// Reads one row: lane l holds the four values at 4 l, 4 (l + 32), ...
+// Reads one row: lane l gets the four values at 4 l, 4 (l + 32), ...
 template <int QUADS> __device__ __forceinline__ void row_in(const REAL* x, int width, float4* v) {
     int lane = threadIdx.x % 32;
 #pragma unroll
@@ -12,7 +12,7 @@ template <int QUADS> __device__ __forceinline__ void row_in(const REAL* x, int w
     }
 }
 
-// The same as it is stored.
+// Reads one row in its storage format.
 template <int QUADS> __device__ __forceinline__ void raw_in(const REAL* x, int width, REAL* v) {
     int lane = threadIdx.x % 32;
 #pragma unroll
@@ -22,7 +22,7 @@ template <int QUADS> __device__ __forceinline__ void raw_in(const REAL* x, int w
     }
 }
 
-// Mean and 1 / standard deviation of a row held by a warp; two passes, since the short form loses digits.
+// Mean and 1 / standard deviation of a row that a warp holds.  Two passes: E[x^2] - E[x]^2 would lose precision.
 template <int QUADS> __device__ __forceinline__ float2 row_statistics(const float4* v, int width, const REAL*) {
     int lane = threadIdx.x % 32;
     float sum = 0.f;
@@ -58,9 +58,9 @@ __device__ __forceinline__ void ln_forward(const REAL* x, const float* gamma, co
     }
 }
 
-// dx = (residual, where there is one) + the gradient through the normalisation.  Adds to `grad` (gamma, beta) and, where
-// `columns` is not null, dx's column sums to `columns`: the gradient of the bias in front of the residual.
-// partial: (gridDim.x, 3 D); counters as in finish_columns; shared: 3 D floats.
+// dx = residual (if there is one) + the gradient through the normalisation.  Adds the gradients of gamma and beta to
+// `grad` and, if `columns` is not null, dx's column sums to `columns`: the gradient of the bias before the residual.
+// partial: (gridDim.x, 3 D); counters as in finish_columns; shared memory: 3 D floats.
 template <int QUADS>
 __device__ __forceinline__ void ln_backward(const REAL* x, const float* gamma, const REAL* dy, const REAL* residual,
                                             REAL* dx, float* grad, float* columns, float* partial, u32* counters,
@@ -75,7 +75,7 @@ __device__ __forceinline__ void ln_backward(const REAL* x, const float* gamma, c
         float4 v[QUADS], g[QUADS];
         row_in<QUADS>(x + at, width, v);
         row_in<QUADS>(dy + at, width, g);
-        __align__(16) REAL rest[4 * QUADS]; // on its way while the row's sums are taken
+        __align__(16) REAL rest[4 * QUADS]; // loaded while the row's sums are computed
         if (residual) raw_in<QUADS>(residual + at, width, rest);
         float2 s = row_statistics<QUADS>(v, width, x);
         float along = 0.f, mean = 0.f;
@@ -125,7 +125,7 @@ __device__ __forceinline__ void ln_backward(const REAL* x, const float* gamma, c
     finish_columns(partial, 3 * width, grad, 2 * width, columns, counters);
 }
 
-// BLOCKS: as many of the backward pass as a multiprocessor holds; rows.rs launches so many.
+// BLOCKS: number of blocks of the backward pass that fit on a multiprocessor; rows.rs launches that many.
 #define LN_KERNELS(QUADS, BLOCKS)                                                                                              \
     extern "C" __global__ void NAME(ln_fwd_##QUADS)(const REAL* x, const float* gamma, const float* beta, REAL* y,    \
                                                     int rows, int width) {                                            \

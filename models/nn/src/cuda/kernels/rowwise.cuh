@@ -1,7 +1,7 @@
-// Element-wise kernels over (rows, width) and sums over rows.  Column kernels run with blockDim.x = a multiple of
-// width / 4 (at most 1024): thread t holds the quad t % (width / 4) of the rows t / (width / 4), + groups, ...
+// Element-wise kernels over (rows, width), and sums over rows.  Column kernels have blockDim.x = a multiple of width /
+// 4 (at most 1024): thread t handles the quad t % (width / 4) of the rows t / (width / 4), + groups, ...
 
-// out = gelu(h); n is a multiple of 4.  A thread takes QUADS_EACH quads, a block's width apart, all on their way at once.
+// out = gelu(h); n is a multiple of 4.  A thread loads QUADS_EACH quads, one block width apart, before it uses them.
 #define QUADS_EACH 4
 extern "C" __global__ void __launch_bounds__(256) NAME(gelu_fwd)(const REAL* h, REAL* out, size_t n) {
     size_t first = 4 * ((size_t)blockIdx.x * QUADS_EACH * blockDim.x + threadIdx.x), step = 4 * blockDim.x;
@@ -22,7 +22,7 @@ extern "C" __global__ void __launch_bounds__(256) NAME(gelu_fwd)(const REAL* h, 
 }
 #undef QUADS_EACH
 
-// out (rows, width), rows `stride` values apart, = bias, + add where it is not null; any width and alignment.
+// out (rows, width), rows `stride` values apart, = bias, + add if it is not null; any width and alignment.
 extern "C" __global__ void NAME(bias_rows)(const REAL* bias, const REAL* add, REAL* out, int width, int stride,
                                            size_t count) {
     size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
@@ -31,7 +31,7 @@ extern "C" __global__ void NAME(bias_rows)(const REAL* bias, const REAL* add, RE
     put(out + at, up(bias[column]) + (add ? up(add[at]) : 0.f));
 }
 
-// A block's threads add up their quads over the groups in order: `mine` of group 0 is the block's sum.
+// The threads of a block add their quads over the groups in order; the block's sum is in `mine` of group 0.
 static __device__ inline void NAME(sum_groups)(float4 mine, int quads, float* partial, int width) {
     int quad = threadIdx.x % quads, group = threadIdx.x / quads, groups = blockDim.x / quads;
     shared_quads[threadIdx.x] = mine;
@@ -42,10 +42,10 @@ static __device__ inline void NAME(sum_groups)(float4 mine, int quads, float* pa
     }
 }
 
-// Rows that a thread of a column kernel has on their way at once.
+// Rows that a thread of a column kernel loads before it uses them.
 #define ROWS_EACH 2
-// From h and d = the gradient of gelu(h): d becomes h's gradient, `active` (where not null) gelu(h), and d's column
-// sums are added to `bias`.
+// `d` is the gradient of gelu(h) and is replaced by the gradient of h; gelu(h) is written to `active` if that is not
+// null; d's column sums are added to `bias`.
 extern "C" __global__ void __launch_bounds__(1024) NAME(gelu_bwd)(const REAL* h, REAL* d, REAL* active, float* bias,
                                                                   float* partial, u32* counters, int rows, int width) {
     int quads = width / 4, quad = threadIdx.x % quads, group = threadIdx.x / quads, groups = blockDim.x / quads;
@@ -79,8 +79,8 @@ extern "C" __global__ void __launch_bounds__(1024) NAME(gelu_bwd)(const REAL* h,
     finish_columns(partial, width, bias, width, (float*)0, counters);
 }
 
-// Adds to `out` the column sums of rows first, first + stride, ...: `rows` of them; where `sources` is not null only of
-// those whose source is REMOVED.
+// Adds the column sums of `rows` rows (first, first + stride, ...) to `out`; if `sources` is not null, only of rows
+// whose source is REMOVED.
 extern "C" __global__ void __launch_bounds__(1024) NAME(column_sums)(const REAL* x, const u32* sources, float* out,
                                                                      float* partial, u32* counters, int rows,
                                                                      int stride, int width) {
@@ -105,7 +105,7 @@ extern "C" __global__ void __launch_bounds__(1024) NAME(column_sums)(const REAL*
 }
 #undef ROWS_EACH
 
-// The same for any width: a thread a column.
+// The same for any width: one thread per column.
 extern "C" __global__ void NAME(column_sums_any)(const REAL* x, float* out, int rows, int width) {
     int c = blockIdx.x * blockDim.x + threadIdx.x;
     if (c >= width) return;
@@ -114,7 +114,7 @@ extern "C" __global__ void NAME(column_sums_any)(const REAL* x, float* out, int 
     out[c] += sum;
 }
 
-// y = x / |x|, one warp a row; rows of zeros stay zeros.
+// y = x / |x|, one warp per row; rows of zeros stay zeros.
 extern "C" __global__ void NAME(unit_fwd)(const REAL* x, REAL* y, int rows, int width) {
     int row = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
     if (row >= rows) return;

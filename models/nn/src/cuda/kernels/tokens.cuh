@@ -1,6 +1,6 @@
-// Between patches, encoded tokens and the decoder's tokens; a thread moves four values of one token.
+// Converts between patches, encoder tokens and decoder tokens; each thread moves four values of one token.
 
-// out (B, 1 + K, D) = [class | tok + bias] + positions, tok (B K, D) the embedded patches without their bias.
+// out (B, 1 + K, D) = [class | tok + bias] + positions; tok (B K, D) are the embedded patches without their bias.
 extern "C" __global__ void NAME(embed_place)(const REAL* tok, const float* bias, const float* cls,
                                              const float* positions, const u32* kept, REAL* out, int images, int k,
                                              int width) {
@@ -30,7 +30,7 @@ extern "C" __global__ void NAME(embed_take)(const REAL* dy, REAL* dtok, int imag
     store4(dtok + patch * width + c, load4(dy + ((patch / k) * (1 + k) + 1 + patch % k) * width + c));
 }
 
-// out (B, all, E): tok + bias where a source stands, the mask token elsewhere, positions (all, E) added.
+// out (B, all, E): tok + bias where there is a source, else the mask token; plus positions (all, E).
 extern "C" __global__ void NAME(fill_place)(const REAL* tok, const float* bias, const float* mask,
                                             const float* positions, const u32* sources, REAL* out, int images, int all,
                                             int width) {
@@ -44,7 +44,7 @@ extern "C" __global__ void NAME(fill_place)(const REAL* tok, const float* bias, 
     store4(out + row * width + c, v + load4(positions + (row % all) * width + c));
 }
 
-// dtok[source] = dy: every encoded token is the source of one of the decoder's.
+// dtok[source] = dy; every encoder token is the source of exactly one decoder token.
 extern "C" __global__ void NAME(fill_take)(const REAL* dy, const u32* sources, REAL* dtok, int images, int all,
                                            int width) {
     int quads = width / 4;
@@ -55,7 +55,7 @@ extern "C" __global__ void NAME(fill_take)(const REAL* dy, const u32* sources, R
     if (source != REMOVED) store4(dtok + (size_t)source * width + c, load4(dy + (i / quads) * width + c));
 }
 
-// out (B, D): the class token (mean = 0) or the mean of the others.
+// out (B, D): the class token (mean = 0) or the mean of the patch tokens.
 extern "C" __global__ void NAME(pool_fwd)(const REAL* x, REAL* out, int images, int tokens, int width, int mean) {
     int quads = width / 4;
     size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
@@ -71,7 +71,7 @@ extern "C" __global__ void NAME(pool_fwd)(const REAL* x, REAL* out, int images, 
     store4(out + (i / quads) * width + c, v);
 }
 
-// Rows first .. first + images x tokens of dx (rows, D) get their share of dy (B, D), all others 0.
+// Rows first .. first + images x tokens of dx (rows, D) get their share of dy (B, D); all other rows become 0.
 extern "C" __global__ void NAME(pool_bwd)(const REAL* dy, REAL* dx, int rows, int first, int images, int tokens,
                                           int width, int mean) {
     int quads = width / 4;

@@ -124,7 +124,7 @@ pub fn reduce(n: usize, f: impl Fn(usize) -> f32) -> f32 {
     total
 }
 
-/// The largest value of `x`; negative infinity if `x` is empty.  NaN may be ignored: the caller's next step meets it.
+/// The largest value of `x`; negative infinity if `x` is empty.  A NaN may be ignored; it still reaches the result in the caller.
 #[inline(always)]
 pub fn largest(x: &[f32]) -> f32 {
     let larger = |a: f32, b: f32| if b > a { b } else { a };

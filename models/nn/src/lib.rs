@@ -21,7 +21,7 @@
 //! # Ok::<(), candle_core::Error>(())
 //! ```
 
-#![warn(clippy::print_stdout, clippy::print_stderr)] // everything that is said goes through macrl_bundle::output
+#![warn(clippy::print_stdout, clippy::print_stderr)] // output goes through macrl_bundle::output
 
 pub mod checkpoint;
 #[cfg(feature = "cuda")]

@@ -11,7 +11,7 @@
 //! # Ok::<(), macrl_runtime::RuntimeError>(())
 //! ```
 
-#![warn(clippy::print_stdout, clippy::print_stderr)] // everything that is said goes through macrl_bundle::output
+#![warn(clippy::print_stdout, clippy::print_stderr)] // output goes through macrl_bundle::output
 
 mod error;
 mod library;

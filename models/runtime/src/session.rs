@@ -15,7 +15,7 @@ use crate::weights::SharedWeights;
 /// How a session is built.
 #[derive(Clone, Default)]
 pub struct SessionOptions<'a> {
-    /// Requested device.
+    /// Device to use; `Auto` tries CUDA first.
     pub device: Device,
     /// Threads within an operator; 0 lets ONNX Runtime choose (one per physical core).
     pub threads: usize,

@@ -1,4 +1,4 @@
-//! Configuration keys whose values are words.
+//! Enums of the configuration: keys that accept one of several names.
 
 use serde::{Deserialize, Serialize};
 

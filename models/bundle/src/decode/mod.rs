@@ -270,7 +270,7 @@ mod tests {
         encoder.set_icc_profile(vec![0; 100 << 20]).unwrap();
         encoder.write_image(&pixels, 4, 4, ExtendedColorType::Rgb8).unwrap();
         assert!(png.len() > 90 << 10, "{} bytes: no profile", png.len());
-        // Unpacked whole, it takes tens of ms each time.
+        // Decompressing the whole profile takes tens of milliseconds each time.
         let since = Instant::now();
         assert!((0..20).all(|_| announced_pixels(&png) == Some(16)));
         assert!(since.elapsed() < Duration::from_millis(150), "{:?}", since.elapsed());

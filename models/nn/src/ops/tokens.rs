@@ -20,7 +20,7 @@ use crate::params::Group;
 pub enum Kept {
     /// On the CPU: (B, K) indexes into the N patches.
     Host(Arc<Vec<u32>>),
-    /// On a GPU.
+    /// On a GPU: the same indexes, and the source of each decoder token.
     Device {
         /// (B, K) u32 indexes into the N patches.
         kept: Tensor,

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use macrl_bundle::bundle::POOLED;
 use macrl_bundle::decode::{DecodeLimits, decode};
-use macrl_bundle::folder::{LabelFrom, Layout, Place, Split, Walk, arrange, walk};
+use macrl_bundle::folder::{Arrangement, Assignment, LabelFrom, Split, Walk, arrange, walk};
 use macrl_bundle::preprocess::Preprocess;
 use macrl_bundle::probe::Probe;
 use macrl_bundle::quantized::{Pair, QuantizedAccuracy};
@@ -73,8 +73,10 @@ impl Judged {
             Some(probe) => probe.labels.iter().position(|l| Some(l) == layout.classes.get(class as usize)),
             None => Some(class as usize),
         };
-        let known: Vec<(usize, u32)> = (0..layout.places.len())
-            .filter_map(|i| Some((i, number(layout.places[i].class.filter(|_| !layout.places[i].aside)?)? as u32)))
+        let known: Vec<(usize, u32)> = (0..layout.assignments.len())
+            .filter_map(|i| {
+                Some((i, number(layout.assignments[i].class.filter(|_| !layout.assignments[i].excluded)?)? as u32))
+            })
             .collect();
         let [lookup, queries] = parts(&layout, &known).map(|part| load(&found, &part, preprocess));
         let judged = Self { lookup, queries };
@@ -159,8 +161,8 @@ fn labelled(file: &SafeTensors, name: &str, preprocess: &Preprocess) -> Result<L
 }
 
 /// Numbers and classes of images to look up and of images to classify.
-fn parts(layout: &Layout, known: &[(usize, u32)]) -> [Vec<(usize, u32)>; 2] {
-    let of = |i: usize| -> &Place { &layout.places[i] };
+fn parts(layout: &Arrangement, known: &[(usize, u32)]) -> [Vec<(usize, u32)>; 2] {
+    let of = |i: usize| -> &Assignment { &layout.assignments[i] };
     let [train, test]: [Vec<_>; 2] = [false, true].map(|test| {
         let belongs = |i: usize| matches!(of(i).split, Some(Split::Validation | Split::Test)) == test;
         known.iter().copied().filter(|(i, _)| belongs(*i)).collect()

@@ -67,8 +67,8 @@ struct ServeArgs {
     /// Device of the inference: auto, cpu or cuda.
     #[arg(long, default_value = "auto", value_parser = parse_device)]
     device: Device,
-    /// Precision of the matrix products: f32, int8 (on a CPU), or auto: int8 where the bundle has it and its proof holds, and it
-    /// is faster on this machine.
+    /// Precision of the matrix products: f32, int8 (on a CPU), or auto, which is int8 if the bundle has an 8-bit graph with its
+    /// proof and it is faster here.
     #[arg(long, default_value = "auto", value_name = "auto|f32|int8")]
     precision: Precision,
     /// Address and port to listen on; the default is reachable from this machine only.

@@ -149,6 +149,10 @@ pub struct Gauges {
     pub buffered: usize,
     /// Their limit.
     pub buffered_limit: usize,
+    /// Bytes of large responses that are being sent.
+    pub responses: usize,
+    /// Their limit.
+    pub responses_limit: usize,
     /// Items in the index; `None` if it does not answer.
     pub items: Option<usize>,
     /// Limit of connections.
@@ -274,6 +278,12 @@ impl Metrics {
             ("macrl_queue_depth", "Images waiting for a batch.", gauges.queued as u64),
             ("macrl_buffered_bytes", "Bodies in memory.", gauges.buffered as u64),
             ("macrl_buffered_limit_bytes", "Bodies in memory, at most.", gauges.buffered_limit as u64),
+            ("macrl_response_bytes", "Large responses that are being sent.", gauges.responses as u64),
+            (
+                "macrl_response_limit_bytes",
+                "Large responses that are being sent, at most.",
+                gauges.responses_limit as u64,
+            ),
             ("macrl_index_up", "Whether the index answers.", u64::from(gauges.items.is_some())),
             ("macrl_index_items", "Items in the index; 0 where it does not answer.", gauges.items.unwrap_or(0) as u64),
             ("macrl_connections", "Connections that are open.", self.connections.load(Relaxed)),

@@ -73,7 +73,7 @@ pub struct App {
     pub index: Arc<dyn Index>,
     /// Decodes images and parses bodies.
     pub pool: Pool,
-    /// Decodes large images.
+    /// Decodes large images at low priority.
     pub large_image_pool: LowPriorityPool,
     /// Budget of images that are admitted at once.
     pub admitted: Arc<Budget>,
@@ -258,6 +258,8 @@ impl App {
             queued: model.as_ref().map_or(0, |m| m.engine.queued()),
             buffered: self.buffered.used(),
             buffered_limit: limits.buffered_bytes,
+            responses: self.responses.used(),
+            responses_limit: limits.response_bytes,
             items,
             connections_limit: limits.connections,
             ready: model.is_some() && !self.is_stopping(),

@@ -20,9 +20,8 @@ use macrl_runtime::{Device, SessionOptions};
 use tokio::sync::oneshot;
 
 pub use self::error::{EmbedError, EngineError};
-pub use self::options::EngineOptions;
+pub use self::options::{EngineOptions, Precision};
 use self::precision::Chosen;
-pub use self::precision::Precision;
 use self::queue::{EmbedResult, Job, JobQueue};
 pub use self::queue::{Pixels, Prepare};
 use self::worker::Worker;
@@ -108,7 +107,7 @@ impl Engine {
         self.precision
     }
 
-    /// Why `--precision auto` decided as it did.
+    /// The reason for the decision of `--precision auto`.
     pub fn precision_note(&self) -> Option<&str> {
         self.precision_note.as_deref()
     }
@@ -124,7 +123,7 @@ impl Engine {
     }
 }
 
-/// Opens the sessions.
+/// Opens the sessions of the chosen graph.
 fn open(chosen: &Chosen, options: &EngineOptions, metrics: &Arc<Metrics>) -> Result<Vec<Worker>, EngineError> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     // A single worker does not share its weights; they would only be held twice.
@@ -145,7 +144,7 @@ fn open(chosen: &Chosen, options: &EngineOptions, metrics: &Arc<Metrics>) -> Res
     Ok(workers)
 }
 
-/// A GPU runs the half-precision graph where there is one, unless it says why not.
+/// The precision in use.  A GPU runs the half-precision graph if there is one, unless `fallback` says why not.
 fn precision_of(chosen: &Chosen, workers: &[Worker], fallback: Option<&str>) -> &'static str {
     let on_gpu = workers.iter().all(|w| w.runner.device != "cpu") && chosen.bundle.onnx_fp16.is_some();
     match (chosen.int8, on_gpu && !fallback.is_some_and(|why| why.contains("half precision"))) {

@@ -1,10 +1,34 @@
-//! How inference is spread over the machine.
+//! How inference is spread over the machine, and in which precision.
 
+use std::str::FromStr;
 use std::time::Duration;
 
 use macrl_bundle::device::Device;
 
-use super::precision::Precision;
+/// Precision of the matrix products.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Precision {
+    /// 8 bits on a CPU if the bundle has an 8-bit graph with its proof and it is faster on this machine; otherwise 32 bits.
+    Auto,
+    /// 32 bits on a CPU; on a GPU 16 bits, if the bundle has that graph.
+    #[default]
+    F32,
+    /// 8 bits on a CPU; an error if the bundle has no such graph.
+    Int8,
+}
+
+impl FromStr for Precision {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "f32" => Ok(Self::F32),
+            "int8" => Ok(Self::Int8),
+            other => Err(format!("precision must be auto, f32 or int8, found `{other}`")),
+        }
+    }
+}
 
 /// How inference is spread over the machine.
 #[derive(Debug, Clone, PartialEq)]

@@ -1,6 +1,6 @@
-//! Which of a bundle's graphs runs on a CPU: the 32-bit one, or the 8-bit one where its proof holds and it is faster here.
+//! Chooses between a bundle's 32-bit and 8-bit graphs on a CPU.  With `auto`, the 8-bit graph runs if its proof holds and it is
+//! faster on this machine.
 
-use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use macrl_bundle::bundle::{Bundle, ONNX_INT8};
@@ -8,66 +8,42 @@ use macrl_bundle::device::Device;
 use macrl_bundle::quantized::Quantized;
 use macrl_runtime::SessionOptions;
 
+use super::error::EngineError;
+use super::options::{EngineOptions, Precision};
 use super::runner::Runner;
-use super::{EngineError, EngineOptions};
 
-/// Precision of the matrix products.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Precision {
-    /// 8 bits on a CPU, where the bundle has the graph and its proof, and it is faster on this machine; else 32 bits.
-    Auto,
-    /// 32 bits on a CPU; on a GPU 16, where the bundle has that graph.
-    #[default]
-    F32,
-    /// 8 bits, on a CPU; not to be had is an error.
-    Int8,
-}
-
-impl FromStr for Precision {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "auto" => Ok(Self::Auto),
-            "f32" => Ok(Self::F32),
-            "int8" => Ok(Self::Int8),
-            other => Err(format!("precision must be auto, f32 or int8, found `{other}`")),
-        }
-    }
-}
-
-/// Times as fast that the 8-bit graph must be to be chosen: for less its rounding is not worth it.
+/// The 8-bit graph is chosen if it is at least so many times as fast: a smaller gain does not justify its rounding.
 const FASTER: f64 = 1.1;
-/// Images of a measured batch, rounds, and time after which no further round begins.
+/// The measurement: images of a batch, rounds, and the time after which no further round begins.
 const IMAGES: usize = 2;
 const ROUNDS: usize = 5;
 const PATIENCE: Duration = Duration::from_secs(1);
-/// Smallest cosine of what both graphs make of the same pixels here: less, and the file is not of this network.
+/// Smallest cosine of both graphs' features for the same pixels; with a smaller one, the file belongs to another network.
 const ALIKE: f32 = 0.9;
 
-/// What `auto` decided.
+/// The decision of `auto`.
 struct Choice {
     /// Whether the 8-bit graph runs.
     int8: bool,
-    /// Why.
+    /// The reason, in a few words.
     note: String,
 }
 
-/// What the workers run, and what is said about it.
+/// The graph that the workers run.
 pub(super) struct Chosen {
     pub(super) bundle: Bundle,
     pub(super) device: Device,
     /// Whether it is the 8-bit graph.
     pub(super) int8: bool,
-    /// Why `auto` decided as it did.
+    /// The reason for the decision of `auto`.
     pub(super) note: Option<String>,
 }
 
 impl Chosen {
-    /// Of a bundle's graphs, as the options say.
+    /// Chooses the graph that the options ask for.
     ///
     /// # Errors
-    /// [`EngineError::Precision`] where 8 bits were asked for and are not to be had.
+    /// [`EngineError::Precision`] if 8 bits were asked for and are not available.
     pub(super) fn of(bundle: &Bundle, options: &EngineOptions) -> Result<Self, EngineError> {
         let full = |note| Self { bundle: bundle.clone(), device: options.device, int8: false, note };
         let int8 = |bundle, note| Self { bundle, device: Device::Cpu, int8: true, note };
@@ -86,7 +62,7 @@ impl Chosen {
     }
 }
 
-/// Whether this device is the CPU, or `auto` finds no other.
+/// Whether this device is the CPU, or `auto` that finds no other.
 fn runs_on_cpu(bundle: &Bundle, device: Device) -> bool {
     let session = SessionOptions { device, ..SessionOptions::default() };
     device == Device::Cpu || matches!(Runner::open(bundle, &session), Ok(Ok(runner)) if runner.device == "cpu")
@@ -98,10 +74,10 @@ fn with_int8(bundle: &Bundle) -> Option<Bundle> {
     Some(Bundle { onnx, onnx_fp16: None, ..bundle.clone() })
 }
 
-/// The bundle to serve in 8 bits because the user says so.
+/// The bundle with the 8-bit graph, which the user asked for.
 ///
 /// # Errors
-/// [`EngineError::Precision`] where it has no such graph, or a GPU was asked for.
+/// [`EngineError::Precision`] if the bundle has no such graph, or a GPU was asked for.
 fn required(bundle: &Bundle, device: Device) -> Result<Bundle, EngineError> {
     if device == Device::Cuda {
         let cause = "--precision int8 is for a CPU: use --device cpu, or another precision";
@@ -118,7 +94,7 @@ fn required(bundle: &Bundle, device: Device) -> Result<Bundle, EngineError> {
     with_int8(bundle).ok_or_else(missing)
 }
 
-/// Decides between both graphs by the proof, and by a short measurement with one thread each.
+/// Decides between both graphs by the proof and by a short measurement.
 fn choose(bundle: &Bundle, threads: usize) -> Choice {
     let f32 = |note: String| Choice { int8: false, note };
     let Some(int8) = with_int8(bundle) else { return f32(format!("the bundle has no {ONNX_INT8}")) };
@@ -157,7 +133,7 @@ fn faster(full: &Bundle, int8: &Bundle, threads: usize) -> Result<f64, String> {
         if round > 0 && since.elapsed() > PATIENCE {
             break;
         }
-        // In turns: whatever else the machine does then concerns both.
+        // In turns, so that other work on the machine affects both graphs.
         for (runner, best) in runners.iter_mut().zip(&mut best) {
             let started = Instant::now();
             runner.run(IMAGES)?;
@@ -200,7 +176,7 @@ mod tests {
         let cosine = cosine(&features[0], &features[1]);
         assert!(cosine > 0.999 && features[0] != features[1], "{cosine}");
         assert!(faster(&bundle, &int8, 1).unwrap() > 0.0);
-        // Another network's graph does not pass for this one's.
+        // A graph that cannot be opened is an error.
         let other = Bundle { onnx: Path::new("/nowhere/model.onnx").into(), ..int8 };
         assert!(faster(&bundle, &other, 1).is_err());
     }
@@ -228,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn int8_that_is_not_to_be_had_is_an_error() {
+    fn int8_without_its_graph_is_an_error() {
         let bundle = pretrained();
         let refused = |bundle: &Bundle, device| {
             let options = EngineOptions { device, ..options(Precision::Int8) };

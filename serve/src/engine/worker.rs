@@ -100,12 +100,13 @@ impl Worker {
         self.metrics.abandoned.fetch_add((before - state.jobs.len()) as u64, Relaxed);
     }
 
+    /// Embeds the images of a batch and sends their features.
     fn answer(&mut self, jobs: Vec<Job>) {
         let (replies, images) = self.prepared(jobs);
         if images.is_empty() {
             return;
         }
-        // A GPU runs only the batch sizes it was warmed for; what is missing is padded with old pixels.
+        // A GPU runs only the batch sizes that were run at start; a smaller batch is padded with old pixels.
         let size = if self.runner.device == "cpu" { images.len() } else { padded(images.len(), self.max_batch) };
         let features = self.infer(&images, size);
         self.metrics.batch_size.observe(images.len() as f64);

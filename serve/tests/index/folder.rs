@@ -297,6 +297,13 @@ async fn a_backup_is_made_beside_the_writer_and_is_an_index() {
     fs::write(copies.path().join("photo.jpg"), "mine").unwrap();
     let refused = EmbeddedIndex::back_up(backend.dir.path(), copies.path()).err();
     assert!(refused.unwrap().to_string().contains("holds other things"));
+    // What a killed backup leaves does not block its target, and is removed unless an early version left it.
+    let interrupted = copies.path().join("interrupted");
+    fs::create_dir(&interrupted).unwrap();
+    let leftovers = [".items.sqlite.tmp-1-0", "items.tmp"].map(|name| interrupted.join(name));
+    leftovers.iter().for_each(|file| fs::write(file, "half of a copy").unwrap());
+    assert_eq!(EmbeddedIndex::back_up(backend.dir.path(), &interrupted).unwrap(), 310);
+    assert_eq!(leftovers.map(|file| file.exists()), [false, true]);
     let nothing = EmbeddedIndex::back_up(&copies.path().join("none"), &copies.path().join("other")).err();
     assert!(nothing.unwrap().to_string().starts_with("there is no index at"));
     assert!(!copies.path().join("other").exists());

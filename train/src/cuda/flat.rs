@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use candle_core::cuda::cudarc::driver::DeviceRepr;
 use candle_core::{DType, Device, Result, Tensor};
 use macrl_nn::cuda::memory::{clear, halved, variable};
 use macrl_nn::cuda::{Engine, Real, address, address_or_null};

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use macrl_bundle::bundle::POOLED;
-use macrl_bundle::decode::{DecodeLimits, decode};
+use macrl_bundle::decode::{DecodeLimits, decode_to};
 use macrl_bundle::folder::{Arrangement, Assignment, LabelFrom, Split, Walk, arrange, walk};
 use macrl_bundle::preprocess::Preprocess;
 use macrl_bundle::probe::Probe;
@@ -189,7 +189,7 @@ fn spread(list: &[(usize, u32)], count: usize) -> Vec<(usize, u32)> {
 fn load(found: &Walk, list: &[(usize, u32)], preprocess: &Preprocess) -> Labelled {
     let read = |(i, label): &(usize, u32)| {
         let bytes = std::fs::read(&found.images[*i].path).ok()?;
-        let image = decode(&bytes, &DecodeLimits::default()).ok()?;
+        let image = decode_to(&bytes, &DecodeLimits::default(), preprocess.shortest()).ok()?;
         Some((preprocess.fit(&image).into_raw(), *label))
     };
     let (pixels, labels): (Vec<Vec<u8>>, Vec<u32>) = list.iter().filter_map(read).unzip();

@@ -244,6 +244,8 @@ fn notes() -> serde_json::Map<String, serde_json::Value> {
         "fp16_note": "weights and activations are halves, inputs and outputs 32-bit; on a CPU ONNX Runtime computes \
             most of its operators in 32-bit",
         "int8_note": INT8_NOTE,
+        "jpeg_note": "a JPEG that is more than twice as large as needed is decoded at 1/2, 1/4 or 1/8 of its size, unless \
+            preprocessor_config.json says jpeg_decoding: exact",
     });
     notes.as_object().cloned().unwrap_or_default()
 }

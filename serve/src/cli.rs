@@ -105,6 +105,9 @@ struct ServeArgs {
     /// Bytes of memory that the items of the index may take; further items are answered with 413.
     #[arg(long, default_value_t = 2 << 30, value_name = "BYTES")]
     max_index: usize,
+    /// Decode large JPEGs at their full size, not at 1/2, 1/4 or 1/8 of it where that is enough.
+    #[arg(long)]
+    exact_decoding: bool,
     /// Connections at once, fewer if the limit of open files (`ulimit -n`) is low.  For a further one, the connection that has
     /// been idle longest is closed.
     #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u16).range(1..))]
@@ -236,6 +239,7 @@ impl ServeArgs {
         Ok(Settings {
             limits,
             engine: self.engine(),
+            exact_decoding: self.exact_decoding,
             index: self.index.clone().unwrap_or_default(),
             // A key that was read from a file may end with a newline.
             api_key: key.map(|k| k.trim().to_string()).filter(|k| !k.is_empty()),

@@ -7,7 +7,7 @@ use axum::body::Bytes;
 use futures_util::future::join_all;
 use image::RgbImage;
 use macrl_bundle::bundle::Bundle;
-use macrl_bundle::decode::{DecodeError, announced_pixels, decode};
+use macrl_bundle::decode::{DecodeError, announced_pixels, decode_to};
 use sha2::{Digest, Sha256};
 
 use crate::budget::Reservation;
@@ -121,7 +121,7 @@ async fn one(app: &Arc<App>, model: &Arc<Model>, bytes: Bytes, thumbnails: bool)
 /// The encoder's input (S, S, 3) u8 and the image that it was made from.
 fn decoded(app: &App, bundle: &Bundle, bytes: &[u8]) -> Result<(Vec<u8>, RgbImage), DecodeError> {
     let started = Instant::now();
-    let image = decode(bytes, &app.settings.limits.decode)?;
+    let image = decode_to(bytes, &app.settings.limits.decode, bundle.preprocess.shortest())?;
     let pixels = bundle.preprocess.fit(&image).into_raw();
     app.metrics.decode_seconds.time(started.elapsed());
     Ok((pixels, image))

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use macrl_bundle::bundle::Bundle;
+use macrl_bundle::preprocess::JpegDecoding;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
@@ -55,6 +56,8 @@ pub struct Settings {
     pub limits: Limits,
     /// Options of the engine.
     pub engine: EngineOptions,
+    /// Whether large JPEGs are decoded at their full size, whatever the bundle says.
+    pub exact_decoding: bool,
     /// Where items are stored.
     pub index: Location,
     /// The key that requests must have, if the server asks for one.
@@ -130,7 +133,10 @@ impl App {
         Ok(())
     }
 
-    fn load(&self, bundle: Bundle) -> anyhow::Result<Model> {
+    fn load(&self, mut bundle: Bundle) -> anyhow::Result<Model> {
+        if self.settings.exact_decoding {
+            bundle.preprocess.jpeg_decoding = JpegDecoding::Exact;
+        }
         let engine = Engine::start(&bundle, &self.settings.engine, &self.metrics)?;
         Ok(Model { bundle, engine })
     }

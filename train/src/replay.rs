@@ -83,7 +83,7 @@ fn last_good(run: &Run) -> Result<(State, Config)> {
     if run.last().exists() {
         return State::load(&run.last());
     }
-    let config = Config::load(&run.config(), &[])?;
+    let config = Config::load_resolved(&run.config())?;
     Ok((State::init(&config)?, config))
 }
 

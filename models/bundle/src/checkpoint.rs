@@ -54,7 +54,8 @@ impl CheckpointFile {
         let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| format_error(path, &e))?;
         let mut notes = header.metadata().clone().unwrap_or_default();
         let text = notes.remove(CONFIG).ok_or_else(|| CheckpointError::NoConfig(at()))?;
-        let config = Config::parse(&text, "its configuration", &[]).map_err(|e| CheckpointError::Config(at(), e))?;
+        let config =
+            Config::parse_resolved(&text, "its configuration").map_err(|e| CheckpointError::Config(at(), e))?;
         Ok(Self { config, notes, path: at(), bytes })
     }
 

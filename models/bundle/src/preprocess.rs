@@ -20,7 +20,25 @@ pub struct Preprocess {
     pub mean: [f32; 3],
     /// Per-channel standard deviation of pixels in [0, 1].
     pub std: [f32; 3],
+    /// Whether large JPEGs may be decoded at a part of their size.
+    pub jpeg_decoding: JpegDecoding,
 }
+
+/// How JPEGs are decoded that are more than twice as large as needed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum JpegDecoding {
+    /// At 1/2, 1/4 or 1/8 of their size, then resized: many times as fast.
+    #[default]
+    Scaled,
+    /// At their full size, then resized.
+    Exact,
+}
+
+/// Edges' ratio of a decoded image to the result: what scaled decoding rounds, resizing by this much averages away.
+const MARGIN: u32 = 2;
+/// Pixels of an edge that stay in any case: what is shown of an image needs them.
+const SHOWN: u32 = 96;
 
 impl Preprocess {
     /// The evaluation transform of a run.
@@ -30,7 +48,14 @@ impl Preprocess {
             fit: config.data.fit,
             mean: config.data.mean,
             std: config.data.std,
+            jpeg_decoding: if config.data.exact_decoding { JpegDecoding::Exact } else { JpegDecoding::Scaled },
         }
+    }
+
+    /// Pixels that the shorter edge of a decoded image must keep, for [`crate::decode::decode_to`].
+    pub fn shortest(&self) -> Option<u32> {
+        let edge = (MARGIN * self.image_size as u32).max(SHOWN);
+        (self.jpeg_decoding == JpegDecoding::Scaled).then_some(edge)
     }
 
     /// Resizes an image to S x S by the rule of [`Fit`].
@@ -101,6 +126,7 @@ impl Preprocess {
             do_normalize: true,
             image_mean: self.mean,
             image_std: self.std,
+            jpeg_decoding: self.jpeg_decoding,
         }
     }
 
@@ -124,7 +150,13 @@ impl Preprocess {
             && config.image_mean.iter().all(|m| m.is_finite());
         expect(sane, "image_mean must be finite and image_std above 0")?;
         let fit = if config.do_pad { Fit::Pad } else { Fit::Resize };
-        Ok(Self { image_size: size, fit, mean: config.image_mean, std: config.image_std })
+        Ok(Self {
+            image_size: size,
+            fit,
+            mean: config.image_mean,
+            std: config.image_std,
+            jpeg_decoding: config.jpeg_decoding,
+        })
     }
 }
 
@@ -150,6 +182,8 @@ pub struct PreprocessorConfig {
     pub do_normalize: bool,
     pub image_mean: [f32; 3],
     pub image_std: [f32; 3],
+    #[serde(default)]
+    pub jpeg_decoding: JpegDecoding,
 }
 
 /// A size by its shortest edge, in pixels.

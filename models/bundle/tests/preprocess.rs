@@ -4,10 +4,10 @@
 
 use image::{Rgb, RgbImage};
 use macrl_bundle::config::Fit;
-use macrl_bundle::preprocess::{Preprocess, PreprocessorConfig};
+use macrl_bundle::preprocess::{JpegDecoding, Preprocess, PreprocessorConfig};
 
 fn preprocess(image_size: usize, fit: Fit) -> Preprocess {
-    Preprocess { image_size, fit, mean: [0.5, 0.25, 0.0], std: [0.5, 0.25, 1.0] }
+    Preprocess { image_size, fit, mean: [0.5, 0.25, 0.0], std: [0.5, 0.25, 1.0], jpeg_decoding: JpegDecoding::Scaled }
 }
 
 /// The same pattern as `picture` in the Python code below.

@@ -22,6 +22,7 @@ use clap::Args;
 use macrl_bundle::bundle::Bundle;
 use macrl_bundle::decode::DecodeLimits;
 use macrl_bundle::device::Device;
+use macrl_bundle::preprocess::JpegDecoding;
 use macrl_bundle::progress::Progress;
 use macrl_bundle::say;
 use tokio::runtime::Runtime;
@@ -70,6 +71,9 @@ pub struct IngestArgs {
     /// Pixels (width x height) above which an image is refused.
     #[arg(long, default_value_t = DecodeLimits::DEFAULT.max_pixels, value_name = "PIXELS")]
     max_pixels: u64,
+    /// Decode large JPEGs at their full size, not at 1/2, 1/4 or 1/8 of it where that is enough.
+    #[arg(long)]
+    exact_decoding: bool,
     /// Which folder gives an image its label.
     #[arg(long, value_enum, default_value_t)]
     label_from: Labels,
@@ -101,7 +105,10 @@ pub fn run(args: &IngestArgs) -> Result<()> {
             job.finish(to_server(&job, &client)?)?
         }
         (None, Some(bundle), Some(location)) => {
-            let bundle = Bundle::open(bundle)?;
+            let mut bundle = Bundle::open(bundle)?;
+            if args.exact_decoding {
+                bundle.preprocess.jpeg_decoding = JpegDecoding::Exact;
+            }
             let encoder = EncoderIdentity::of(&bundle);
             let index = index::open(location, &encoder, &OpenOptions::default())?;
             let runtime = Runtime::new()?;

@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, SyncSender};
 
 use anyhow::{Context, Result, bail};
 use macrl_bundle::bundle::Bundle;
-use macrl_bundle::decode::{DecodeLimits, decode};
+use macrl_bundle::decode::{DecodeLimits, decode_to};
 use macrl_bundle::progress::Progress;
 use sha2::{Digest, Sha256};
 use tokio::runtime::Runtime;
@@ -74,7 +74,7 @@ impl Preparation<'_> {
         // If the decoder panics on a broken file, only that file is refused.
         let (limits, bundle) = (self.limits, self.bundle);
         let decoded = catch_panic(|| {
-            let image = decode(&bytes, &limits)?;
+            let image = decode_to(&bytes, &limits, bundle.preprocess.shortest())?;
             Ok::<_, anyhow::Error>((bundle.preprocess.fit(&image).into_raw(), thumbnail::encode(&image)?))
         });
         let (pixels, thumbnail) = decoded?;

@@ -60,6 +60,7 @@ fn describe_model(model: &Model) -> Value {
         "patch_size": config.patch_size,
         "pooling": config.pooling,
         "labels": labels,
+        "jpeg_decoding": model.bundle.preprocess.jpeg_decoding,
         "weights_sha256": config.macrl.weights_sha256,
         "evaluation": model.bundle.evaluation,
         "parity": model.bundle.parity,

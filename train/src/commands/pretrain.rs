@@ -103,7 +103,7 @@ fn prepare(run: &Run, config: &Config, state: &State, saved: Option<&Config>) ->
         state.save(&run.last(), config)?;
     }
     // A file with the same values is kept, with its comments.
-    if Config::load(&run.config(), &[]).is_ok_and(|written| written == *config) {
+    if Config::load_resolved(&run.config()).is_ok_and(|written| written == *config) {
         return Ok(());
     }
     atomic::write_file(&run.config(), config.to_toml().as_bytes()).context("cannot write config.toml")
@@ -163,7 +163,7 @@ fn begin(arguments: &Arguments, run: &Run, claim: &Claim, config: &Config) -> Re
 /// Whether this is a run of an earlier version, which wrote no marker: checkpoint and config.toml then agree.
 fn is_earlier(run: &Run) -> bool {
     let saved = checkpoint::load(&run.last()).map(|last| last.config);
-    let written = Config::load(&run.config(), &[]);
+    let written = Config::load_resolved(&run.config());
     matches!((saved, written), (Ok(saved), Ok(written)) if length_aside(saved.differences(&written)).is_empty())
 }
 
@@ -189,7 +189,7 @@ fn check_edited(run: &Run, saved: &Config) -> Result<()> {
     if !run.config().exists() {
         return Ok(());
     }
-    let written = Config::load(&run.config(), &[])?;
+    let written = Config::load_resolved(&run.config())?;
     let Some(edited) = length_aside(saved.differences(&written)).into_iter().next() else { return Ok(()) };
     let said = format!(
         "{} was edited: {} is {} there and {} in the run; it only documents the run: restore it, or remove it",

@@ -3,7 +3,6 @@
 //! [`macrl_bundle::folder`] decides which files are images, and which split and class each belongs to; the server uses it too.
 //! This module chooses the evaluation split and reads images into memory.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::BufReader;
@@ -12,13 +11,15 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use image::RgbImage;
-use macrl_bundle::decode::{DecodeLimits, announced, decode};
+use macrl_bundle::decode::{DecodeLimits, announced};
 use macrl_bundle::folder::{Arrangement, Excluded, LabelFrom, Split, Walk, arrange, text, walk};
 use macrl_bundle::progress::Progress;
 use rayon::prelude::*;
 
 use super::dataset::Dataset;
-use super::memory::{Memory, pad};
+use super::files::Files;
+use super::memory::Memory;
+use super::reading::Decoding;
 use super::reading::{Reading, Splits, count, without_labels};
 
 /// One image file with its class.
@@ -179,8 +180,8 @@ pub fn splits(
     Ok(Splits { skipped, ..Splits::new(train, test, classes) })
 }
 
-/// Opens the files with a readable header.  They are decoded into memory where they fit the budget, else each time they are
-/// used.
+/// Opens the files with a readable header.  They are decoded into memory where they fit the budget at their full size, else
+/// when they are used.
 fn load(
     split: &'static str,
     entries: Vec<Entry>,
@@ -199,10 +200,9 @@ fn load(
         }
     }
     if total > reading.budget {
-        let (root, pad_to, limits) = (dir.to_path_buf(), reading.pad_to, reading.limits);
-        return Ok(Arc::new(Files { entries: kept, root, pad_to, limits }));
+        return Ok(Arc::new(Files::new(kept, dir, reading)));
     }
-    let decode = |e: &Entry| (relative(e), e.label, decode_file(&e.path, reading.pad_to, &reading.limits));
+    let decode = |e: &Entry| (relative(e), e.label, decode_file(&e.path, reading.into()));
     let decoded = counted("reading", split, &kept, decode);
     let memory = Memory::decoded(split, decoded, skipped);
     Ok(if memory.is_unreadable() { Arc::new(Memory::new(split, Vec::new(), Vec::new())) } else { Arc::new(memory) })
@@ -225,38 +225,8 @@ fn decoded_bytes(path: &Path, limits: &DecodeLimits) -> Result<u64> {
     Ok(3 * announced(BufReader::new(file), limits)?)
 }
 
-fn decode_file(path: &Path, pad_to: Option<u32>, limits: &DecodeLimits) -> Result<RgbImage> {
-    let bytes = std::fs::read(path).context("cannot be read")?;
-    Ok(pad(decode(&bytes, limits)?, pad_to))
-}
-
-/// Images that are decoded each time they are used.
-struct Files {
-    entries: Vec<Entry>,
-    root: PathBuf,
-    pad_to: Option<u32>,
-    limits: DecodeLimits,
-}
-
-impl Dataset for Files {
-    fn len(&self) -> usize {
-        self.entries.len()
-    }
-
-    fn label(&self, index: usize) -> Option<u32> {
-        self.entries.get(index)?.label
-    }
-
-    fn image(&self, index: usize) -> Result<Cow<'_, RgbImage>> {
-        let entry = self.entries.get(index).with_context(|| format!("no image {index}"))?;
-        let image = decode_file(&entry.path, self.pad_to, &self.limits).with_context(|| text(&entry.path))?;
-        Ok(Cow::Owned(image))
-    }
-
-    fn name(&self, index: usize) -> String {
-        let path = self.entries.get(index).map(|e| e.path.as_path()).unwrap_or(Path::new(""));
-        text(path.strip_prefix(&self.root).unwrap_or(path))
-    }
+pub(super) fn decode_file(path: &Path, how: Decoding) -> Result<RgbImage> {
+    Ok(how.decode(&std::fs::read(path).context("cannot be read")?)?)
 }
 
 #[cfg(test)]

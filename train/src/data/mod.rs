@@ -5,6 +5,7 @@
 
 pub mod cifar;
 mod dataset;
+mod files;
 pub mod folder;
 pub mod identity;
 pub mod idx;

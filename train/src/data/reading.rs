@@ -3,8 +3,10 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use macrl_bundle::config::{Config, Fit};
-use macrl_bundle::decode::DecodeLimits;
+use image::RgbImage;
+use macrl_bundle::config::{Config, Fit, ViewConfig};
+use macrl_bundle::decode::{DecodeError, DecodeLimits, decode_to};
+use macrl_bundle::preprocess::Preprocess;
 
 use super::dataset::Dataset;
 use super::memory;
@@ -39,6 +41,8 @@ pub struct Reading {
     pub pad_to: Option<u32>,
     /// Bytes of decoded pixels that a split may keep in memory.
     pub budget: u64,
+    /// Pixels that the shorter edge of a large JPEG must keep when it is decoded; `None`: all (`data.exact_decoding`).
+    pub shortest: Option<u32>,
     /// Limits of one image (`data.max_pixels`).
     pub limits: DecodeLimits,
     /// The columns of Parquet files.
@@ -63,7 +67,7 @@ impl Reading {
     /// Settings with default limits and no named columns.
     pub const fn plain(pad_to: Option<u32>, budget: u64) -> Self {
         let columns = Columns { image: String::new(), label: String::new() };
-        Reading { pad_to, budget, limits: DecodeLimits::DEFAULT, columns }
+        Reading { pad_to, budget, shortest: None, limits: DecodeLimits::DEFAULT, columns }
     }
 
     /// The settings of a configuration, with a share of this machine's memory as the budget.
@@ -72,8 +76,50 @@ impl Reading {
         let columns = Columns { image: config.data.image_column.clone(), label: config.data.label_column.clone() };
         let limits = DecodeLimits::of_pixels(config.data.max_pixels);
         let pad_to = pad.then_some(config.encoder.image_size as u32);
-        Reading { columns, limits, ..Reading::plain(pad_to, memory::budget()) }
+        Reading { columns, limits, shortest: shortest(config), ..Reading::plain(pad_to, memory::budget()) }
     }
+}
+
+/// How one image is decoded.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Decoding {
+    pad_to: Option<u32>,
+    shortest: Option<u32>,
+    limits: DecodeLimits,
+}
+
+impl From<&Reading> for Decoding {
+    fn from(reading: &Reading) -> Self {
+        Decoding { pad_to: reading.pad_to, shortest: reading.shortest, limits: reading.limits }
+    }
+}
+
+impl Decoding {
+    /// Pixels of an image file's bytes.
+    ///
+    /// # Errors
+    /// What keeps them from being decoded.
+    pub(super) fn decode(self, bytes: &[u8]) -> Result<RgbImage, DecodeError> {
+        Ok(memory::pad(decode_to(bytes, &self.limits, self.shortest)?, self.pad_to))
+    }
+
+    /// Limits of one image.
+    pub(super) fn limits(&self) -> &DecodeLimits {
+        &self.limits
+    }
+}
+
+/// As many pixels as the evaluation transform asks for, and as the smallest crop needs for a view of `encoder.image_size`.
+fn shortest(config: &Config) -> Option<u32> {
+    let evaluated = Preprocess::from_config(config).shortest()?;
+    let crop = |view: &ViewConfig| {
+        let narrow = view.crop_ratio[0].min(1.0 / view.crop_ratio[1]);
+        // A crop of this part of the area and this ratio has at least so much of the image's shorter edge.
+        (view.crop_scale[0] * narrow).sqrt()
+    };
+    let smallest = crop(&config.views.strong).min(crop(&config.views.weak)).max(f64::MIN_POSITIVE);
+    let viewed = (config.encoder.image_size as f64 / smallest).ceil().min(f64::from(u32::MAX)) as u32;
+    Some(evaluated.max(viewed))
 }
 
 /// `1 image`, `2 images`.

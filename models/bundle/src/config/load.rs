@@ -53,6 +53,29 @@ impl Config {
         Ok(config)
     }
 
+    /// Reads a resolved configuration, which has all keys of the version that wrote it, and gives those that came later the
+    /// value that the run had without them.
+    ///
+    /// # Errors
+    /// Every [`ConfigError`] but `Read`.
+    pub fn parse_resolved(text: &str, origin: &str) -> Result<Self, ConfigError> {
+        let table = parse_table(text, origin)?;
+        let data = table.get("data").and_then(Value::as_table);
+        let before = data.is_some_and(|data| !data.contains_key("exact_decoding"));
+        let later: &[String] = if before { &["data.exact_decoding=true".to_string()] } else { &[] };
+        Self::parse(text, origin, later)
+    }
+
+    /// [`Config::parse_resolved`] of a run's file.
+    ///
+    /// # Errors
+    /// Every [`ConfigError`].
+    pub fn load_resolved(path: &Path) -> Result<Self, ConfigError> {
+        let name = path.display().to_string();
+        let text = std::fs::read_to_string(path).map_err(|cause| ConfigError::Read { path: name.clone(), cause })?;
+        Self::parse_resolved(&text, &name)
+    }
+
     /// All keys with their values as TOML: the content of a run's `config.toml`.
     pub fn to_toml(&self) -> String {
         toml::to_string(&as_table(self)).unwrap_or_default()
@@ -192,6 +215,11 @@ mod tests {
     fn defaults_survive_a_round_trip() {
         let config = Config::default();
         assert_eq!(Config::parse(&config.to_toml(), "text", &[]).unwrap(), config);
+        assert_eq!(Config::parse_resolved(&config.to_toml(), "text").unwrap(), config);
+        // Before there was the key, every image was decoded at its full size.
+        let older = config.to_toml().replace("exact_decoding = false\n", "");
+        assert!(Config::parse_resolved(&older, "text").unwrap().data.exact_decoding);
+        assert!(!Config::parse(&older, "text", &[]).unwrap().data.exact_decoding);
     }
 
     #[test]

@@ -34,6 +34,8 @@ pub struct DataConfig {
     pub std: [f32; 3],
     /// Largest number of pixels (width x height); larger images are left out.
     pub max_pixels: u64,
+    /// Decode large JPEGs at their full size, not at 1/2, 1/4 or 1/8 of it where that is enough for the views.
+    pub exact_decoding: bool,
     /// Parquet column of the images; empty: detected.
     pub image_column: String,
     /// Parquet column of the labels; empty: detected.
@@ -281,6 +283,7 @@ impl Default for Config {
                 mean: [0.485, 0.456, 0.406],
                 std: [0.229, 0.224, 0.225],
                 max_pixels: DecodeLimits::DEFAULT.max_pixels,
+                exact_decoding: false,
                 image_column: String::new(),
                 label_column: String::new(),
             },

@@ -5,11 +5,14 @@
 //! `Fit::Pad`).  16-bit samples are rounded to 8 bits; grey is copied to all three channels; the decoder converts
 //! CMYK.  An embedded colour profile is applied, so the result is sRGB.
 //!
+//! A photograph that is much larger than needed is decoded at 1/2, 1/4 or 1/8 of its size by [`decode_to`].
+//!
 //! HEIC and AVIF need an installed libheif ([`heif`]).
 
 mod color;
 pub mod heif;
 mod jpeg;
+mod scaled;
 
 use std::io::{BufRead, Cursor, Read, Seek, SeekFrom};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -99,6 +102,18 @@ const HEADER_ALLOC: u64 = 32 << 20;
 /// # Errors
 /// [`DecodeError`]; the size in the header is checked before pixels are decoded.
 pub fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<RgbImage, DecodeError> {
+    decode_to(bytes, limits, None)
+}
+
+/// [`decode`] of an image that will be reduced, at a part of its size where that saves time: a JPEG whose shorter edge has at
+/// least twice the pixels of `shortest` is decoded at 1/2, 1/4 or 1/8, with no fewer than those; `None`: at its full size.
+///
+/// # Shapes
+/// As [`decode`]; both edges divided by the same number and rounded.
+///
+/// # Errors
+/// As [`decode`], for the same files.
+pub fn decode_to(bytes: &[u8], limits: &DecodeLimits, shortest: Option<u32>) -> Result<RgbImage, DecodeError> {
     if let Some(format) = heif::format(bytes) {
         return heif::decode(bytes, format, limits);
     }
@@ -108,7 +123,7 @@ pub fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<RgbImage, DecodeErr
     };
     let name = format_name(format);
     // Decoders are foreign code that reads untrusted bytes: a panic counts as a damaged image.
-    let decoded = catch_unwind(AssertUnwindSafe(|| decode_known(bytes, format, name, limits)));
+    let decoded = catch_unwind(AssertUnwindSafe(|| decode_known(bytes, format, name, limits, shortest)));
     decoded
         .unwrap_or_else(|_| Err(DecodeError::Broken { format: name, cause: "the decoder failed unexpectedly".into() }))
 }
@@ -170,6 +185,7 @@ fn decode_known(
     format: image::ImageFormat,
     name: &'static str,
     limits: &DecodeLimits,
+    shortest: Option<u32>,
 ) -> Result<RgbImage, DecodeError> {
     let fault = |e: ImageError| from_image_error(e, name, limits);
     let mut decoder = reader(bytes, format, limits.max_alloc.min(HEADER_ALLOC)).into_decoder().map_err(fault)?;
@@ -181,15 +197,27 @@ fn decode_known(
     decoder.set_limits(strict).map_err(fault)?;
     let orientation = orientation(&mut decoder, format);
     let profile = decoder.icc_profile().ok().flatten().unwrap_or_default();
-    let mut pixels = DynamicImage::from_decoder(decoder).map_err(fault)?;
+    let factor = shortest.map_or(1, |shortest| scaled::factor(width.min(height), shortest));
+    if format == image::ImageFormat::Jpeg
+        && factor > 1
+        && let Some(pixels) = scaled::decode(bytes, factor)
+    {
+        return Ok(finished(pixels, orientation, &profile));
+    }
+    let pixels = DynamicImage::from_decoder(decoder).map_err(fault)?;
     let again =
         |longer: &[u8]| DynamicImage::from_decoder(reader(longer, format, limits.max_alloc).into_decoder().ok()?).ok();
     if format == image::ImageFormat::Jpeg && !jpeg::is_whole(bytes, &pixels, again) {
         let cause = "the file ends before the image does".into();
         return Err(DecodeError::Broken { format: name, cause });
     }
+    Ok(finished(pixels, orientation, &profile))
+}
+
+/// Upright, sRGB, without transparency.
+fn finished(mut pixels: DynamicImage, orientation: Orientation, profile: &[u8]) -> RgbImage {
     pixels.apply_orientation(orientation);
-    Ok(over_black(color::to_srgb(pixels, &profile)))
+    over_black(color::to_srgb(pixels, profile))
 }
 
 /// Orientation from EXIF or TIFF's own tag; a damaged EXIF block is ignored.

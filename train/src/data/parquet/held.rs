@@ -6,15 +6,15 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result};
 use image::RgbImage;
-use macrl_bundle::decode::{DecodeLimits, announced, decode};
+use macrl_bundle::decode::announced;
 use macrl_bundle::progress::Progress;
 use parquet::data_type::ByteArray;
 use rayon::prelude::*;
 
 use super::file::ImageFile;
 use crate::data::dataset::Dataset;
-use crate::data::memory::{Memory, pad};
-use crate::data::reading::Reading;
+use crate::data::memory::Memory;
+use crate::data::reading::{Decoding, Reading};
 
 /// Row groups of a large set that are kept in memory.
 const GROUPS_HELD: usize = 8;
@@ -29,26 +29,13 @@ pub(super) struct EncodedRow {
 impl EncodedRow {
     fn decode(&self, how: &Decoding) -> Result<RgbImage> {
         let bytes = self.bytes.as_ref().context("the row has no image bytes")?;
-        Ok(pad(decode(bytes.data(), &how.limits)?, how.pad_to))
+        Ok(how.decode(bytes.data())?)
     }
 
     /// Bytes of the image as RGB8, from its header.
     fn decoded_bytes(&self, how: &Decoding) -> Result<u64> {
         let bytes = self.bytes.as_ref().context("the row has no image bytes")?;
-        Ok(3 * announced(std::io::Cursor::new(bytes.data()), &how.limits)?)
-    }
-}
-
-/// Settings for decoding a row.
-#[derive(Clone, Copy)]
-pub(super) struct Decoding {
-    pad_to: Option<u32>,
-    limits: DecodeLimits,
-}
-
-impl From<&Reading> for Decoding {
-    fn from(reading: &Reading) -> Self {
-        Decoding { pad_to: reading.pad_to, limits: reading.limits }
+        Ok(3 * announced(std::io::Cursor::new(bytes.data()), how.limits())?)
     }
 }
 

@@ -3,6 +3,7 @@
 //!
 //! This crate knows neither tensors nor files.
 
+pub mod bf16;
 pub mod buffer;
 pub mod matmul;
 pub mod projection;

@@ -10,11 +10,13 @@
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::Path;
+use std::slice::from_raw_parts;
 
 use macrl_bundle::atomic::Temporary;
+use macrl_kernels::bf16::Dot;
 use sha2::{Digest, Sha256};
 use usearch::ffi::{IndexOptions, MetricKind, ScalarKind};
-use usearch::{Index as Hnsw, new_index};
+use usearch::{Index as Hnsw, f16, new_index};
 
 pub(super) const FILE: &str = "graph.usearch";
 const MAGIC: &[u8; 8] = b"macrlgr2";
@@ -60,10 +62,21 @@ fn options(dim: usize, nodes: usize) -> IndexOptions {
     }
 }
 
+/// Compares vectors with our inner product.  usearch's own needs a library whose kernels take two minutes to compile.
+fn with_metric(mut hnsw: Hnsw, dim: usize) -> Hnsw {
+    let dot = Dot::new();
+    hnsw.change_metric(Box::new(move |a: *const f16, b: *const f16| {
+        // SAFETY: usearch passes two of its vectors, each of `dim` bfloat16 numbers; its type for them has 16 bits as well.
+        let (a, b) = unsafe { (from_raw_parts(a.cast(), dim), from_raw_parts(b.cast(), dim)) };
+        1.0 - dot.of(a, b)
+    }));
+    hnsw
+}
+
 impl Graph {
     /// An empty graph with capacity for so many nodes.
     pub(super) fn new(dim: usize, capacity: usize) -> Result<Self, GraphError> {
-        let hnsw = new_index(&options(dim, capacity)).map_err(graph_error)?;
+        let hnsw = with_metric(new_index(&options(dim, capacity)).map_err(graph_error)?, dim);
         hnsw.reserve_capacity_and_threads(capacity, THREADS).map_err(graph_error)?;
         Ok(Self { hnsw })
     }
@@ -131,6 +144,8 @@ impl Graph {
         if hnsw.dimensions() != dim {
             return Err(format!("{}: its vectors have {} numbers, not {dim}", path.display(), hnsw.dimensions()));
         }
+        // Loading has put usearch's own function in place.
+        let hnsw = with_metric(hnsw, dim);
         let capacity = hnsw.size() + spare;
         hnsw.reserve_capacity_and_threads(capacity, THREADS).map_err(graph_error)?;
         hnsw.change_expansion_add(EXPANSION_ADD);

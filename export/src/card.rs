@@ -243,7 +243,7 @@ fn limits(source: &TrainedRun) -> String {
     let mut text = format!(
         "## Limits\n\n\
          - Everything is seen at {size} x {size} pixels; detail below that is gone before the network looks.\n\
-         - The features know what the pretraining images showed. ParityImages of another kind get features too, with no warning.\n"
+         - The features know what the pretraining images showed. Images of another kind get features too, with no warning.\n"
     );
     if source.probe.is_some() {
         text += "- The probe names one of its own classes for every image, whatever it shows; its scores are not calibrated.\n";

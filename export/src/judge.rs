@@ -11,8 +11,8 @@ use macrl_bundle::probe::Probe;
 use macrl_bundle::quantized::{Pair, QuantizedAccuracy};
 use safetensors::{Dtype, SafeTensors};
 
-use crate::parity::{argmax, onnx_runtime};
-use crate::run::ParityImages;
+use crate::images::ParityImages;
+use crate::outputs::{argmax, onnx_runtime};
 
 /// Written by `macrl-train evaluate`.
 pub const FILE: &str = "judged.safetensors";

@@ -43,9 +43,13 @@ pub mod folder;
 #[doc(hidden)]
 pub mod graph;
 #[doc(hidden)]
+pub mod images;
+#[doc(hidden)]
 pub mod judge;
 #[doc(hidden)]
 pub mod outlier;
+#[doc(hidden)]
+pub mod outputs;
 #[doc(hidden)]
 pub mod quantize;
 #[doc(hidden)]

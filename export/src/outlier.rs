@@ -12,9 +12,9 @@ use macrl_bundle::atomic;
 use macrl_bundle::bundle::POOLED;
 use prost::Message;
 
-use crate::parity::{cosine, onnx_runtime};
+use crate::images::ParityImages;
+use crate::outputs::{cosine, onnx_runtime};
 use crate::quantize;
-use crate::run::ParityImages;
 
 /// Images that are tried.
 const IMAGES: usize = 16;

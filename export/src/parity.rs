@@ -1,26 +1,20 @@
 //! Checks that an exported graph computes the same as the trained network: real images pass through Candle, ONNX Runtime and
 //! candle-onnx's evaluator, and the outputs are compared.
 
-use std::collections::HashMap;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
-use candle_core::Tensor;
-use candle_onnx::onnx::ModelProto;
-use macrl_bundle::bundle::{Comparison, HIDDEN, INPUT, POOLED, Parity};
-use macrl_bundle::config::Pooling;
+use macrl_bundle::bundle::{Comparison, HIDDEN, POOLED, Parity};
 use macrl_bundle::probe::Probe;
 use macrl_bundle::quantized::Quantized;
-use macrl_nn::ops::tokens::pool;
 use macrl_nn::vit::Encoder;
-use macrl_runtime::{Device, SessionOptions};
-use ort::session::{OutputSelector, RunOptions};
-use ort::value::TensorRef;
 use serde_json::json;
 
-use crate::expand;
+use crate::images::ParityImages;
 use crate::judge::{Judged, Votes};
-use crate::run::{ParityImages, TrainedRun};
+pub use crate::outputs::{Outputs, candle, candle_onnx, onnx_runtime};
+use crate::outputs::{argmax, cosine};
+use crate::run::TrainedRun;
 
 /// Largest absolute difference allowed between 32-bit outputs.
 pub const MAX_DIFFERENCE: f64 = 1e-4;
@@ -28,82 +22,9 @@ pub const MAX_DIFFERENCE: f64 = 1e-4;
 pub const MIN_COSINE: f64 = 0.99999;
 /// Smallest cosine allowed between a half-precision pooled feature and the 32-bit one.
 pub const MIN_COSINE_HALF: f64 = 0.999;
-/// ParityImages in one call; candle-onnx keeps every intermediate value in memory.
-const BATCH: usize = 8;
 
 /// Both outputs.
 const BOTH: [&str; 2] = [HIDDEN, POOLED];
-
-/// Outputs of a network for n images.
-#[derive(Debug, Clone, Default)]
-pub struct Outputs {
-    /// `last_hidden_state` (n, 1 + N, D).
-    pub hidden: Vec<f32>,
-    /// `pooler_output` (n, D).
-    pub pooled: Vec<f32>,
-}
-
-impl Outputs {
-    fn push(&mut self, hidden: &Tensor, pooled: &Tensor) -> candle_core::Result<()> {
-        self.hidden.extend(hidden.flatten_all()?.to_vec1::<f32>()?);
-        self.pooled.extend(pooled.flatten_all()?.to_vec1::<f32>()?);
-        Ok(())
-    }
-}
-
-/// Outputs of a network in Candle: the trained one, or one with the stored weights.
-///
-/// # Errors
-/// A tensor operation fails.
-pub fn candle(encoder: &Encoder, images: &ParityImages, pooling: Pooling) -> Result<Outputs> {
-    let mut outputs = Outputs::default();
-    for (from, to) in batches(images.count) {
-        let hidden = encoder.forward_pixels(&images.batch(from, to)?)?;
-        let hidden = hidden.to_device(&candle_core::Device::Cpu)?;
-        outputs.push(&hidden, &pool(&hidden, pooling)?)?;
-    }
-    Ok(outputs)
-}
-
-/// A graph in ONNX Runtime, on the CPU; outputs that are not `wanted` stay empty.
-///
-/// # Errors
-/// No ONNX Runtime, or a graph that it does not run.
-pub fn onnx_runtime(graph: &Path, images: &ParityImages, wanted: &[&str]) -> Result<Outputs> {
-    let options = SessionOptions { device: Device::Cpu, ..Default::default() };
-    let mut session = macrl_runtime::session(graph, &options)?.session;
-    let mut outputs = Outputs::default();
-    let (s, values) = (images.size, 3 * images.size * images.size);
-    let selector = wanted.iter().fold(OutputSelector::no_default(), |selector, name| selector.with(*name));
-    let selected = RunOptions::new()?.with_outputs(selector);
-    for (from, to) in batches(images.count) {
-        let pixels = (vec![to - from, 3, s, s], &images.pixels[from * values..to * values]);
-        let inputs = ort::inputs![INPUT => TensorRef::from_array_view(pixels)?];
-        let results = session.run_with_options(inputs, &selected)?;
-        for (name, to) in [(HIDDEN, &mut outputs.hidden), (POOLED, &mut outputs.pooled)] {
-            if wanted.contains(&name) {
-                to.extend(results[name].try_extract_tensor::<f32>()?.1);
-            }
-        }
-    }
-    Ok(outputs)
-}
-
-/// Outputs of a graph in candle-onnx's evaluator, with `LayerNormalization` replaced by basic operators.
-///
-/// # Errors
-/// An operator that the evaluator lacks.
-pub fn candle_onnx(graph: &ModelProto, images: &ParityImages) -> Result<Outputs> {
-    let (graph, _) = expand::layer_norms(graph);
-    let mut outputs = Outputs::default();
-    for (from, to) in batches(images.count) {
-        let inputs = HashMap::from([(INPUT.to_string(), images.batch(from, to)?)]);
-        let results = candle_onnx::simple_eval(&graph, inputs)?;
-        let output = |name| results.get(name).with_context(|| format!("the graph has no output {name}"));
-        outputs.push(output(HIDDEN)?, output(POOLED)?)?;
-    }
-    Ok(outputs)
-}
 
 /// Compares `other` with `reference`; `width` is D.
 ///
@@ -255,27 +176,12 @@ pub const INT8_NOTE: &str = "matrix products in integers, all but at most one: w
     per batch, so that an image's feature depends a little on the others of its batch (measured in batches of 8); \
     int8_max_loss may be exceeded by two standard errors of the difference";
 
-fn batches(count: usize) -> impl Iterator<Item = (usize, usize)> {
-    (0..count).step_by(BATCH).map(move |from| (from, (from + BATCH).min(count)))
-}
-
 /// The largest absolute difference; NaN if any difference is.
 fn difference(a: &Outputs, b: &Outputs) -> f64 {
     let pairs = a.hidden.iter().zip(&b.hidden).chain(a.pooled.iter().zip(&b.pooled));
     pairs.map(|(x, y)| f64::from((x - y).abs())).fold(0.0, |m, d| if d > m || d.is_nan() { d } else { m })
 }
 
-/// Of two features.
-pub(crate) fn cosine(a: &[f32], b: &[f32]) -> f64 {
-    let dot = |x: &[f32], y: &[f32]| x.iter().zip(y).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum::<f64>();
-    dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
-}
-
 fn worse_cosine(worst: f64, cosine: f64) -> f64 {
     if cosine < worst || cosine.is_nan() { cosine } else { worst }
-}
-
-/// Number of the largest.
-pub(crate) fn argmax(scores: &[f32]) -> Option<usize> {
-    (0..scores.len()).max_by(|&a, &b| scores[a].total_cmp(&scores[b]))
 }

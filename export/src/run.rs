@@ -14,6 +14,7 @@ use macrl_nn::vit::{Encoder, positions};
 use safetensors::{Dtype, SafeTensors};
 
 use crate::error::Failure;
+use crate::images::ParityImages;
 use crate::judge::{self, Judged};
 
 /// Name of the fixed positions among the weights, (1, 1 + N, D).
@@ -38,7 +39,7 @@ pub struct TrainedRun {
     pub device: Option<String>,
     /// The encoder's weights under timm's names, and [`POSITIONS`].
     pub weights: HashMap<String, Tensor>,
-    /// ParityImages for the parity check.
+    /// Images for the parity check.
     pub images: ParityImages,
     /// Labelled images to judge the 8-bit graph by, where the run was evaluated.
     pub judged: Option<Judged>,
@@ -68,45 +69,6 @@ impl TrainedRun {
             #[cfg(not(feature = "cuda"))]
             other => anyhow::bail!("this build does not compute on {other:?} ({name})"),
         }
-    }
-}
-
-/// ParityImages as the encoder takes them, for the parity check.
-#[derive(Debug, Clone)]
-pub struct ParityImages {
-    /// n, the number of images.
-    pub count: usize,
-    /// S, the edge of an image in pixels.
-    pub size: usize,
-    /// (n, 3, S, S), normalised.
-    pub pixels: Vec<f32>,
-}
-
-impl ParityImages {
-    /// From pixels u8 (n, S, S, 3).
-    pub fn normalized(rgb: &[u8], preprocess: &Preprocess) -> Self {
-        let (size, values) = (preprocess.image_size, preprocess.values());
-        let mut pixels = vec![0.0; rgb.len()];
-        rgb.chunks(values).zip(pixels.chunks_mut(values)).for_each(|(rgb, out)| preprocess.normalize(rgb, out));
-        Self { count: rgb.len() / values, size, pixels }
-    }
-
-    /// At most `count` of them, evenly.
-    pub fn spread(&self, count: usize) -> Self {
-        let (values, count) = (3 * self.size * self.size, count.min(self.count));
-        let chosen = (0..count).map(|i| i * self.count / count);
-        let pixels = chosen.flat_map(|i| self.pixels[i * values..(i + 1) * values].iter().copied()).collect();
-        Self { count, size: self.size, pixels }
-    }
-
-    /// ParityImages `from..to` as a tensor (to - from, 3, S, S).
-    ///
-    /// # Errors
-    /// A tensor operation fails.
-    pub fn batch(&self, from: usize, to: usize) -> candle_core::Result<Tensor> {
-        let values = 3 * self.size * self.size;
-        let shape = (to - from, 3, self.size, self.size);
-        Tensor::from_slice(&self.pixels[from * values..to * values], shape, &Device::Cpu)
     }
 }
 

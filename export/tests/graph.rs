@@ -12,8 +12,8 @@ use macrl_bundle::bundle::{HIDDEN, POOLED};
 use macrl_bundle::config::{EncoderConfig, Pooling};
 use macrl_bundle::parameters::EncoderLayout;
 use macrl_export::graph::{Element, OPSET};
+use macrl_export::images::ParityImages;
 use macrl_export::parity::{self, Outputs};
-use macrl_export::run::ParityImages;
 use macrl_export::{expand, onnx, write};
 use prost::Message;
 

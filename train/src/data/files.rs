@@ -10,8 +10,16 @@ use image::RgbImage;
 use macrl_bundle::folder::text;
 
 use super::dataset::Dataset;
-use super::folder::{Entry, decode_file};
 use super::reading::{Decoding, Reading};
+
+/// One image file with its class.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Entry {
+    /// Path of the file.
+    pub path: PathBuf,
+    /// Index into the class names.
+    pub label: Option<u32>,
+}
 
 /// A split of files.  Photographs are kept as they were decoded, at a part of their size: within the budget each is decoded
 /// once, the first epoch begins at once, and those that come later are decoded each time they are used.
@@ -36,6 +44,11 @@ impl Files {
         let less = |room: u64| room.checked_sub(bytes);
         self.room.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok()
     }
+}
+
+/// Reads and decodes one file.
+pub(super) fn decode_file(path: &Path, how: Decoding) -> Result<RgbImage> {
+    Ok(how.decode(&std::fs::read(path).context("cannot be read")?)?)
 }
 
 impl Dataset for Files {

@@ -6,30 +6,19 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::BufReader;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use image::RgbImage;
 use macrl_bundle::decode::{DecodeLimits, announced};
 use macrl_bundle::folder::{Arrangement, Excluded, LabelFrom, Split, Walk, arrange, text, walk};
 use macrl_bundle::progress::Progress;
 use rayon::prelude::*;
 
 use super::dataset::Dataset;
-use super::files::Files;
+use super::files::{Entry, Files, decode_file};
 use super::memory::Memory;
-use super::reading::Decoding;
 use super::reading::{Reading, Splits, count, without_labels};
-
-/// One image file with its class.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Entry {
-    /// Path of the file.
-    pub path: PathBuf,
-    /// Index into the class names.
-    pub label: Option<u32>,
-}
 
 /// Reads a tree of images; `None` where there is none.
 ///
@@ -223,10 +212,6 @@ fn counted<T: Send>(doing: &str, split: &str, entries: &[Entry], each: impl Fn(&
 fn decoded_bytes(path: &Path, limits: &DecodeLimits) -> Result<u64> {
     let file = File::open(path).context("cannot be opened")?;
     Ok(3 * announced(BufReader::new(file), limits)?)
-}
-
-pub(super) fn decode_file(path: &Path, how: Decoding) -> Result<RgbImage> {
-    Ok(how.decode(&std::fs::read(path).context("cannot be read")?)?)
 }
 
 #[cfg(test)]

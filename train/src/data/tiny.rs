@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use macrl_bundle::folder::{Reason, Walk};
 
-use super::folder::{Entry, listed, said, splits};
+use super::files::Entry;
+use super::folder::{listed, said, splits};
 use super::reading::{Reading, Splits, count, lines_of};
 
 /// Reads the tree that holds `wnids.txt`; `None` where there is none.

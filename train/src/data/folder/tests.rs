@@ -2,7 +2,9 @@
 
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::symlink;
+use std::path::PathBuf;
 
+use image::RgbImage;
 use macrl_bundle::config::Config;
 
 use super::*;

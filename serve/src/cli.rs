@@ -68,8 +68,8 @@ struct ServeArgs {
     #[arg(long, default_value = "auto", value_parser = parse_device)]
     device: Device,
     /// Precision of the matrix products: f32, int8 (on a CPU), or auto, which is int8 if the bundle has an 8-bit graph with its
-    /// proof and it is faster here.
-    #[arg(long, default_value = "auto", value_name = "auto|f32|int8")]
+    /// proof and it is faster here.  In 8 bits an embedding depends slightly on the images in its batch.
+    #[arg(long, default_value = "f32", value_name = "auto|f32|int8")]
     precision: Precision,
     /// Address and port to listen on; the default is reachable from this machine only.
     #[arg(long, default_value = "127.0.0.1:8080", value_name = "HOST:PORT")]

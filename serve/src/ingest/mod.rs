@@ -62,8 +62,8 @@ pub struct IngestArgs {
     #[arg(long, default_value = "auto", value_parser = parse_device)]
     device: Device,
     /// Precision of the matrix products: f32, int8 (on a CPU), or auto, which is int8 if the bundle has an 8-bit graph with its
-    /// proof and it is faster here.
-    #[arg(long, default_value = "auto", value_name = "auto|f32|int8")]
+    /// proof and it is faster here.  In 8 bits an embedding depends slightly on the images in its batch.
+    #[arg(long, default_value = "f32", value_name = "auto|f32|int8")]
     precision: Precision,
     /// Images of a batch [default: 8, which fit into a core's cache; 64 on CUDA].
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]

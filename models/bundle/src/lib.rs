@@ -28,6 +28,7 @@ pub mod device;
 pub mod evaluation;
 pub mod folder;
 pub mod lock;
+pub mod npy;
 pub mod onnx;
 pub mod output;
 pub mod owned;

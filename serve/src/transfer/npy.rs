@@ -6,15 +6,15 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use macrl_bundle::atomic::Temporary;
+use macrl_bundle::npy::{self, HEADER, MAGIC};
 use serde::Deserialize;
 use serde_json::json;
 
 use super::row::{BLOCK, Row, RowReader, RowWriter};
 use crate::index::{JsonMap, Metadata};
 
-const MAGIC: &[u8; 6] = b"\x93NUMPY";
-/// Bytes of the signature, the version, the length and the dictionary; enough for any number of rows.
-const HEADER: usize = 128;
+/// NumPy's name of f32 in little-endian order.
+const FLOATS: &str = "<f4";
 
 /// Writes both files under temporary names and renames them.
 pub(super) struct Writer {
@@ -24,17 +24,6 @@ pub(super) struct Writer {
     moves: [(Temporary, PathBuf); 2],
     rows: usize,
     dim: usize,
-}
-
-fn header(rows: usize, dim: usize) -> Vec<u8> {
-    let dictionary = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({rows}, {dim}), }}");
-    let mut header = MAGIC.to_vec();
-    header.extend([1, 0]);
-    header.extend(((HEADER - 10) as u16).to_le_bytes());
-    header.extend(dictionary.bytes());
-    header.resize(HEADER - 1, b' ');
-    header.push(b'\n');
-    header
 }
 
 /// The paths of the array and of its ids and metadata.
@@ -69,7 +58,7 @@ impl Writer {
             temporary.create().map(BufWriter::new).with_context(|| format!("cannot write {}", place.display()))
         };
         let (mut vectors, lines) = (create(&moves[0])?, create(&moves[1])?);
-        vectors.write_all(&header(0, dim))?;
+        vectors.write_all(&npy::header(FLOATS, &[0, dim]))?;
         Ok(Self { vectors, lines, moves, rows: 0, dim })
     }
 }
@@ -87,7 +76,7 @@ impl RowWriter for Writer {
 
     fn finish(mut self: Box<Self>) -> Result<()> {
         self.vectors.seek(SeekFrom::Start(0))?;
-        self.vectors.write_all(&header(self.rows, self.dim))?;
+        self.vectors.write_all(&npy::header(FLOATS, &[self.rows, self.dim]))?;
         for (writer, (temporary, place)) in [&mut self.vectors, &mut self.lines].into_iter().zip(self.moves) {
             writer.flush()?;
             writer.get_ref().sync_all()?;
@@ -232,7 +221,7 @@ mod tests {
 
     #[test]
     fn the_header_equals_that_of_numpy() {
-        let ours = String::from_utf8_lossy(&header(2, 3)).replace("<f4", "<f8");
+        let ours = String::from_utf8_lossy(&npy::header(FLOATS, &[2, 3])).replace("<f4", "<f8");
         assert_eq!(ours, String::from_utf8_lossy(NUMPY));
         assert_eq!(parse_header("{'descr': '<i8', 'fortran_order': False, 'shape': (2, 3), }"), None);
         assert_eq!(parse_header("{'descr': '<f4', 'fortran_order': True, 'shape': (2, 3), }"), None);

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use macrl_bundle::atomic::Temporary;
+use macrl_bundle::npy;
 
 use super::features::{Features, Split};
 
@@ -30,26 +31,18 @@ pub fn write_features(folder: &Path, name: &str, split: &Split) -> Result<()> {
     for (part, features) in PARTS.into_iter().zip([&split.train, &split.test]) {
         let file = |kind: &str| folder.join(file_name(name, part, kind));
         let Features { values, labels, dim } = features;
-        let shape = format!("({}, {dim})", features.len());
-        write_npy(&file(KINDS[0]), "<f4", &shape, values.iter().map(|x| x.to_le_bytes()))?;
-        write_npy(&file(KINDS[1]), "<u4", &format!("({},)", features.len()), labels.iter().map(|x| x.to_le_bytes()))?;
+        let n = features.len();
+        write_npy(&file(KINDS[0]), npy::header("<f4", &[n, *dim]), values.iter().map(|x| x.to_le_bytes()))?;
+        write_npy(&file(KINDS[1]), npy::header("<u4", &[n]), labels.iter().map(|x| x.to_le_bytes()))?;
     }
     Ok(())
 }
 
-/// NumPy's format 1.0: magic, version, length of the header, header padded to 64 bytes, values.
-fn write_npy(path: &Path, kind: &str, shape: &str, values: impl Iterator<Item = [u8; 4]>) -> Result<()> {
+fn write_npy(path: &Path, header: Vec<u8>, values: impl Iterator<Item = [u8; 4]>) -> Result<()> {
     let write = || -> std::io::Result<()> {
         let temporary = Temporary::beside(path);
         let mut file = BufWriter::new(temporary.create()?);
-        let mut header = format!("{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}, }}");
-        while (10 + header.len() + 1) % 64 != 0 {
-            header.push(' ');
-        }
-        header.push('\n');
-        file.write_all(b"\x93NUMPY\x01\x00")?;
-        file.write_all(&(header.len() as u16).to_le_bytes())?;
-        file.write_all(header.as_bytes())?;
+        file.write_all(&header)?;
         for value in values {
             file.write_all(&value)?;
         }

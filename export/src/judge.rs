@@ -41,7 +41,7 @@ pub struct Judged {
 /// How neighbours vote.
 #[derive(Debug, Clone, Copy)]
 pub struct Votes {
-    /// Neighbours.
+    /// Number of neighbours that vote.
     pub k: usize,
     /// Of their weights, exp(cosine / temperature).
     pub temperature: f64,

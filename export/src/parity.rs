@@ -23,7 +23,7 @@ pub const MIN_COSINE: f64 = 0.99999;
 /// Smallest cosine allowed between a half-precision pooled feature and the 32-bit one.
 pub const MIN_COSINE_HALF: f64 = 0.999;
 
-/// Both outputs.
+/// The outputs that are compared: all tokens, and the pooled feature.
 const BOTH: [&str; 2] = [HIDDEN, POOLED];
 
 /// Compares `other` with `reference`; `width` is D.

@@ -28,7 +28,7 @@ pub enum Kind {
 
 /// A complete body.  Its bytes count against the buffer budget until it is dropped.
 pub struct RequestBody {
-    /// Its kind.
+    /// What the `Content-Type` says that the body is.
     pub kind: Kind,
     /// The request's method, URI and headers.
     pub parts: Parts,

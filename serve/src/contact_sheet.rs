@@ -16,7 +16,7 @@ const MARGIN: u32 = 14;
 /// The meaning of a frame's colour.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Frame {
-    /// The query.
+    /// The image that was searched for.
     Query,
     /// A neighbour with the query's label.
     Same,

@@ -10,9 +10,9 @@ use crate::text_encoding::{BASE64, decode_percent};
 /// The names of a part.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct ContentDisposition {
-    /// The field's name.
+    /// Name of the form field.
     pub(crate) name: Option<String>,
-    /// The file's name.
+    /// Name of the uploaded file, as the client gives it.
     pub(crate) file_name: Option<String>,
 }
 

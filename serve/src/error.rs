@@ -255,7 +255,7 @@ impl From<IndexError> for ApiError {
 /// An [`ApiError`] and which part of the request caused it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Failure {
-    /// What happened.
+    /// The kind of error, its message, and the entry that it concerns.
     pub error: ApiError,
     /// The image that caused it, counted from 0, if it was one of several.
     pub index: Option<usize>,

@@ -21,7 +21,7 @@ const IMAGES: [&str; 6] = ["image", "images", "image[]", "images[]", "file", "fi
 /// One part of a form.
 #[derive(Debug, Clone, Default)]
 pub struct Part {
-    /// The field's name.
+    /// Name of the form field.
     pub name: String,
     /// The file's name, if it was sent as a file.
     pub file_name: Option<String>,
@@ -29,7 +29,7 @@ pub struct Part {
     pub is_image: bool,
     /// Whether its type is JSON.
     pub is_json: bool,
-    /// Its content.
+    /// Content of the part, without its headers.
     pub bytes: Bytes,
 }
 

@@ -29,7 +29,7 @@ pub struct ImageFile {
     pub id: String,
     /// Its class, if the folders tell it.
     pub label: Option<String>,
-    /// The file's path.
+    /// Path of the file on disk.
     pub path: PathBuf,
     /// Training, validation or test, if the folders tell it.
     pub split: Option<Split>,

@@ -141,17 +141,17 @@ impl Default for Metrics {
 pub struct Gauges {
     /// Images admitted and not yet answered.
     pub in_flight: usize,
-    /// Their limit.
+    /// How many images may be admitted and not yet answered.
     pub in_flight_limit: usize,
     /// Images waiting for a batch.
     pub queued: usize,
     /// Bytes of bodies in memory.
     pub buffered: usize,
-    /// Their limit.
+    /// How many bytes of bodies may be buffered at once.
     pub buffered_limit: usize,
     /// Bytes of large responses that are being sent.
     pub responses: usize,
-    /// Their limit.
+    /// How many bytes of responses may be in memory at once.
     pub responses_limit: usize,
     /// Items in the index; `None` if it does not answer.
     pub items: Option<usize>,

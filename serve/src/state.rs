@@ -68,11 +68,11 @@ pub struct Settings {
 
 /// The state of the server.
 pub struct App {
-    /// The configuration.
+    /// Limits and switches from the command line.
     pub settings: Settings,
     /// Counters and histograms.
     pub metrics: Arc<Metrics>,
-    /// The index.
+    /// The index that routes read and write.
     pub index: Arc<dyn Index>,
     /// Decodes images and parses bodies.
     pub pool: Pool,

@@ -15,7 +15,7 @@ use crate::in_place::f32_mut;
 use crate::ops::muon::{accumulate, apply, orthogonalise, shape_factor};
 use crate::part::Part;
 
-/// Muon's constants.
+/// Momentum and weight decay of Muon; its learning rate follows the schedule.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Muon {
     momentum: f32,

@@ -3,7 +3,7 @@
 use serde::Serialize;
 use utoipa::ToSchema;
 
-/// An error.
+/// What went wrong with a request, or with one of its entries.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct ErrorBody {
     pub(crate) error: ErrorDetail,
@@ -11,10 +11,10 @@ pub(crate) struct ErrorBody {
 
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct ErrorDetail {
-    /// For programs.
+    /// A fixed word that programs can compare.
     #[schema(example = "image_undecodable")]
     pub(crate) code: &'static str,
-    /// For people.
+    /// One line for people: what was expected and what was found.
     pub(crate) message: String,
     /// Which image of the request caused it, counted from 0.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -83,7 +83,7 @@ pub(crate) struct Predictions {
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Prediction {
     pub(crate) label: String,
-    /// Probability.
+    /// Probability of the label; not calibrated.
     #[schema(value_type = f32, minimum = 0, maximum = 1)]
     pub(crate) score: f64,
 }

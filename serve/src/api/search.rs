@@ -40,7 +40,7 @@ pub(crate) struct SearchBody {
         example = json!({"label": {"in": ["cat", "dog"]}, "year": {"gte": 2000}})
     )]
     pub(crate) filter: Option<RawObject>,
-    /// No approximation.
+    /// Compare with every item instead of searching the approximate graph.
     #[schema(required = false)]
     pub(crate) exact: Option<bool>,
     #[schema(required = false, minimum = 1)]
@@ -49,14 +49,14 @@ pub(crate) struct SearchBody {
 
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Hits {
-    /// Best first.
+    /// At most `k` items, the most similar first.
     pub(crate) hits: Vec<HitBody>,
 }
 
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct HitBody {
     pub(crate) id: String,
-    /// Cosine.
+    /// Cosine of the angle between the item and the query.
     #[schema(value_type = f32, minimum = -1, maximum = 1)]
     pub(crate) score: f64,
     #[schema(value_type = Map<String, Value>)]

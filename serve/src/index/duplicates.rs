@@ -32,7 +32,7 @@ const CACHED_IDS: usize = 1 << 18;
 /// An item and its near-duplicates.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Group {
-    /// The item's id.
+    /// Id of the item whose near-duplicates are listed.
     pub id: String,
     /// The items with greater ids that are on this page, best first.
     pub duplicates: Vec<Hit>,
@@ -86,7 +86,7 @@ impl Cursor {
 struct Neighbours {
     id: String,
     vector: Vec<f32>,
-    /// Best first.
+    /// Similar items, the most similar first.
     scored: Vec<ScoredId>,
     ids: HashSet<String>,
 }

@@ -22,7 +22,7 @@ pub enum IndexError {
         holds: EncoderIdentity,
         /// Number of items that it made.
         items: usize,
-        /// The caller's encoder.
+        /// Identity of the encoder that the caller uses.
         given: EncoderIdentity,
     },
     /// The item does not fit into the memory that the index may use.

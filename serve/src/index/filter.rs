@@ -13,9 +13,9 @@ use super::item::JsonMap;
 /// A range of numbers.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Range {
-    /// Lower end.
+    /// Lower end of the range.
     pub low: Bound<Number>,
-    /// Upper end.
+    /// Upper end of the range.
     pub high: Bound<Number>,
 }
 
@@ -39,7 +39,7 @@ impl Filter {
     /// Parses a filter; the module's documentation describes its form.
     ///
     /// # Errors
-    /// One sentence.
+    /// One sentence about the part of the filter that is wrong.
     ///
     /// # Examples
     /// ```

@@ -23,7 +23,7 @@ impl Metadata {
         Self(text.into())
     }
 
-    /// The text.
+    /// The metadata as JSON text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -101,11 +101,11 @@ pub struct Item {
 /// One result of a search.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Hit {
-    /// The item's id.
+    /// Id under which the item was stored.
     pub id: String,
     /// Cosine of the item's vector and the query, in [-1, 1].
     pub score: f32,
-    /// The item's metadata.
+    /// Metadata that was stored with the item.
     pub metadata: Metadata,
     /// Whether the item has a thumbnail.
     pub has_image: bool,
@@ -114,7 +114,7 @@ pub struct Hit {
 /// An item's id and its score, without what else a [`Hit`] carries.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ScoredId {
-    /// The item's id.
+    /// Id under which the item was stored.
     pub id: String,
     /// Cosine of the item's vector and the query, in [-1, 1].
     pub score: f32,
@@ -146,7 +146,7 @@ pub fn normalized(mut vector: Vec<f32>) -> Result<Vec<f32>, String> {
 /// Checks that an id is 1 to 512 bytes of text without control characters.
 ///
 /// # Errors
-/// One sentence.
+/// One sentence about what is wrong with the id.
 pub fn check_id(id: &str) -> Result<(), String> {
     if (1..=512).contains(&id.len()) && !id.chars().any(char::is_control) {
         return Ok(());

@@ -21,7 +21,7 @@ const CONCURRENT_READS: usize = 8;
 /// Write an index to a file, also while a server is using it.
 #[derive(Debug, Args)]
 pub struct ExportArgs {
-    /// The index.
+    /// Index to export: a folder, or a PostgreSQL database.
     #[arg(long, value_name = "DIR|postgres://...")]
     index: Location,
     /// Leave out the thumbnails, which may take a hundred times the space of the vectors.

@@ -15,14 +15,14 @@ pub(super) struct Row {
     pub(super) id: String,
     pub(super) vector: Vec<f32>,
     pub(super) metadata: Metadata,
-    /// The thumbnail.
+    /// Encoded thumbnail, where the item has one.
     pub(super) image: Option<Arc<[u8]>>,
     pub(super) hash: Option<ContentHash>,
 }
 
 /// Writes a file.
 pub(super) trait RowWriter {
-    /// Appends rows.
+    /// Writes rows after those that were written before.
     fn write(&mut self, rows: Vec<Row>) -> Result<()>;
     /// Completes the file and gives it its name.
     fn finish(self: Box<Self>) -> Result<()>;

@@ -22,7 +22,7 @@ pub(crate) use crate::bundle::{DIM, TINY, write_bundle};
 pub(crate) struct Server {
     /// The server's state, for tests that inspect it.
     pub(crate) state: AppState,
-    /// The bundle's folder.
+    /// Folder that holds the bundle; removed at the end of the test.
     pub(crate) dir: tempfile::TempDir,
     router: Router,
 }

@@ -31,7 +31,7 @@ fn named(group: &Group) -> String {
     format!("{}: {}", group.id, ids(&group.duplicates).join(" "))
 }
 
-/// All pages.
+/// The groups of all pages, in order.
 async fn all_duplicates(index: &dyn Index, mut query: DuplicateQuery) -> Vec<Group> {
     let mut all = Vec::new();
     loop {

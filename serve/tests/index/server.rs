@@ -47,7 +47,7 @@ struct Shell {
     orders: Option<ChildStdin>,
     pids: BufReader<ChildStdout>,
     child: Child,
-    /// The server's.
+    /// Process id of the server.
     pid: u32,
 }
 

@@ -19,7 +19,7 @@ pub struct StepNumbers {
     pub slot: u32,
     /// Learning rate of Muon.
     pub muon_lr: f32,
-    /// Padding.
+    /// Fills the structure up to the size that the kernel reads.
     pub unused: u32,
 }
 

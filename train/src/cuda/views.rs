@@ -25,7 +25,7 @@ pub struct Draw {
     pub factors: [f32; 4],
     /// Standard deviation of the blur in pixels.
     pub sigma: f32,
-    /// Padding.
+    /// Fills the structure up to the size that the kernel reads.
     pub unused: [f32; 3],
 }
 

@@ -89,7 +89,7 @@ impl Patches<'_> {
 /// `predicted` (B, 1 + N, P), `target` (B, N, P), `counts` (B, N).
 ///
 /// # Errors
-/// Another rank.
+/// Predictions that do not have three dimensions.
 pub fn masked_l1(predicted: &Tensor, target: Arc<Vec<f32>>, counts: Arc<Vec<bool>>) -> Result<Tensor> {
     let (_, tokens, values) = predicted.dims3()?;
     with_gradient("masked_l1", predicted, move |predicted: &[f32], _: &[usize]| {

@@ -9,7 +9,7 @@ const PART: usize = 16 * 1024;
 /// One AdamW step's numbers (decoupled weight decay, arXiv 1711.05101).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdamStep {
-    /// Learning rate.
+    /// Learning rate of this step.
     pub lr: f32,
     /// Moments' decay rates.
     pub betas: [f32; 2],

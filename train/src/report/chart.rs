@@ -28,7 +28,7 @@ pub(super) enum Scale {
     Log,
 }
 
-/// One curve.
+/// One curve of a chart, with its name and points.
 #[derive(Debug, Clone)]
 pub(super) struct Series {
     pub(super) name: String,

@@ -240,9 +240,9 @@ pub struct Config {
     pub projector: ProjectorConfig,
     /// Random changes of the two views.
     pub views: ViewsConfig,
-    /// Contrastive loss.
+    /// Weight, temperature, bank and key branch of the contrastive loss.
     pub contrast: ContrastConfig,
-    /// Reconstruction loss.
+    /// Weight, target and patches of the reconstruction loss.
     pub reconstruction: ReconstructionConfig,
     /// Optimisation and checkpoints of pretraining.
     pub train: TrainConfig,

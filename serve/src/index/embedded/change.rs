@@ -18,7 +18,7 @@ pub(super) enum Change {
     },
     /// Removes an item.
     Delete {
-        /// Its id.
+        /// Id of the item that is deleted.
         id: Arc<str>,
     },
 }

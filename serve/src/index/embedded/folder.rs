@@ -16,7 +16,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags};
 use super::super::error::IndexError;
 use super::graph;
 
-/// The database.
+/// Name of the SQLite database in the folder.
 pub(super) const FILE: &str = "items.sqlite";
 const LOCK: &str = "lock";
 /// SQLite's write-ahead log: the last changes, while the database is open.

@@ -42,7 +42,7 @@ pub(super) struct Graph {
     hnsw: Hnsw,
 }
 
-/// One sentence.
+/// One sentence that says why the graph cannot be used.
 pub(super) type GraphError = String;
 
 fn graph_error(error: impl std::fmt::Display) -> GraphError {

@@ -20,7 +20,7 @@ struct PendingQuery {
     hits: OnceLock<Vec<Hit>>,
 }
 
-/// Answers searches.
+/// Answers searches, exactly or by the graph.
 pub(super) struct Searcher {
     pub(super) shared: Arc<Shared>,
     pending: Mutex<Vec<Arc<PendingQuery>>>,

@@ -56,7 +56,7 @@ struct Parameters {
     sslmode: Option<String>,
     sslrootcert: Option<PathBuf>,
     connections: Option<usize>,
-    /// The driver's parameters.
+    /// Parameters that are passed on to the driver.
     rest: Vec<String>,
 }
 

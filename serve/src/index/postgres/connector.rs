@@ -100,7 +100,7 @@ impl Connector {
         Ok(Self { address: address.clone(), tls, pool, backoff: Mutex::default() })
     }
 
-    /// The database's address.
+    /// Address of the database that it connects to.
     pub(super) fn address(&self) -> &Address {
         &self.address
     }

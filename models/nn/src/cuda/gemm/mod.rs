@@ -45,7 +45,7 @@ pub fn mat(at: u64, stride: usize) -> Mat {
 /// The epilogue of a product: what is added to it.
 #[derive(Debug, Clone, Copy)]
 pub enum Plus {
-    /// Adds nothing.
+    /// The result is the product alone.
     Nothing,
     /// Adds a bias to every row.  The bias is given by its address and has the result's dtype.
     Bias(u64),

@@ -128,7 +128,7 @@ ordinary.start()
 loris = []
 for _ in range(100):
     s = socket.create_connection((host, port))
-    s.sendall(b"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 1000\r\n" + rng.choice([b"", b"\r\nxx"]))
+    s.sendall(b"POST /embed HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nContent-Length: 1000\r\n" + rng.choice([b"", b"\r\nxx"]))
     loris.append(s)
 several(attack, ((f"{n} mutated {i}", mutate(d, rng)) for i, (n, d) in enumerate(rng.choices(small, k=mutations))))
 print(f"{mutations} mutations: {dict(statuses)}")
@@ -166,7 +166,7 @@ statuses.clear()
 def endless():
     """A chunked body without end: the server must end it."""
     s = socket.create_connection((host, port), timeout=60)
-    s.sendall(b"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nTransfer-Encoding: chunked\r\n\r\n")
+    s.sendall(b"POST /embed HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nTransfer-Encoding: chunked\r\n\r\n")
     chunk = b"10000\r\n" + bytes(0x10000) + b"\r\n"
     sent = 0
     try:

@@ -1,6 +1,5 @@
 //! The command line: parses and checks the arguments, and runs the command.
 
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -12,7 +11,9 @@ use macrl_bundle::device::Device;
 use crate::api::bounded::MAX_LIST;
 use crate::arguments::{parse_device, usage};
 use crate::engine::{EngineOptions, Precision};
+use crate::host_policy::{AllowedHost, HostPolicy};
 use crate::index::Location;
+use crate::keys::{self, Keys};
 use crate::limits::{Limits, MAX_INPUTS};
 use crate::origin::Origin;
 use crate::process::connections_within_files;
@@ -133,6 +134,14 @@ struct ServeArgs {
     /// Require `Authorization: Bearer KEY` in every request [or environment MACRL_API_KEY, which does not show in `ps`].
     #[arg(long, value_name = "KEY")]
     api_key: Option<String>,
+    /// File with keys, on each line a role and a key.  The role read may embed, search and read; write also stores and deletes
+    /// items; admin also loads another bundle.
+    #[arg(long, value_name = "FILE")]
+    api_keys: Option<PathBuf>,
+    /// Host name under which a server without a key answers, beside localhost and addresses of this machine, or * for all; may
+    /// be repeated.
+    #[arg(long = "allowed-host", value_name = "NAME")]
+    allowed_hosts: Vec<AllowedHost>,
     /// Web origin whose pages may call the server, like https://example.org, or * for all; may be repeated.
     #[arg(long = "cors-origin", value_name = "ORIGIN")]
     cors_origins: Vec<Origin>,
@@ -185,12 +194,8 @@ impl ServeArgs {
 
     /// Warns about settings that are allowed but seldom intended.
     fn warn(&self, settings: &Settings) {
-        if settings.api_key.is_none() && !is_loopback(&self.listen) {
-            tracing::warn!(
-                "{} can be reached from other machines and no key is asked for: set MACRL_API_KEY, unless something \
-                 before the server checks who asks",
-                self.listen
-            );
+        if let Some(warning) = self.api_keys.as_deref().and_then(keys::warning) {
+            tracing::warn!("{warning}");
         }
         let (allowed, asked) = (settings.limits.connections, usize::from(self.max_connections));
         if allowed < asked {
@@ -218,7 +223,6 @@ impl ServeArgs {
         if !(0.0..=1000.0).contains(&self.batch_wait) {
             bail!(usage(format!("--batch-wait must be in 0..=1000 ms, found {}", self.batch_wait)));
         }
-        let key = self.api_key.clone().or_else(|| std::env::var("MACRL_API_KEY").ok());
         let limits = Limits {
             body_bytes: self.max_body,
             images: self.max_images,
@@ -241,8 +245,9 @@ impl ServeArgs {
             engine: self.engine(),
             exact_decoding: self.exact_decoding,
             index: self.index.clone().unwrap_or_default(),
-            // A key that was read from a file may end with a newline.
-            api_key: key.map(|k| k.trim().to_string()).filter(|k| !k.is_empty()),
+            api_key: keys::single(self.api_key.as_deref())?,
+            keys: self.api_keys.as_deref().map(Keys::read).transpose()?.unwrap_or_default(),
+            hosts: HostPolicy::new(&self.listen, &self.allowed_hosts),
             cors_origins: self.cors_origins.clone(),
         })
     }
@@ -260,12 +265,6 @@ impl ServeArgs {
     }
 }
 
-/// Whether an address can be reached from this machine only.
-fn is_loopback(listen: &str) -> bool {
-    let host = listen.rsplit_once(':').map_or(listen, |(host, _)| host).trim_matches(['[', ']']);
-    host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
-}
-
 /// Starts logging to stderr.  A line that cannot be written is dropped.
 fn start_log(format: LogFormat, level: tracing_subscriber::filter::LevelFilter) {
     let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(level).log_internal_errors(false);
@@ -275,19 +274,4 @@ fn start_log(format: LogFormat, level: tracing_subscriber::filter::LevelFilter) 
     };
     // It fails only on a second call in one process, when logging has been started already.
     drop(started);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn loopback_addresses_are_recognised() {
-        for listen in ["127.0.0.1:80", "[::1]:80", "localhost:80", "127.9.9.9:0"] {
-            assert!(is_loopback(listen), "{listen}");
-        }
-        for listen in ["0.0.0.0:80", "[::]:80", "192.168.0.2:80", "example.org:80"] {
-            assert!(!is_loopback(listen), "{listen}");
-        }
-    }
 }

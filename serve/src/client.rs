@@ -34,10 +34,9 @@ pub struct Client {
 }
 
 impl Client {
-    /// `url` is like `http://127.0.0.1:8080`.  Without a key, the environment variable MACRL_API_KEY is used.
+    /// `url` is like `http://127.0.0.1:8080`.
     pub fn new(url: &str, key: Option<String>) -> Self {
         let config = Agent::config_builder().timeout_global(Some(Duration::from_secs(120))).http_status_as_error(false);
-        let key = key.or_else(|| std::env::var("MACRL_API_KEY").ok()).filter(|k| !k.is_empty());
         Self { agent: config.build().into(), url: url.trim_end_matches('/').into(), key }
     }
 

@@ -14,6 +14,7 @@ use crate::arguments::UsageError;
 use crate::client::Client;
 use crate::contact_sheet::{Frame, Row, draw};
 use crate::image_folder::{ImageFile, Labels, read_image_folder};
+use crate::keys;
 
 /// Bytes of a PNG before its second chunk: the magic number and IHDR.
 const HEADER: usize = 33;
@@ -61,7 +62,7 @@ pub fn run(args: &DemoArgs) -> Result<()> {
     check_output(&args.out)?;
     let read = |folder: &Path| read_image_folder(folder, folder, Labels::First).map(|found| found.images);
     let (gallery, queries) = (read(&args.gallery)?, read(&args.queries)?);
-    let client = Client::new(&args.url, None);
+    let client = Client::new(&args.url, keys::single(None)?);
     client.wait_until_ready(Duration::from_secs(120), true)?;
     let info = client.get("/info")?;
     let dim = info["model"]["dim"].as_u64().context("/info names no dim")? as usize;

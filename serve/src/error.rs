@@ -10,6 +10,7 @@ use macrl_bundle::decode::DecodeError;
 use crate::api::errors::{ErrorBody, ErrorDetail, OpenAiErrorBody, OpenAiErrorDetail};
 use crate::engine::EmbedError;
 use crate::index::IndexError;
+use crate::keys::Role;
 use crate::pool::WorkError;
 
 /// Declares [`ErrorKind`] with the status, the code and the description of each kind.
@@ -43,6 +44,9 @@ macro_rules! error_kinds {
 error_kinds! {
     Malformed = BAD_REQUEST, "malformed", "the query, the form or the JSON is not what the route takes";
     Unauthorized = UNAUTHORIZED, "unauthorized", "the server asks for a key, and none or a wrong one was given";
+    Forbidden = FORBIDDEN, "forbidden", "the key's role does not allow it";
+    ForeignOrigin = FORBIDDEN, "foreign_origin", "a web page of an origin that is not allowed sent the request";
+    UnknownHost = MISDIRECTED_REQUEST, "unknown_host", "without a key, the server does not answer under this Host";
     NotFound = NOT_FOUND, "not_found", "there is no such route or item, or the bundle has no probe";
     Method = METHOD_NOT_ALLOWED, "method_not_allowed", "the route does not take this method";
     SlowBody = REQUEST_TIMEOUT, "body_timeout", "the body arrived too slowly";
@@ -72,6 +76,20 @@ pub enum ApiError {
     /// [`ErrorKind::Unauthorized`]
     #[error("this server asks for `Authorization: Bearer KEY`, found no valid key")]
     Unauthorized,
+    /// [`ErrorKind::Forbidden`]
+    #[error("this needs a key with the role {needed}, found one with the role {role}")]
+    Forbidden {
+        /// The role that the route needs.
+        needed: Role,
+        /// The role of the given key.
+        role: Role,
+    },
+    /// [`ErrorKind::ForeignOrigin`]
+    #[error("a web page of another origin sent this; the server's --cors-origin ORIGIN allows one")]
+    ForeignOrigin,
+    /// [`ErrorKind::UnknownHost`]; the name in the request.
+    #[error("without a key, this server does not answer as `{0}`; its --allowed-host NAME allows a name")]
+    UnknownHost(String),
     /// [`ErrorKind::NotFound`]
     #[error("{0}")]
     NotFound(String),
@@ -152,6 +170,9 @@ impl ApiError {
         match self {
             Self::Malformed(_) => ErrorKind::Malformed,
             Self::Unauthorized => ErrorKind::Unauthorized,
+            Self::Forbidden { .. } => ErrorKind::Forbidden,
+            Self::ForeignOrigin => ErrorKind::ForeignOrigin,
+            Self::UnknownHost(_) => ErrorKind::UnknownHost,
             Self::NotFound(_) => ErrorKind::NotFound,
             Self::Method => ErrorKind::Method,
             Self::SlowBody(_) => ErrorKind::SlowBody,
@@ -191,6 +212,7 @@ impl ApiError {
     fn openai_type(&self) -> &'static str {
         match self.status() {
             StatusCode::UNAUTHORIZED => "authentication_error",
+            StatusCode::FORBIDDEN => "permission_error",
             StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
             status if status.is_server_error() => "server_error",
             _ => "invalid_request_error",

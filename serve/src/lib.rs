@@ -42,6 +42,7 @@ mod api;
 mod budget;
 mod content_disposition;
 mod content_encoding;
+mod foreign_page;
 mod response_body;
 mod text_encoding;
 mod unread_body;
@@ -70,9 +71,13 @@ pub mod features;
 #[doc(hidden)]
 pub mod form;
 #[doc(hidden)]
+pub mod host_policy;
+#[doc(hidden)]
 pub mod image_folder;
 #[doc(hidden)]
 pub mod ingest;
+#[doc(hidden)]
+pub mod keys;
 #[doc(hidden)]
 pub mod metrics;
 #[doc(hidden)]

@@ -1,5 +1,6 @@
 //! Web origins for CORS: parses what an operator writes into what browsers send.
 
+use std::fmt;
 use std::str::FromStr;
 
 use axum::http::HeaderValue;
@@ -20,6 +21,15 @@ impl Origin {
             Self::Any => None,
             Self::One(origin) => HeaderValue::from_str(origin).ok(),
         }
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, out: &mut fmt::Formatter) -> fmt::Result {
+        out.write_str(match self {
+            Self::Any => "*",
+            Self::One(origin) => origin,
+        })
     }
 }
 

@@ -70,6 +70,7 @@ pub async fn serve(dir: &Path, listen: &str, settings: Settings) -> Result<()> {
     let Started { listener, bundle, state } = started;
     let (address, name) = (listener.local_addr()?, bundle.config.macrl.name.clone());
     warn_of_memory(&state);
+    state.access_warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
     let loader = state.clone();
     let mut loading = tokio::task::spawn_blocking(move || loader.start(bundle));
     announce(&format!("listening on http://{address}"));

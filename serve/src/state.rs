@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use macrl_bundle::bundle::Bundle;
 use macrl_bundle::preprocess::JpegDecoding;
-use sha2::{Digest, Sha256};
-use subtle::ConstantTimeEq;
 
 use crate::budget::{Budget, Reservation};
 use crate::engine::{Engine, EngineOptions};
 use crate::error::ApiError;
+use crate::host_policy::HostPolicy;
 use crate::index::{self, EncoderIdentity, Index, IndexError, Location, OpenOptions};
+use crate::keys::{Keys, Role};
 use crate::limits::Limits;
 use crate::metrics::{Gauges, Metrics};
 use crate::origin::Origin;
@@ -60,8 +60,12 @@ pub struct Settings {
     pub exact_decoding: bool,
     /// Where items are stored.
     pub index: Location,
-    /// The key that requests must have, if the server asks for one.
+    /// A key that allows everything.  Without any key, every request is accepted.
     pub api_key: Option<String>,
+    /// Further keys, with their roles.
+    pub keys: Keys,
+    /// Host names under which a server without a key answers.
+    pub hosts: HostPolicy,
     /// Web origins whose pages may call the server.
     pub cors_origins: Vec<Origin>,
 }
@@ -89,7 +93,7 @@ pub struct App {
     bundle_dir: PathBuf,
     model: RwLock<Option<Arc<Model>>>,
     stopping: AtomicBool,
-    key_hash: Option<[u8; 32]>,
+    keys: Keys,
     reloading: tokio::sync::Mutex<()>,
 }
 
@@ -106,6 +110,8 @@ impl App {
         let limits = &settings.limits;
         let (max_bytes, exact_up_to) = (limits.index_bytes, limits.exact_up_to);
         let options = OpenOptions { max_bytes, exact_up_to, patience: INDEX_PATIENCE };
+        let mut keys = settings.keys.clone();
+        settings.api_key.iter().for_each(|key| keys.insert(Role::Admin, key));
         Ok(Arc::new(Self {
             metrics: Arc::default(),
             index: index::open(&settings.index, &EncoderIdentity::of(bundle), &options)?,
@@ -118,7 +124,7 @@ impl App {
             bundle_dir: bundle.dir.clone(),
             model: RwLock::new(None),
             stopping: AtomicBool::new(false),
-            key_hash: settings.api_key.as_ref().map(|key| hash(key.as_bytes())),
+            keys,
             reloading: tokio::sync::Mutex::new(()),
             settings,
         }))
@@ -243,14 +249,41 @@ impl App {
         self.stopping.load(Ordering::SeqCst)
     }
 
-    /// Whether a request with this key is accepted.  Hashes are compared in constant time, so that the time tells nothing
-    /// about the key.
-    pub fn accepts_key(&self, given: Option<&[u8]>) -> bool {
-        match (&self.key_hash, given) {
-            (None, _) => true,
-            (Some(expected), Some(given)) => hash(given).ct_eq(expected).into(),
-            (Some(_), None) => false,
+    /// Whether requests need a key.
+    pub fn asks_for_key(&self) -> bool {
+        !self.keys.is_empty()
+    }
+
+    /// The roles that have keys.
+    pub fn roles(&self) -> Vec<String> {
+        self.keys.roles()
+    }
+
+    /// Checks that the bearer of the given key may do what needs the role `needed`.
+    ///
+    /// # Errors
+    /// [`ApiError::Unauthorized`] without an accepted key; [`ApiError::Forbidden`] with one of a lesser role.
+    pub fn authorize(&self, given: Option<&[u8]>, needed: Role) -> Result<(), ApiError> {
+        if !self.asks_for_key() {
+            return Ok(());
         }
+        match given.filter(|key| !key.is_empty()).and_then(|key| self.keys.role(key)) {
+            None => Err(ApiError::Unauthorized),
+            Some(role) if role < needed => Err(ApiError::Forbidden { needed, role }),
+            Some(_) => Ok(()),
+        }
+    }
+
+    /// What an operator should know about who can use the server.
+    pub fn access_warnings(&self) -> Vec<String> {
+        let open = !self.asks_for_key() && self.settings.hosts.beyond_loopback();
+        let any = self.settings.cors_origins.contains(&Origin::Any) && !self.asks_for_key();
+        let open = open.then(|| {
+            "other machines can reach the server and no key is asked for: set MACRL_API_KEY, unless something before the \
+             server checks who asks"
+        });
+        let any = any.then(|| "--cors-origin * without a key: every web page that a user visits can read and write");
+        open.into_iter().chain(any).map(str::to_string).collect()
     }
 
     /// The current values that `/metrics` shows beside the counters.
@@ -279,8 +312,4 @@ impl App {
 fn decoders() -> (usize, usize) {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     (cores, (cores / 2).max(1))
-}
-
-fn hash(key: &[u8]) -> [u8; 32] {
-    Sha256::digest(key).into()
 }

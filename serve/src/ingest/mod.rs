@@ -36,6 +36,7 @@ use crate::client::Client;
 use crate::engine::{Engine, EngineOptions, Precision};
 use crate::image_folder::{ImageFile, ImageFolder, Labels, read_image_folder};
 use crate::index::{self, ContentHash, EncoderIdentity, Index, JsonMap, Location, OpenOptions};
+use crate::keys;
 
 /// Ids whose hashes are looked up together.
 const LOOKUP: usize = 1024;
@@ -98,7 +99,7 @@ pub fn run(args: &IngestArgs) -> Result<()> {
         args.folder.canonicalize().with_context(|| format!("cannot read the folder {}", args.folder.display()))?;
     let report = match (&args.url, &args.bundle, &args.index) {
         (Some(url), ..) => {
-            let client = Client::new(url, args.api_key.clone());
+            let client = Client::new(url, keys::single(args.api_key.as_deref())?);
             client.wait_until_ready(Duration::from_secs(30), false)?;
             let remote = RemoteServer(&client);
             let job = Job::new(args, &folder, &remote)?;

@@ -10,6 +10,7 @@ use super::responses::{INDEX, KEY, MODEL, error_responses};
 use crate::api;
 use crate::api::server::{Reloaded, Status};
 use crate::error::{ApiError, ErrorKind, Failure};
+use crate::origin::Origin;
 use crate::state::{App, AppState, Model};
 
 error_responses!(InfoErrors, ErrorBody, [KEY, MODEL, INDEX]);
@@ -43,6 +44,14 @@ pub(crate) async fn info(State(app): State<AppState>) -> Result<Json<Value>, Fai
             "wait_ms": engine.batch_wait.as_secs_f64() * 1e3,
             "workers": model.engine.devices().len(),
             "threads_per_worker": engine.threads,
+        },
+        "access": {
+            "key_required": app.asks_for_key(),
+            "roles": app.roles(),
+            "beyond_this_machine": app.settings.hosts.beyond_loopback(),
+            "allowed_hosts": app.settings.hosts.names(),
+            "cors_origins": app.settings.cors_origins.iter().map(Origin::to_string).collect::<Vec<_>>(),
+            "warnings": app.access_warnings(),
         },
         "index": { "kind": app.index.kind(), "items": index.items, "approximate_items": index.approximate },
         "limits": describe_limits(&app),
@@ -155,8 +164,8 @@ error_responses!(ReloadErrors, ErrorBody, [KEY, &[ErrorKind::NotFound, ErrorKind
     )
 )]
 pub(crate) async fn reload(State(app): State<AppState>) -> Result<Json<Reloaded>, Failure> {
-    if app.settings.api_key.is_none() {
-        return Err(ApiError::NotFound("reloading over HTTP needs a server with --api-key".into()).into());
+    if !app.asks_for_key() {
+        return Err(ApiError::NotFound("reloading over HTTP needs a server with a key".into()).into());
     }
     app.reload().await.map_err(|e| ApiError::Conflict(format!("the old bundle keeps serving: {e:#}")))?;
     Ok(Json(Reloaded { status: "reloaded", model: app.model()?.name().to_string() }))

@@ -16,8 +16,11 @@ use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 use crate::connection::Connection;
 use crate::error::{ApiError, ErrorCode, Failure};
+use crate::foreign_page;
+use crate::keys::Role;
 use crate::origin::Origin;
 use crate::response_body;
+use crate::routes::security_headers;
 use crate::state::AppState;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -76,14 +79,18 @@ fn panicked(_: Box<dyn Any + Send>) -> Response {
     Failure::from(ApiError::Internal("this request made the server fail".into())).into_response()
 }
 
-/// Answers 401 if the server asks for a key and the request has none or a wrong one.
-pub(super) async fn authorize(State(app): State<AppState>, request: Request, next: Next) -> Response {
-    let given = request.headers().get(AUTHORIZATION).and_then(|value| {
+/// Refuses requests of foreign web pages, and those without a key of the role that the route needs.
+pub(super) async fn authorize(State((app, needed)): State<(AppState, Role)>, request: Request, next: Next) -> Response {
+    let (parts, body) = request.into_parts();
+    let given = parts.headers.get(AUTHORIZATION).and_then(|value| {
         // Bytes and not text: a key may have characters other than ASCII.
         let (scheme, key) = value.as_bytes().split_at_checked(7)?;
         scheme.eq_ignore_ascii_case(b"bearer ").then(|| key.trim_ascii())
     });
-    if app.accepts_key(given) { next.run(request).await } else { Failure::from(ApiError::Unauthorized).into_response() }
+    match foreign_page::check(&app, &parts).and_then(|()| app.authorize(given, needed)) {
+        Ok(()) => next.run(Request::from_parts(parts, body)).await,
+        Err(error) => Failure::from(error).into_response(),
+    }
 }
 
 /// Counts and logs a request, and gives it an id that is in its answer and in its log line.
@@ -100,6 +107,7 @@ async fn observe(State(app): State<AppState>, request: Request, next: Next) -> R
     let ms = elapsed.as_secs_f64() * 1e3;
     tracing::info!(request_id = id.to_str().unwrap_or_default(), method, route, status, code, ms, "request");
     response.headers_mut().insert(REQUEST_ID, id);
+    security_headers::add(&mut response, !app.settings.cors_origins.is_empty());
     if app.is_stopping() {
         // Clients and load balancers should open their next connection elsewhere.
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));

@@ -10,42 +10,56 @@ mod openapi;
 mod parse;
 mod responses;
 mod search;
+mod security_headers;
 mod store_items;
+
+use std::sync::LazyLock;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::http::Uri;
-use axum::response::Html;
-use axum::routing::{get, post};
+use axum::routing::{get, post, put};
 
+use self::security_headers::Page;
 use crate::error::{ApiError, Failure};
+use crate::keys::Role;
 use crate::state::AppState;
+
+static SEARCH_PAGE: LazyLock<Page> = LazyLock::new(|| Page::new(include_str!("../pages/index.html")));
+static DOCS_PAGE: LazyLock<Page> = LazyLock::new(|| Page::new(include_str!("../pages/docs.html")));
 
 /// The whole server as a service.
 pub fn app(state: AppState) -> Router {
-    let guarded = Router::new()
+    let guard = |role| axum::middleware::from_fn_with_state((state.clone(), role), middleware::authorize);
+    let read = Router::new()
         .route("/embed", post(embed::embed))
         .route("/classify", post(embed::classify))
         .route("/v1/embeddings", post(openai::embeddings))
         .route("/v1/models", get(openai::models))
         .route("/v1/models/{*model}", get(openai::model))
         .route("/search", post(search::search))
-        .route("/items", post(items::post).get(items::list))
-        .route("/items/{id}", get(items::get).put(items::put).delete(items::delete))
+        .route("/items", get(items::list))
+        .route("/items/{id}", get(items::get))
         .route("/items/{id}/image", get(items::image))
         .route("/duplicates", get(explore::duplicates))
         .route("/map", get(explore::map))
         .route("/info", get(info::info))
         .route("/metrics", get(info::metrics))
-        .route("/admin/reload", post(info::reload))
-        .route_layer(axum::middleware::from_fn_with_state(state.clone(), middleware::authorize));
+        .route_layer(guard(Role::Read));
+    let write = Router::new()
+        .route("/items", post(items::post))
+        .route("/items/{id}", put(items::put).delete(items::delete))
+        .route_layer(guard(Role::Write));
+    let admin = Router::new().route("/admin/reload", post(info::reload)).route_layer(guard(Role::Admin));
     let open = Router::new()
-        .route("/", get(async || Html(include_str!("../pages/index.html"))))
-        .route("/docs", get(async || Html(include_str!("../pages/docs.html"))))
+        .route("/", get(async || SEARCH_PAGE.response()))
+        .route("/docs", get(async || DOCS_PAGE.response()))
         .route("/openapi.json", get(openapi::document))
         .route("/health", get(info::health))
         .route("/ready", get(info::ready));
-    let routes = guarded
+    let routes = read
+        .merge(write)
+        .merge(admin)
         .merge(open)
         .fallback(async |uri: Uri| Failure::from(no_route(uri.path())))
         .method_not_allowed_fallback(async || Failure::from(ApiError::Method))

@@ -8,8 +8,9 @@ use utoipa::openapi::{ContentBuilder, Ref, RefOr, Response, ResponseBuilder};
 
 use crate::error::ErrorKind;
 
-/// Errors of routes that ask for the key.
-pub(super) const KEY: &[ErrorKind] = &[ErrorKind::Unauthorized];
+/// Errors of routes that check who asks: the key, the web page, the host name.
+pub(super) const KEY: &[ErrorKind] =
+    &[ErrorKind::Unauthorized, ErrorKind::Forbidden, ErrorKind::ForeignOrigin, ErrorKind::UnknownHost];
 
 /// Errors while a body is received and parsed.
 pub(super) const BODY: &[ErrorKind] = &[

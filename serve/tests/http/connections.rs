@@ -47,7 +47,7 @@ impl Wire {
 
     /// Whether the connection takes another request.
     fn is_open(&mut self) -> bool {
-        self.send(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n");
+        self.send(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n");
         self.answer().0 == 200
     }
 
@@ -91,7 +91,8 @@ fn an_answer_before_the_body_does_not_break_the_next_request() {
     for (status, target, headers) in early() {
         let mut wire = Wire::open(&server);
         for _ in 0..3 {
-            let head = format!("{target} HTTP/1.1\r\nHost: x\r\n{headers}Content-Length: {}\r\n\r\n", body.len());
+            let head =
+                format!("{target} HTTP/1.1\r\nHost: localhost\r\n{headers}Content-Length: {}\r\n\r\n", body.len());
             // Half of the body is sent after the answer, so it is not there when the answer is made.
             wire.send(head.as_bytes());
             wire.send(&body[..70_000]);
@@ -111,7 +112,7 @@ fn an_answer_before_an_endless_body_says_close_and_arrives() {
     let chunk = [b"10000\r\n".to_vec(), vec![7; 0x10000], b"\r\n".to_vec()].concat();
     for (status, target, headers) in early() {
         let mut wire = Wire::open(&server);
-        let head = format!("{target} HTTP/1.1\r\nHost: x\r\n{headers}Transfer-Encoding: chunked\r\n\r\n");
+        let head = format!("{target} HTTP/1.1\r\nHost: localhost\r\n{headers}Transfer-Encoding: chunked\r\n\r\n");
         wire.send(head.as_bytes());
         (0..3).for_each(|_| wire.send(&chunk));
         wire.send(b"0\r\n\r\n");
@@ -122,7 +123,9 @@ fn an_answer_before_an_endless_body_says_close_and_arrives() {
     // A whole chunked body keeps its connection.
     let mut wire = Wire::open(&server);
     let image = png(0);
-    wire.send(format!("POST /embed HTTP/1.1\r\nHost: x\r\n{KEY}{PNG}Transfer-Encoding: chunked\r\n\r\n").as_bytes());
+    wire.send(
+        format!("POST /embed HTTP/1.1\r\nHost: localhost\r\n{KEY}{PNG}Transfer-Encoding: chunked\r\n\r\n").as_bytes(),
+    );
     wire.send(format!("{:x}\r\n", image.len()).as_bytes());
     wire.send(&image);
     wire.send(b"\r\n0\r\n\r\n");
@@ -136,8 +139,9 @@ fn an_unsent_body_after_expect_is_not_waited_for() {
     let server = Process::start(dir.path(), &["--api-key", "k"]);
     for (status, target, headers) in early().into_iter().filter(|(status, ..)| *status != 413) {
         let mut wire = Wire::open(&server);
-        let head =
-            format!("{target} HTTP/1.1\r\nHost: x\r\n{headers}Expect: 100-continue\r\nContent-Length: 9\r\n\r\n");
+        let head = format!(
+            "{target} HTTP/1.1\r\nHost: localhost\r\n{headers}Expect: 100-continue\r\nContent-Length: 9\r\n\r\n"
+        );
         wire.send(head.as_bytes());
         let answered = wire.answer();
         assert_eq!(answered.0, status, "{target} {headers}: {answered:?}");
@@ -147,14 +151,14 @@ fn an_unsent_body_after_expect_is_not_waited_for() {
     let image = png(0);
     let length = image.len();
     let expect = format!("{KEY}{PNG}Expect: 100-continue\r\nContent-Length: {length}\r\n\r\n");
-    wire.send(format!("POST /embed HTTP/1.1\r\nHost: x\r\n{expect}").as_bytes());
+    wire.send(format!("POST /embed HTTP/1.1\r\nHost: localhost\r\n{expect}").as_bytes());
     assert_eq!(wire.answer().0, 100);
     wire.send(&image);
     assert!(wire.answer().0 == 200 && wire.is_open());
     // After a body that arrives too slowly, the beginning of the next request is unknown.
     let server = Process::start(dir.path(), &["--body-timeout", "0.1"]);
     let mut wire = Wire::open(&server);
-    wire.send(format!("POST /embed HTTP/1.1\r\nHost: x\r\n{PNG}Content-Length: 9\r\n\r\nabc").as_bytes());
+    wire.send(format!("POST /embed HTTP/1.1\r\nHost: localhost\r\n{PNG}Content-Length: 9\r\n\r\nabc").as_bytes());
     let answered = wire.answer();
     assert!(answered.0 == 408 && says_close(&answered) && wire.has_ended(), "{answered:?}");
 }
@@ -211,7 +215,8 @@ fn a_clients_methods_and_paths_create_no_time_series() {
         wire.send(format!("M{number} /embed/{number}?{number} HTTP/1.1\r\nHost: h{number}\r\n\r\n").as_bytes());
         assert_eq!(wire.answer().0, 404);
         wire.send(
-            format!("X{number} /items/{number} HTTP/1.1\r\nHost: x\r\n{KEY}X-Request-Id: {number}\r\n\r\n").as_bytes(),
+            format!("X{number} /items/{number} HTTP/1.1\r\nHost: localhost\r\n{KEY}X-Request-Id: {number}\r\n\r\n")
+                .as_bytes(),
         );
         assert_eq!(wire.answer().0, 405);
     }

@@ -78,7 +78,7 @@ pub(crate) fn bundle() -> tempfile::TempDir {
 
 pub(crate) fn request(body: &[u8]) -> Vec<u8> {
     let head = format!(
-        "POST /embed HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: image/png\r\nContent-Length: {}\r\n\r\n",
+        "POST /embed HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: image/png\r\nContent-Length: {}\r\n\r\n",
         body.len()
     );
     [head.as_bytes(), body].concat()
@@ -125,7 +125,7 @@ fn a_header_that_never_ends_is_cut_off_and_delays_no_other_client() {
     let server = Process::start(dir.path(), &["--header-timeout", "0.3"]);
     let mut loris: Vec<TcpStream> = (0..50).map(|_| TcpStream::connect(server.address()).unwrap()).collect();
     for stream in &mut loris {
-        stream.write_all(b"POST /embed HTTP/1.1\r\nHost: x\r\n").unwrap();
+        stream.write_all(b"POST /embed HTTP/1.1\r\nHost: localhost\r\n").unwrap();
     }
     assert!(server.ask(&request(&png(0))).starts_with("HTTP/1.1 200"));
     for stream in &mut loris {

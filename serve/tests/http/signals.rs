@@ -66,7 +66,7 @@ fn load_balancers_have_time_to_notice_a_shutdown() {
         std::thread::sleep(Duration::from_millis(10));
     }
     // Requests are still answered, and kept connections are asked to close.
-    let answer = server.ask(b"GET /info HTTP/1.1\r\nHost: x\r\n\r\n");
+    let answer = server.ask(b"GET /info HTTP/1.1\r\nHost: localhost\r\n\r\n");
     assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("connection: close"), "{answer}");
     assert!(server.child.try_wait().unwrap().is_none());
     // A second signal ends the wait.

@@ -278,11 +278,11 @@ impl App {
     pub fn access_warnings(&self) -> Vec<String> {
         let open = !self.asks_for_key() && self.settings.hosts.beyond_loopback();
         let any = self.settings.cors_origins.contains(&Origin::Any) && !self.asks_for_key();
-        let open = open.then(|| {
+        let open = open.then_some(
             "other machines can reach the server and no key is asked for: set MACRL_API_KEY, unless something before the \
-             server checks who asks"
-        });
-        let any = any.then(|| "--cors-origin * without a key: every web page that a user visits can read and write");
+             server checks who asks",
+        );
+        let any = any.then_some("--cors-origin * without a key: every web page that a user visits can read and write");
         open.into_iter().chain(any).map(str::to_string).collect()
     }
 

@@ -6,7 +6,7 @@
     python bench/check_pretrained.py models/pretrained/cifar10 cifar-10-batches-bin --graph onnx/model_quantized.onnx
 
 Reads onnx/model.onnx (or --graph), preprocessor_config.json and probe.safetensors, nothing else of the bundle but the numbers that
-its evaluation.json claims.  --first judges the first N test images too, beside all of them.  Exit status 1 where an
+its evaluation.json claims.  --first also evaluates the first N test images alone.  Exit status 1 where an
 accuracy on all test images differs by more than 0.2 point.
 
 Needs: onnxruntime, numpy, scikit-learn, safetensors.
@@ -63,7 +63,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("data", type=Path, help="the official binary layout: data_batch_1.bin ... test_batch.bin")
-    parser.add_argument("--first", type=int, help="judge this many first test images too")
+    parser.add_argument("--first", type=int, help="also evaluate this many first test images alone")
     parser.add_argument("--graph", default="onnx/model.onnx", help="which of the bundle's graphs")
     parser.add_argument("--batch", type=int, default=8, help="images a call: of the 8-bit graph it shows in the features")
     arguments = parser.parse_args()

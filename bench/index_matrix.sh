@@ -5,4 +5,4 @@
 #   bench/index_matrix.sh [ROUNDS [SEED]]
 set -eu
 MACRL_MATRIX_ROUNDS=${1:-100} MACRL_MATRIX_SEED=${2:-3} \
-    cargo test --release --locked --workspace --test index -- --nocapture whatever_becomes_of_the_files
+    cargo test --release --locked --workspace --test index -- --nocapture restored_and_killed_indexes

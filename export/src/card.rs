@@ -164,7 +164,7 @@ fn protocol(evaluation: &Evaluation) -> String {
         let _ = writeln!(text, "Data: {}.", p.split.trim_end_matches('.'));
     }
     if p.train_images > 0 && p.test_images > 0 {
-        let _ = writeln!(text, "{} images to look up and fit on, {} images judged.", p.train_images, p.test_images);
+        let _ = writeln!(text, "{} images to look up and fit on, {} images classified.", p.train_images, p.test_images);
     }
     let _ = writeln!(
         text,

@@ -45,7 +45,7 @@ pub mod graph;
 #[doc(hidden)]
 pub mod images;
 #[doc(hidden)]
-pub mod judge;
+pub mod int8_accuracy;
 #[doc(hidden)]
 pub mod outlier;
 #[doc(hidden)]

@@ -11,7 +11,7 @@ use macrl_nn::vit::Encoder;
 use serde_json::json;
 
 use crate::images::ParityImages;
-use crate::judge::{Judged, Votes};
+use crate::int8_accuracy::{EvaluationImages, Votes};
 pub use crate::outputs::{Outputs, candle, candle_onnx, onnx_runtime};
 use crate::outputs::{argmax, cosine};
 use crate::run::TrainedRun;
@@ -86,8 +86,8 @@ pub fn check(source: &TrainedRun, exported: &Exported) -> Result<Parity> {
         Ok::<_, anyhow::Error>(comparison)
     };
     let votes = Votes { k: source.config.evaluate.k, temperature: source.config.evaluate.temperature };
-    let judged = source.judged.as_ref().map(|judged| (judged, votes));
-    let int8 = |graph| quantized([exported.graph, graph], (reference, images), judged, probe);
+    let labelled = source.evaluation_images.as_ref().map(|labelled| (labelled, votes));
+    let int8 = |graph| quantized([exported.graph, graph], (reference, images), labelled, probe);
     Ok(Parity {
         images: images.count,
         source: format!("held-out images of the run {} (samples.safetensors)", source.name),
@@ -107,14 +107,14 @@ pub fn check(source: &TrainedRun, exported: &Exported) -> Result<Parity> {
 pub fn quantized(
     graphs: [&Path; 2],
     (reference, images): (&Outputs, &ParityImages),
-    judged: Option<(&Judged, Votes)>,
+    labelled: Option<(&EvaluationImages, Votes)>,
     probe: Option<&Probe>,
 ) -> Result<Quantized> {
     let [full, int8] = graphs;
     let width = reference.pooled.len() / images.count.max(1);
     let outputs = onnx_runtime(int8, images, &BOTH).context("ONNX Runtime in 8 bits")?;
     let features = compare(reference, &outputs, width, probe).context("ONNX Runtime in 8 bits")?;
-    let accuracy = judged.map(|(judged, votes)| judged.accuracy(full, int8, votes, probe)).transpose()?;
+    let accuracy = labelled.map(|(labelled, votes)| labelled.accuracy(full, int8, votes, probe)).transpose()?;
     Ok(Quantized { features, accuracy })
 }
 

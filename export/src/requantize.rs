@@ -1,4 +1,4 @@
-//! An 8-bit graph for a bundle that is there already: one of an earlier version, or one that is to be judged by other images.
+//! An 8-bit graph for a bundle that is there already: one of an earlier version, or one whose accuracy is to be measured on other images.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use macrl_bundle::bundle::{self, Bundle, FILES, HIDDEN, POOLED, Parity};
 
 use crate::error::Failure;
 use crate::folder::BundleFolder;
-use crate::judge::{Judged, Votes};
+use crate::int8_accuracy::{EvaluationImages, Votes};
 use crate::{card, outlier, parity, write};
 
 /// Images whose features are compared.
@@ -38,14 +38,14 @@ fn fill(old: &Bundle, new: &Path, folder: &Path) -> Result<Parity> {
     let (full, int8) = (new.join(bundle::ONNX), new.join(bundle::ONNX_INT8));
     let model = candle_onnx::read_file(&full).context("onnx/model.onnx cannot be read")?;
     let (probe, votes) = (old.probe.as_ref(), votes(old));
-    let judged = Judged::from_folder(folder, &old.preprocess, probe)?;
-    let images = judged.queries.images.spread(COMPARED);
+    let labelled = EvaluationImages::from_folder(folder, &old.preprocess, probe)?;
+    let images = labelled.queries.images.spread(COMPARED);
     let reference = parity::onnx_runtime(&full, &images, &[HIDDEN, POOLED]).context("onnx/model.onnx")?;
     ensure!(!reference.pooled.is_empty(), "onnx/model.onnx gives no features");
     outlier::write_int8(&model, &full, &int8, &images)?;
     proof.extra.remove(write::LEFT_OUT);
     proof.extra.insert("int8_note".into(), parity::INT8_NOTE.into());
-    proof.int8 = Some(parity::quantized([&full, &int8], (&reference, &images), Some((&judged, votes)), probe)?);
+    proof.int8 = Some(parity::quantized([&full, &int8], (&reference, &images), Some((&labelled, votes)), probe)?);
     write::keep_if_it_holds(&int8, &mut proof)?;
     bundle::write_json(&new.join(bundle::PARITY), &proof)?;
     if let Ok(text) = std::fs::read_to_string(new.join(bundle::README)) {

@@ -15,7 +15,7 @@ use safetensors::{Dtype, SafeTensors};
 
 use crate::error::Failure;
 use crate::images::ParityImages;
-use crate::judge::{self, Judged};
+use crate::int8_accuracy::{self, EvaluationImages};
 
 /// Name of the fixed positions among the weights, (1, 1 + N, D).
 pub const POSITIONS: &str = "pos_embed";
@@ -41,8 +41,8 @@ pub struct TrainedRun {
     pub weights: HashMap<String, Tensor>,
     /// Images for the parity check.
     pub images: ParityImages,
-    /// Labelled images to judge the 8-bit graph by, where the run was evaluated.
-    pub judged: Option<Judged>,
+    /// Labelled images on which the 8-bit graph's accuracy is measured, where the run was evaluated.
+    pub evaluation_images: Option<EvaluationImages>,
     /// The linear probe, where the run was evaluated.
     pub probe: Option<Probe>,
     /// The evaluation, where the run was evaluated.
@@ -63,7 +63,7 @@ impl TrainedRun {
             Device::Cpu => Ok(self),
             #[cfg(feature = "cuda")]
             gpu => {
-                let encoder = self.encoder.map(|group| group.to_gpu(gpu, macrl_nn::cuda::Real::F32))?;
+                let encoder = self.encoder.map(|group| group.to_gpu(gpu, macrl_nn::cuda::ScalarType::F32))?;
                 Ok(TrainedRun { encoder, device: Some(name), ..self })
             }
             #[cfg(not(feature = "cuda"))]
@@ -113,7 +113,7 @@ impl TrainedRun {
             encoder,
             device: None,
             images: read_images(&run.join("samples.safetensors"), &config)?,
-            judged: read_judged(run, &config)?,
+            evaluation_images: read_evaluation_images(run, &config)?,
             config,
             probe,
             evaluation,
@@ -190,9 +190,9 @@ fn check_evaluation(
 }
 
 /// Runs that were evaluated by an earlier version have none.
-fn read_judged(run: &Path, config: &Config) -> Result<Option<Judged>> {
-    let file = existing(run.join(judge::FILE));
-    file.map(|file| Judged::read(&file, &Preprocess::from_config(config))).transpose()
+fn read_evaluation_images(run: &Path, config: &Config) -> Result<Option<EvaluationImages>> {
+    let file = existing(run.join(int8_accuracy::FILE));
+    file.map(|file| EvaluationImages::read(&file, &Preprocess::from_config(config))).transpose()
 }
 
 /// `samples.safetensors`: `pixels` u8 (n, S, S, 3), held-out images after the evaluation transform.

@@ -112,8 +112,8 @@ fn a_product_that_spoils_the_features_stays_in_32_bits() {
     assert!(kept.node.iter().any(|n| n.op_type == "MatMul" && n.name == "blocks.1.mlp.fc2.product"));
 }
 
-/// `judged.safetensors` as evaluation writes it: two classes, one bright.
-fn write_judged(run: &Path, size: usize) {
+/// `evaluation_images.safetensors` as evaluation writes it: two classes, one bright.
+fn write_evaluation_images(run: &Path, size: usize) {
     let part = |name: &str, count: usize| {
         let values = (0..count * size * size * 3).map(|i| shade(i / (size * size * 3) % 2, i as u32));
         let pixels = Tensor::from_vec(values.collect::<Vec<u8>>(), (count, size, size, 3), &Device::Cpu).unwrap();
@@ -122,7 +122,8 @@ fn write_judged(run: &Path, size: usize) {
         [(format!("{name}_pixels"), pixels), (format!("{name}_labels"), labels)]
     };
     let tensors = [part("lookup", 30), part("query", 20)].concat();
-    fs::write(run.join("judged.safetensors"), checkpoint::to_bytes(&tensors, HashMap::new()).unwrap()).unwrap();
+    fs::write(run.join("evaluation_images.safetensors"), checkpoint::to_bytes(&tensors, HashMap::new()).unwrap())
+        .unwrap();
 }
 
 fn shade(class: usize, seed: u32) -> u8 {
@@ -133,7 +134,7 @@ fn shade(class: usize, seed: u32) -> u8 {
 fn a_bundle_says_what_8_bits_cost() {
     let dir = tempfile::tempdir().unwrap();
     let run = support::write_run(dir.path(), Pooling::Mean, true);
-    write_judged(&run, 16);
+    write_evaluation_images(&run, 16);
     let source = support::source(&run);
     let target = dir.path().join("bundle");
     write::bundle(&target, &source, &Graphs::build(&source, Element::F32).unwrap(), &BundleOptions::default()).unwrap();

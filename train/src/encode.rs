@@ -42,7 +42,13 @@ impl PreparedImages {
 
     /// Reads the images of these indices, in this order, whether they have labels or not.  Unreadable ones are left out.
     pub fn read_chosen(data: &dyn Dataset, chosen: &[usize], preprocess: &Preprocess) -> Self {
-        read_or_name(data, chosen, preprocess, &Progress::new("reading images to judge the encoder by", chosen.len())).0
+        read_or_name(
+            data,
+            chosen,
+            preprocess,
+            &Progress::new("reading images to evaluate the encoder on", chosen.len()),
+        )
+        .0
     }
 
     /// Pooled features of all images.

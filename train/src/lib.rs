@@ -1,6 +1,6 @@
 //! Images -> views -> two branches -> losses -> checkpoint; evaluation; report.
 //!
-//! [`pretrain`] is the loop, [`Method`] the method, [`data::open`] finds images, [`evaluate`](evaluate::evaluate) judges
+//! [`pretrain`] is the loop, [`Method`] the method, [`data::open`] finds images, [`evaluate`](evaluate::evaluate) evaluates
 //! features.  `examples/pretrain.rs` trains an encoder with them.
 //!
 //! This page is the public interface; hidden modules may change at any time.
@@ -38,6 +38,8 @@ pub mod encode;
 #[doc(hidden)]
 pub mod ending;
 #[doc(hidden)]
+pub mod evaluation_images;
+#[doc(hidden)]
 pub mod extract;
 #[doc(hidden)]
 pub mod failure;
@@ -47,8 +49,6 @@ pub mod finetune;
 pub mod gradients;
 #[doc(hidden)]
 pub mod inputs;
-#[doc(hidden)]
-pub mod judged;
 #[doc(hidden)]
 pub mod loader;
 #[doc(hidden)]

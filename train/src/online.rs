@@ -47,7 +47,7 @@ pub struct FeatureCheck {
 }
 
 impl Online {
-    /// `None` where online evaluation is off or there are too few images.  PreparedImages without labels are used too, since spread and
+    /// `None` where online evaluation is off or there are too few images.  Images without labels are used too, since spread and
     /// rank need none.
     pub fn prepare(config: &Config, data: &Data) -> Option<Self> {
         if config.evaluate.every_epochs == 0 {
@@ -56,7 +56,7 @@ impl Online {
         let preprocess = Preprocess::from_config(config);
         let count = IMAGES.min(MEMORY / preprocess.values().max(1)).max(LEAST);
         let images = PreparedImages::read_chosen(data.train.as_ref(), &chosen(data.train.as_ref(), count), &preprocess);
-        let folds = judged_folds(&images);
+        let folds = query_folds(&images);
         (images.labels.len() >= LEAST).then(|| Online { images, folds, config: config.clone() })
     }
 
@@ -78,7 +78,7 @@ impl Online {
     /// Share of the queries whose neighbours in the other folds vote for the query's class.
     fn accuracy(&self, features: &Features) -> Option<f64> {
         let counts = class_counts(&features.labels);
-        let (mut right, mut judged) = (0.0, 0);
+        let (mut right, mut queries) = (0.0, 0);
         for fold in 0..FOLDS {
             let of_fold = |i: &usize| self.folds.get(*i) == Some(&fold);
             let (inside, others): (Vec<usize>, Vec<usize>) = (0..features.len()).partition(of_fold);
@@ -89,9 +89,9 @@ impl Online {
             let (test, train) = (features.select(&inside), features.select(&others));
             let evaluate = &self.config.evaluate;
             right += knn::accuracy(&train, &test, evaluate.k, evaluate.temperature).knn * inside.len() as f64;
-            judged += inside.len();
+            queries += inside.len();
         }
-        (judged > 0).then(|| right / judged as f64)
+        (queries > 0).then(|| right / queries as f64)
     }
 }
 
@@ -107,9 +107,9 @@ fn chosen(data: &dyn Dataset, count: usize) -> Vec<usize> {
 }
 
 /// The fold of each image.  Empty where fewer than two classes have a second image, since no query could be wrong.
-fn judged_folds(images: &PreparedImages) -> Vec<usize> {
-    let judged = class_counts(&images.labels).values().filter(|count| **count > 1).count();
-    if images.labelled && judged > 1 { folds(&images.labels, FOLDS) } else { Vec::new() }
+fn query_folds(images: &PreparedImages) -> Vec<usize> {
+    let classes = class_counts(&images.labels).values().filter(|count| **count > 1).count();
+    if images.labelled && classes > 1 { folds(&images.labels, FOLDS) } else { Vec::new() }
 }
 
 fn class_counts(labels: &[u32]) -> HashMap<u32, usize> {

@@ -87,9 +87,9 @@ impl Run {
         self.dir.join("samples.safetensors")
     }
 
-    /// Labelled images of both splits, for the export to judge the 8-bit graph by.
-    pub fn judged(&self) -> PathBuf {
-        self.dir.join("judged.safetensors")
+    /// Labelled images of both splits, on which the export measures the 8-bit graph's accuracy.
+    pub fn evaluation_images(&self) -> PathBuf {
+        self.dir.join("evaluation_images.safetensors")
     }
 
     /// Accuracies of the encoder and of the baselines.

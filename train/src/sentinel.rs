@@ -1,4 +1,4 @@
-//! Watches over training: judges steps, weights and features, and says when going on is pointless.
+//! Watches over training: checks steps, weights and features, and says when going on is pointless.
 //!
 //! It changes nothing and writes nothing: the training loop acts on the [`Verdict`].
 
@@ -9,16 +9,18 @@ use macrl_bundle::config::Config;
 use crate::online::FeatureCheck;
 use crate::step::contract::Finished;
 
-/// Below this spread of the normalised features (1 is isotropic), or this effective rank, features have collapsed.
-const FEATURE_STD_FLOOR: f64 = 0.02;
-const RANK_FLOOR: f64 = 1.5;
+/// Features with a smaller spread than this have collapsed (normalised features; 1 is isotropic).
+pub const FEATURE_STD_FLOOR: f64 = 0.02;
+/// Features with a smaller effective rank than this have collapsed.
+pub const RANK_FLOOR: f64 = 1.5;
 /// Collapse ends training when this many checks in a row find it.
 const PATIENCE: usize = 3;
 /// A parameter is dead when no gradient has reached it in this many steps in a row.
 const DEAD_STEPS: usize = 20;
-/// Waiting for data more than this share of the time, over this many steps, gives a warning.
+/// Waiting for data more than this share of the time, over [`STARVED_STEPS`], gives a warning.
 const STARVED_SHARE: f64 = 0.5;
-const STARVED_STEPS: usize = 50;
+/// Number of steps over which the share of waiting is taken.
+pub const STARVED_STEPS: usize = 50;
 /// Names that a message lists at most.
 const NAMED: usize = 3;
 
@@ -83,7 +85,9 @@ impl Sentinel {
         if non_finite.is_empty() { Verdict::Healthy } else { Verdict::NotFinite("weights") }
     }
 
-    fn check_reached(&mut self, unreached: &[String]) -> Option<String> {
+    /// Checks that every parameter has had a gradient lately.  `unreached`: names of those without one in this step.  The message
+    /// names the parameters that have been without for too long.
+    pub fn check_reached(&mut self, unreached: &[String]) -> Option<String> {
         let names = unreached.iter().filter(|name| self.masked || *name != "mask_token").cloned().collect();
         self.dead = match self.dead_steps {
             0 => names,
@@ -125,7 +129,7 @@ impl Sentinel {
     }
 
     /// A warning, once, when the data cannot keep up.  `share` of the step's time went into waiting.
-    fn check_waiting(&mut self, share: f64) -> Option<String> {
+    pub fn check_waiting(&mut self, share: f64) -> Option<String> {
         if self.warned {
             return None;
         }
@@ -145,6 +149,3 @@ impl Sentinel {
         })
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -2,15 +2,15 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test fails by panicking
 
+mod common;
+
 use std::sync::Arc;
 
-use image::{Rgb, RgbImage};
+use common::images;
 use macrl_bundle::config::Config;
 use macrl_nn::checkpoint;
 use macrl_nn::params::Group;
 use macrl_train::batches::Batches;
-use macrl_train::data::Dataset;
-use macrl_train::data::memory::Memory;
 use macrl_train::gradients::Gradients;
 use macrl_train::inputs::Inputs;
 use macrl_train::losses::{Losses, Term};
@@ -23,31 +23,12 @@ use macrl_train::step::cpu::pretraining_step;
 use macrl_train::step::rule::compute;
 use macrl_train::views::Batch;
 
-const SMALL: [&str; 12] = [
-    "encoder.image_size=16",
-    "encoder.patch_size=4",
-    "encoder.width=24",
-    "encoder.depth=2",
-    "decoder.width=16",
-    "decoder.depth=1",
-    "decoder.heads=2",
-    "projector.hidden=32",
-    "projector.dim=16",
-    "contrast.bank_size=20",
-    "train.batch_size=8",
-    "train.lr=0.05",
-];
-
 fn config(more: &[&str]) -> Config {
-    let set: Vec<String> = SMALL.iter().chain(more).map(|s| s.to_string()).collect();
-    Config::parse("", "test", &set).unwrap()
+    common::config(&[&["train.lr=0.05"], more].concat())
 }
 
 fn batches(config: &Config) -> Batches {
-    let pixel = |i: u32, x: u32, y: u32| Rgb([(i * 40 + x * 5) as u8, (x * y + i) as u8, (y * 11) as u8]);
-    let images = (0..24).map(|i| RgbImage::from_fn(16, 16, |x, y| pixel(i, x, y))).collect();
-    let data: Arc<dyn Dataset> = Arc::new(Memory::new("train", images, vec![None; 24]));
-    Batches::new(data, config).unwrap()
+    Batches::new(Arc::new(images()), config).unwrap()
 }
 
 fn weights(state: &State) -> Vec<f32> {

@@ -1,38 +1,18 @@
-//! The losses and updates against PyTorch 2.15 (float64); inputs come from a formula that both sides can compute:
-//!
-//! ```python
-//! def wave(n, phase, scale=1.0): return scale * torch.sin(torch.arange(n) * 0.7 + phase)
-//! ```
+//! The losses and updates against PyTorch 2.15 (float64).
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test fails by panicking
 
+#[path = "../../models/nn/tests/reference/mod.rs"]
+mod reference;
+
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor, Var};
+use candle_core::{Device, Tensor};
 use macrl_nn::ops::graph;
 use macrl_train::ops::info_nce::{Keys, info_nce};
 use macrl_train::ops::l1::masked_l1;
 use macrl_train::ops::update::{AdamStep, adamw, moving_average, sum_of_squares};
-
-fn wave(n: usize, phase: f64, scale: f64) -> Vec<f32> {
-    (0..n).map(|i| (scale * (i as f64 * 0.7 + phase).sin()) as f32).collect()
-}
-
-fn var(values: Vec<f32>, shape: &[usize]) -> Var {
-    Var::from_vec(values, shape, &Device::Cpu).unwrap()
-}
-
-fn flat(tensor: &Tensor) -> Vec<f32> {
-    tensor.flatten_all().unwrap().to_vec1().unwrap()
-}
-
-#[track_caller]
-fn close(got: &[f32], expected: &[f64], tolerance: f64) {
-    assert_eq!(got.len(), expected.len());
-    for (i, (g, e)) in got.iter().zip(expected).enumerate() {
-        assert!((f64::from(*g) - e).abs() <= tolerance * e.abs().max(1.0), "value {i}: {g}, expected {e}");
-    }
-}
+use reference::{close, flat, var, wave};
 
 /// `p = wave(24, 0.4) (2, 4, 3)`, `t = wave(18, 1.4) (2, 3, 3)`, `(p[:, 1:] - t).abs()[mask].mean()`,
 /// mask = [[1, 0, 1], [0, 1, 1]].

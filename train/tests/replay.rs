@@ -2,17 +2,17 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test fails by panicking
 
+mod common;
+
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::Result;
-use candle_core::{Device, Tensor, Var};
-use image::{Rgb, RgbImage};
+use candle_core::Device;
+use common::{data, images, set};
 use macrl_bundle::config::Config;
 use macrl_nn::params::Group;
 use macrl_train::batches::Batches;
-use macrl_train::data::Data;
-use macrl_train::data::memory::Memory;
 use macrl_train::failure::{Failure, record};
 use macrl_train::replay::{Finding, non_finite_images, replay, start};
 use macrl_train::run::Run;
@@ -23,42 +23,9 @@ use macrl_train::step::rule::compute;
 use macrl_train::trainer::pretrain;
 use macrl_train::views::Batch;
 
-const SMALL: [&str; 12] = [
-    "encoder.image_size=16",
-    "encoder.width=24",
-    "encoder.depth=2",
-    "decoder.width=16",
-    "decoder.depth=1",
-    "decoder.heads=2",
-    "projector.hidden=32",
-    "projector.dim=16",
-    "contrast.bank_size=20",
-    "train.batch_size=8",
-    "train.warmup_epochs=0",
-    "train.epochs=20",
-];
-
+/// 20 epochs of three steps without warm-up.
 fn config(more: &[&str]) -> Config {
-    let set: Vec<String> = SMALL.iter().chain(more).map(|s| s.to_string()).collect();
-    Config::parse("", "test", &set).unwrap()
-}
-
-fn images() -> Memory {
-    let pixel = |i: u32, x: u32, y: u32| Rgb([(i * 40 + x * 5) as u8, (x * y + i) as u8, (y * 11) as u8]);
-    let images = (0..24).map(|i| RgbImage::from_fn(16, 16, |x, y| pixel(i, x, y))).collect();
-    Memory::new("train", images, vec![None; 24])
-}
-
-fn data() -> Data {
-    Data {
-        train: Arc::new(images()),
-        test: None,
-        classes: Vec::new(),
-        format: "test",
-        skipped: Vec::new(),
-        left_out: Vec::new(),
-        notes: Vec::new(),
-    }
+    common::config(&[&["train.warmup_epochs=0", "train.epochs=20"], more].concat())
 }
 
 /// What a step on this batch measures; nothing is changed.
@@ -70,19 +37,6 @@ fn measure(state: &State, batch: &Batch) -> Measured {
 fn verdict(step: u64, measured: &Measured, batch: &Batch) -> Verdict {
     let (measured, images) = (measured.clone(), batch.indices.clone());
     Sentinel::new(&config(&[])).check_step(&Finished { step, measured, images, seconds: 1.0, waiting: 0.0 })
-}
-
-/// Replaces a parameter's values in place.
-fn set(groups: &[&Group], name: &str, value: impl Fn(usize, f32) -> f32) {
-    let (group, parameter) =
-        groups.iter().find_map(|g| Some((g, g.parameters().iter().find(|p| p.name == name)?))).unwrap();
-    let mut values = group.values().to_vec1::<f32>().unwrap();
-    values[parameter.range.clone()].iter_mut().enumerate().for_each(|(i, v)| *v = value(i, *v));
-    let shape = values.len();
-    Var::from_tensor(group.values())
-        .unwrap()
-        .set(&Tensor::from_vec(values, shape, group.values().device()).unwrap())
-        .unwrap();
 }
 
 /// What ends the run when the first step finds this state, which has to be `what`.

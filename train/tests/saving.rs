@@ -46,9 +46,7 @@ fn train(run: &Run, set: &str) {
     std::fs::create_dir_all(run.dir().join("checkpoints")).unwrap();
     // The run's samples take the first 64.
     let split: Arc<dyn Dataset> = Arc::new(Failing { left: AtomicUsize::new(64 + 4 * 9) });
-    let (skipped, notes) = (Vec::new(), Vec::new());
-    let data =
-        Data { train: split, test: None, classes: Vec::new(), format: "test", skipped, notes, left_out: Vec::new() };
+    let data = Data::unlabelled(split, "test");
     let state = State::init(&config).unwrap();
     let why = pretrain(run, &config, &data, state, &Device::Cpu, &AtomicBool::new(false)).unwrap_err();
     assert!(why.to_string().contains("can be read any more"), "{why}");

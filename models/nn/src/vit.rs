@@ -171,9 +171,10 @@ impl Encoder {
         #[cfg(feature = "cuda")]
         if let Some(place) = self.embed.on_device() {
             let device = self.embed.values().device();
-            let real = if place.half.is_some() { crate::cuda::Real::Bf16 } else { crate::cuda::Real::F32 };
+            let scalar =
+                if place.half.is_some() { crate::cuda::ScalarType::Bf16 } else { crate::cuda::ScalarType::F32 };
             let kept = Tensor::from_vec(kept, (shape.0, shape.1), device)?;
-            let patches = crate::cuda::memory::upload(device, real, patches, shape)?;
+            let patches = crate::cuda::memory::upload(device, scalar, patches, shape)?;
             return Ok(VisiblePatches { patches, kept: Kept::Device { sources: kept.clone(), kept } });
         }
         let patches = Tensor::from_slice(patches, shape, &Device::Cpu)?;

@@ -1,45 +1,27 @@
 //! Compares the fused operators with PyTorch 2.15 (float64), finite differences and a composition of Candle operators.
 //!
-//! Inputs come from a formula that both sides compute.  Large results are compared by one weighted sum:
+//! Large results are compared by one weighted sum:
 //!
 //! ```python
-//! def wave(n, phase, scale=1.0): return scale * torch.sin(torch.arange(n) * 0.7 + phase)
 //! def check(t): t = t.flatten(); return float((t * torch.cos(torch.arange(t.numel()) * 0.3)).sum())
 //! ```
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test fails by panicking
 
+mod reference;
+
 use std::sync::Arc;
 
-use candle_core::{D, Device, Result, Tensor, Var};
+use candle_core::{D, Device, Result, Tensor};
 use macrl_nn::ops::attention::Heads;
 use macrl_nn::ops::block::Block;
 use macrl_nn::ops::{activation, graph};
 use macrl_nn::params::Parameter;
 use macrl_nn::vit::positions;
-
-fn wave(n: usize, phase: f64, scale: f64) -> Vec<f32> {
-    (0..n).map(|i| (scale * (i as f64 * 0.7 + phase).sin()) as f32).collect()
-}
+use reference::{close, flat, var, wave};
 
 fn check(values: &[f32]) -> f64 {
     values.iter().enumerate().map(|(i, v)| f64::from(*v) * (i as f64 * 0.3).cos()).sum()
-}
-
-fn var(values: Vec<f32>, shape: &[usize]) -> Var {
-    Var::from_vec(values, shape, &Device::Cpu).unwrap()
-}
-
-fn flat(tensor: &Tensor) -> Vec<f32> {
-    tensor.flatten_all().unwrap().to_vec1().unwrap()
-}
-
-#[track_caller]
-fn close(got: &[f32], expected: &[f64], tolerance: f64) {
-    assert_eq!(got.len(), expected.len());
-    for (i, (g, e)) in got.iter().zip(expected).enumerate() {
-        assert!((f64::from(*g) - e).abs() <= tolerance * e.abs().max(1.0), "value {i}: {g}, expected {e}");
-    }
 }
 
 /// sum(y * wave(., 0.5)): a scalar whose gradient has another value at each position.

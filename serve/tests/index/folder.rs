@@ -16,7 +16,7 @@ async fn a_second_process_is_told_which_process_has_the_folder() {
     let Some(IndexError::Open(message)) = backend.open(&encoder(2)).await.err() else { panic!("opened twice") };
     let expected = format!("is being written by another process (pid {})", std::process::id());
     assert!(message.contains(&expected) && !message.contains('\n'), "{message}");
-    // Reading beside it is allowed; changing is not.
+    // A second process may read, but not change the index.
     let (reader, holds) = EmbeddedIndex::open_read_only(backend.dir.path()).unwrap();
     assert_eq!(holds, encoder(2));
     assert!(reader.get("a").await.unwrap().is_some());
@@ -73,7 +73,7 @@ async fn answers(dir: &Path, queries: &[Vec<f32>], expected: &[Vec<String>]) {
             let near = search(&index, query(vector, 10)).await;
             found += near.iter().filter(|hit| expected.contains(&hit.id)).count();
         }
-        // All queries together: one may miss two of its ten in a graph that was built in another order.
+        // Over all queries together: in a graph built in another order, a single query may miss two of its ten hits.
         assert!(found * 10 >= queries.len() * 10 * 9, "{found} of {}", queries.len() * 10);
         settled(&index).await;
     }
@@ -147,7 +147,7 @@ async fn an_old_graph_file_hides_no_item() {
         drop(index);
         let copy = fs::read(dir.join("items.sqlite")).unwrap();
         let index = backend.open(&encoder(16)).await.unwrap();
-        // What is deleted after the copy is there again afterwards.
+        // Items deleted after the copy are back after its restoration.
         for i in 0..20 {
             index.delete(&format!("old{i}")).await.unwrap();
         }
@@ -202,7 +202,7 @@ async fn a_folder_that_holds_other_things_is_refused() {
         assert!(message.contains("items.sqlite is no index of this program: it has the table `items`"), "{message}");
     }
     assert_eq!(fs::read(&file).unwrap(), before);
-    // What is empty, or was begun, or is a fresh file system, is taken; and what an index's owner adds later is left alone.
+    // Empty folders, unfinished indexes and fresh file systems are accepted.  Files that the owner adds later are kept.
     fs::remove_file(&file).unwrap();
     fs::create_dir(photos.join("lost+found")).unwrap();
     fs::write(&file, "").unwrap();
@@ -247,7 +247,7 @@ async fn disk_space_of_deleted_items_is_given_back() {
         let backend = Folder::new();
         let dir = backend.dir.path();
         if old {
-            // As early versions made it, without auto_vacuum.
+            // Like indexes of early versions, without auto_vacuum.
             drop(backend.open(&encoder(64)).await.unwrap());
             let connection = rusqlite::Connection::open(dir.join("items.sqlite")).unwrap();
             connection.execute_batch("PRAGMA journal_mode = delete; PRAGMA auto_vacuum = none; VACUUM").unwrap();
@@ -263,7 +263,7 @@ async fn disk_space_of_deleted_items_is_given_back() {
         let full = size(dir);
         assert!(full > 7 << 20, "{full}");
         remove(index.as_ref(), (0..1900).map(|i| i.to_string())).await;
-        // While it is open, and what remained when it was closed.
+        // While the index is open, and after it was closed.
         shrinks_below(dir, full / 5).await;
         for i in 1900..2000 {
             assert_eq!(index.get(&i.to_string()).await.unwrap(), Some(with(i)), "old {old}");
@@ -297,7 +297,7 @@ async fn a_backup_is_made_beside_the_writer_and_is_an_index() {
     fs::write(copies.path().join("photo.jpg"), "mine").unwrap();
     let refused = EmbeddedIndex::back_up(backend.dir.path(), copies.path()).err();
     assert!(refused.unwrap().to_string().contains("holds other things"));
-    // What a killed backup leaves does not block its target, and is removed unless an early version left it.
+    // The remains of a killed backup do not block its target.  They are removed, unless an early version left them.
     let interrupted = copies.path().join("interrupted");
     fs::create_dir(&interrupted).unwrap();
     let leftovers = [".items.sqlite.tmp-1-0", "items.tmp"].map(|name| interrupted.join(name));

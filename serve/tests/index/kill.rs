@@ -1,11 +1,11 @@
-//! `kill -9` at random moments under concurrent upserts and deletes: whatever was acknowledged is there, nothing is
-//! there by half.
+//! `kill -9` at random moments under concurrent upserts and deletes: every acknowledged change is stored, and no change
+//! is stored in part.
 //!
-//! The process that is killed is this test again (`child`).  Each of its workers changes items of its own, one change
-//! after the other, in an order that anybody can replay; it says so after each acknowledgement.  So after a kill every
-//! worker's items must be as its acknowledged changes left them, or those and the one change that was under way.
+//! The killed process is this test program again (`child`).  Each of its workers changes its own items, in an order that
+//! the parent can replay, and prints a line after each acknowledgement.  After a kill, a worker's items must be those of its
+//! acknowledged changes, with or without the one change that was in progress.
 //!
-//! `MACRL_KILL_ROUNDS=100 MACRL_KILL_ITEMS=100000` is bench/index_kill.sh.
+//! bench/index_kill.sh runs it with `MACRL_KILL_ROUNDS=100 MACRL_KILL_ITEMS=100000`.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -23,7 +23,7 @@ const DIM: usize = 192;
 const WORKERS: usize = 8;
 /// Ids of each worker.
 const IDS: usize = 40;
-/// Names the folder to the child.
+/// Environment variable with the child's folder.
 const CHILD: &str = "MACRL_KILL_CHILD";
 const OPEN_LIMIT: Duration = Duration::from_secs(2);
 
@@ -32,7 +32,7 @@ fn setting(name: &str, default: usize) -> usize {
 }
 
 fn open(dir: &Path, items: usize) -> EmbeddedIndex {
-    // The graph is built, grows, is saved and is killed, too.
+    // Low enough that the graph is built, extended and saved during the rounds.
     let exact_up_to = (items / 2).min(50_000);
     EmbeddedIndex::open(dir, &encoder(DIM), &OpenOptions { exact_up_to, ..OpenOptions::default() }).unwrap()
 }
@@ -42,7 +42,7 @@ enum Step {
     Delete(String),
 }
 
-/// The `n`-th change of a worker.
+/// Change number `n` of a worker.
 fn step(worker: usize, n: usize) -> Step {
     let mut noise = Noise((worker * 1_000_003 + n) as u64);
     noise.integer(2);
@@ -54,7 +54,7 @@ fn step(worker: usize, n: usize) -> Step {
     }
 }
 
-/// An item whose every part tells its version.
+/// An item whose vector, metadata, image and hash all depend on its version.
 fn version(id: &str, n: usize) -> Item {
     let seed = id.bytes().fold(n as u64, |seed, byte| seed * 31 + u64::from(byte));
     let picture: Arc<[u8]> = format!("{id} {n} {}", "x".repeat(300)).into_bytes().into();
@@ -62,7 +62,7 @@ fn version(id: &str, n: usize) -> Item {
     Item { image: Some(picture), has_image: true, hash: Some([n as u8; 32]), ..plain }
 }
 
-/// A worker's items after its first `n` changes.
+/// Items of a worker after its first `n` changes.
 fn replay(worker: usize, n: usize) -> BTreeMap<String, Item> {
     let mut items = BTreeMap::new();
     for n in 0..n {
@@ -74,7 +74,7 @@ fn replay(worker: usize, n: usize) -> BTreeMap<String, Item> {
     items
 }
 
-/// Not a test: what `a_kill_loses_nothing` starts and kills.
+/// Not a test by itself: the process that `a_kill_loses_nothing` starts and kills.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn child() {
     let Ok(dir) = std::env::var(CHILD) else { return };
@@ -94,7 +94,7 @@ async fn child() {
                         }
                         Step::Delete(id) => drop(index.delete(&id).await.unwrap()),
                     }
-                    // One write of a whole line.
+                    // The whole line in one write, so that a kill cannot leave half of it among others.
                     std::io::stdout().lock().write_all(format!("ack {worker}\n").as_bytes()).unwrap();
                 }
             })
@@ -105,7 +105,7 @@ async fn child() {
     }
 }
 
-/// Starts the child, kills it after a while; acknowledgements of each worker.
+/// Starts the child and kills it after a while; returns the number of acknowledged changes of each worker.
 fn round(dir: &Path, items: usize, done: &[usize], pause: Duration) -> Vec<usize> {
     let starts: Vec<String> = done.iter().map(usize::to_string).collect();
     let mut child = Command::new(std::env::current_exe().unwrap())
@@ -123,7 +123,7 @@ fn round(dir: &Path, items: usize, done: &[usize], pause: Duration) -> Vec<usize
     for line in BufReader::new(out).split(b'\n') {
         let line = String::from_utf8(line.unwrap()).unwrap();
         let Some(worker) = line.rsplit("ack ").next().filter(|_| line.contains("ack ")) else { continue };
-        // A line that was cut off by the kill is not an acknowledgement.
+        // A line that the kill cut off does not count.
         let Ok(worker) = worker.parse::<usize>() else { continue };
         acks[worker] += 1;
         let since = *first.get_or_insert_with(Instant::now);
@@ -138,7 +138,7 @@ fn round(dir: &Path, items: usize, done: &[usize], pause: Duration) -> Vec<usize
     acks
 }
 
-/// Whether the worker's items are those; what is wrong, else.
+/// Compares the worker's items with the expected ones; the error says what differs.
 fn compare(expected: &BTreeMap<String, Item>, found: &BTreeMap<String, Item>) -> Result<(), String> {
     let names = |items: &BTreeMap<String, Item>| items.keys().cloned().collect::<Vec<_>>();
     if names(expected) != names(found) {
@@ -195,7 +195,7 @@ async fn a_kill_loses_nothing() {
             };
             total += acks;
             expected += found.len();
-            // The index searches what it lists.
+            // A search finds the listed items.
             if let Some(item) = found.values().next() {
                 let query = Query { exact: true, ..query(&item.vector, 1) };
                 assert_eq!(search(&index, query).await[0].id, item.id);

@@ -1,11 +1,11 @@
-//! Kills, copies and restorations in any order, below and above the limit of exact search: whatever becomes of the files,
-//! an index holds what its database held, and searches find exactly that.
+//! Kills, copies and restorations in random order, below and above the limit of exact search: afterwards the index holds
+//! the items of its database, and searches find exactly these.
 //!
-//! Every round changes the index in a process of its own, which is killed or ends by itself; a copy may be made
-//! meanwhile or afterwards; an older copy may be put back, with the graph's file of another past beside it.  Then the
-//! index is opened, every item is looked at, and many are searched for by their own vectors.
+//! In each round a child process changes the index and is killed or ends by itself.  A copy may be made during the round or
+//! after it.  An older copy may be restored, also beside a graph file that was saved later.  Then the index is opened, every
+//! item is compared, and many are searched for by their own vectors.
 //!
-//! `MACRL_MATRIX_ROUNDS=100` is bench/index_matrix.sh.
+//! bench/index_matrix.sh runs it with `MACRL_MATRIX_ROUNDS=100`.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -25,22 +25,22 @@ const DIM: usize = 24;
 const WORKERS: usize = 3;
 /// Ids of each worker.
 const IDS: usize = 30;
-/// Names the folder to the child.
+/// Environment variable with the child's folder.
 const CHILD: &str = "MACRL_MATRIX_CHILD";
-/// Items searched for by their own vectors, each time.
+/// Number of items that each check searches for by their own vectors.
 const SEARCHED: usize = 250;
 
-/// One change: what it is follows from its number, which is never used twice.
+/// One change.  Its number, which is never reused, determines what it does.
 type Step = u64;
 
-/// What has been done to an index.
+/// Changes made to an index so far.
 #[derive(Clone, Default)]
 struct Past {
     workers: [Vec<Step>; WORKERS],
     bulk: BTreeMap<String, Item>,
 }
 
-/// A folder with a copy, and what it holds.
+/// A folder with a copy, and the copy's changes.
 struct Copied {
     dir: PathBuf,
     past: Past,
@@ -77,7 +77,7 @@ impl Past {
         items
     }
 
-    /// Between `done` and one more than `most` of a round's changes of each worker were made: finds out how many.
+    /// Finds out how many of a round's changes each worker made: at least `done`, at most `most` + 1.
     async fn settle(&mut self, index: &EmbeddedIndex, round: usize, done: [usize; WORKERS], most: [usize; WORKERS]) {
         for worker in 0..WORKERS {
             let mut found = BTreeMap::new();
@@ -99,7 +99,7 @@ impl Past {
     }
 }
 
-/// Not a test: what `whatever_becomes_of_the_files` starts.
+/// Not a test by itself: the process that `restored_and_killed_indexes_hold_their_databases_items` starts.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn child() {
     let Ok(dir) = std::env::var(CHILD) else { return };
@@ -115,7 +115,7 @@ async fn child() {
                         (_, Some(item)) => assert!(index.put(&encoder(DIM), vec![item]).await.unwrap()[0].is_ok()),
                         (id, None) => drop(index.delete(&id).await.unwrap()),
                     }
-                    // One write of a whole line.
+                    // The whole line in one write, so that a kill cannot leave half of it among others.
                     std::io::stdout().lock().write_all(format!("ack {worker}\n").as_bytes()).unwrap();
                 }
             })
@@ -126,7 +126,7 @@ async fn child() {
     }
 }
 
-/// A child that is changing the index, and what it has acknowledged.
+/// A child that changes the index, and the changes that it has acknowledged.
 struct Running {
     child: Child,
     acknowledged: Arc<[AtomicUsize; WORKERS]>,
@@ -149,7 +149,7 @@ impl Running {
         let reader = std::thread::spawn(move || {
             for line in out.split(b'\n').map_while(Result::ok) {
                 let line = String::from_utf8_lossy(&line).into_owned();
-                // A line that was cut off by the kill is not an acknowledgement.
+                // A line that the kill cut off does not count.
                 let worker = line.rsplit_once("ack ").and_then(|(_, worker)| worker.parse::<usize>().ok());
                 if let Some(count) = worker.and_then(|worker| counts.get(worker)) {
                     count.fetch_add(1, Ordering::SeqCst);
@@ -163,14 +163,14 @@ impl Running {
         std::array::from_fn(|worker| self.acknowledged[worker].load(Ordering::SeqCst))
     }
 
-    /// Waits until something was acknowledged.
+    /// Waits for the first acknowledgement.
     fn begun(&mut self) {
         while self.acknowledged().iter().sum::<usize>() == 0 && self.child.try_wait().unwrap().is_none() {
             std::thread::sleep(Duration::from_millis(1));
         }
     }
 
-    /// All that was acknowledged until it ended, by itself or by being killed.
+    /// Waits for the child's end, by itself or by a kill; returns all acknowledgements.
     fn end(mut self, kill: bool) -> [usize; WORKERS] {
         if kill {
             // SIGKILL.
@@ -183,7 +183,7 @@ impl Running {
     }
 }
 
-/// Every item is there, and is found by its own vector; nothing else is found.
+/// Checks that every item is stored, that its own vector finds it, and that nothing else is found.
 async fn check(index: &EmbeddedIndex, past: &Past, noise: &mut Noise, what: &str) {
     let items = past.items();
     assert_eq!(index.status().await.unwrap().items, items.len(), "{what}");
@@ -214,7 +214,7 @@ fn copy_folder(from: &Path, to: &Path) {
     }
 }
 
-/// Puts a copy back: all of it, or the database alone.
+/// Restores a copy: all of it, or the database alone.
 fn restore(copy: &Path, dir: &Path, whole: bool) {
     if whole {
         fs::remove_dir_all(dir).unwrap();
@@ -234,7 +234,7 @@ fn restore(copy: &Path, dir: &Path, whole: bool) {
     }
 }
 
-/// Adds or removes many items, so that the index is now above and now below the limit of exact search.
+/// Adds or removes many items, so that the index crosses the limit of exact search in both directions.
 async fn load(index: &EmbeddedIndex, past: &mut Past, round: usize, noise: &mut Noise) {
     if past.bulk.len() > EXACT_UP_TO && noise.integer(2) == 0 {
         let gone: Vec<String> = past.bulk.keys().skip(noise.integer(300)).cloned().collect();
@@ -250,7 +250,7 @@ async fn load(index: &EmbeddedIndex, past: &mut Past, round: usize, noise: &mut 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whatever_becomes_of_the_files() {
+async fn restored_and_killed_indexes_hold_their_databases_items() {
     let rounds = std::env::var("MACRL_MATRIX_ROUNDS").ok().and_then(|v| v.parse().ok()).unwrap_or(6);
     let seed = std::env::var("MACRL_MATRIX_SEED").ok().and_then(|v| v.parse().ok()).unwrap_or(3);
     let parent = tempfile::tempdir().unwrap();
@@ -260,7 +260,7 @@ async fn whatever_becomes_of_the_files() {
     let mut copies: Vec<Copied> = Vec::new();
     let (mut kills, mut restored, mut living, mut searched) = (0, 0, 0, 0);
     for round in 0..rounds {
-        // Many at once.
+        // All in one call.
         if noise.integer(3) > 0 || round == 0 {
             let index = EmbeddedIndex::open(&dir, &encoder(DIM), &options()).unwrap();
             load(&index, &mut past, round, &mut noise).await;
@@ -268,7 +268,7 @@ async fn whatever_becomes_of_the_files() {
                 settled(&index).await;
             }
         }
-        // One at a time, until killed or done; a copy may be made meanwhile.
+        // One at a time, until the child is killed or done; a copy may be made during it.
         let kill = noise.integer(3) > 0;
         let mut running = Running::start(&dir, round, if kill { usize::MAX } else { 40 });
         running.begun();
@@ -308,7 +308,7 @@ async fn whatever_becomes_of_the_files() {
             past = copy.past.clone();
             restored += 1;
             let index = EmbeddedIndex::open(&dir, &encoder(DIM), &options()).unwrap();
-            // The numbers that were given out are given out again.
+            // After a restoration, write numbers are assigned a second time.
             load(&index, &mut past, round, &mut noise).await;
             check(&index, &past, &mut noise, &format!("round {round}, restored (whole: {whole})")).await;
             if past.items().len() > EXACT_UP_TO {

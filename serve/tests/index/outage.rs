@@ -1,9 +1,9 @@
 //! Real servers on one PostgreSQL: `kill -9` of the database under load, and replicas beside an ingest.
 //!
-//! Each worker changes items of its own over HTTP.  An answer of 200, 201 or 404 is an acknowledgement and says how the
-//! item is; after any other answer it is as it was or as asked.  So each item has one or two states that are right.
+//! Each worker changes its own items over HTTP.  A status of 200, 201 or 404 acknowledges the change.  After any other answer
+//! the item may be in its old or in its new state, so each item has one or two correct states.
 //!
-//! `MACRL_OUTAGES=20` is bench/postgres_kill.sh.
+//! bench/postgres_kill.sh runs it with `MACRL_OUTAGES=20`.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
@@ -50,7 +50,7 @@ impl Replica {
         ask(&format!("{}{path}", self.url), method, body)
     }
 
-    /// Items, as the replica counts them.
+    /// Number of items that the replica reports.
     fn total(&self) -> u64 {
         let (status, page, _) = self.ask("GET", "/items?limit=1", None);
         assert_eq!(status, 200, "{page}");
@@ -65,7 +65,7 @@ impl Drop for Replica {
     }
 }
 
-/// Status, JSON, and whether it says when to come again.
+/// Status, JSON, and whether there is a `Retry-After` header.
 fn ask(url: &str, method: &str, body: Option<Value>) -> (u16, Value, bool) {
     let config =
         ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(Duration::from_secs(40)));
@@ -77,10 +77,10 @@ fn ask(url: &str, method: &str, body: Option<Value>) -> (u16, Value, bool) {
     (answer.status().as_u16(), answer.body_mut().read_json().unwrap_or(Value::Null), again)
 }
 
-/// What an item may be: the `version` of its metadata, or absent.
+/// State of an item: the `version` in its metadata, or absent.
 type States = Vec<Option<u64>>;
 
-/// What the workers share.
+/// State that the workers share.
 struct Load {
     url: String,
     stop: AtomicBool,
@@ -93,7 +93,7 @@ impl Load {
         noise.vector(bundle::DIM)
     }
 
-    /// One change after the other; the states that each item may be in before and at the end.
+    /// Makes one change after the other; takes and returns the correct states of each item.
     fn work(&self, worker: usize, seed: u64, mut states: BTreeMap<String, States>) -> BTreeMap<String, States> {
         let mut noise = Noise(seed * 100 + worker as u64);
         let mut version = seed * 1_000_000;
@@ -124,7 +124,7 @@ impl Load {
         states
     }
 
-    /// Searches until told to stop: answers, or 503.
+    /// Searches until `stop` is set; every answer is 200 or 503.
     fn search(&self) {
         let mut noise = Noise(77);
         while !self.stop.load(Ordering::Relaxed) {
@@ -136,7 +136,7 @@ impl Load {
 }
 
 #[test]
-fn a_kill_of_the_data_base_loses_nothing_and_is_survived() {
+fn a_kill_of_the_database_loses_nothing_and_servers_recover() {
     if !server::is_there() {
         return;
     }
@@ -168,13 +168,13 @@ fn a_kill_of_the_data_base_loses_nothing_and_is_survived() {
         std::thread::sleep(Duration::from_millis(300 + noise.integer(300) as u64));
         server.kill();
         std::thread::sleep(Duration::from_millis(300 + noise.integer(300) as u64));
-        // The service itself is well, and says what is missing.
+        // The process is healthy, and /ready names what is missing.
         assert_eq!(replica.ask("GET", "/health", None).0, 200);
         let (status, answer, again) = replica.ask("GET", "/items", None);
         assert!(status == 503 && again && answer["error"]["code"] == "index_unavailable", "{status} {answer}");
         assert!(!answer.to_string().contains(server::PASSWORD), "{answer}");
         server.resume();
-        // It takes connections before it has read its log and answers.
+        // PostgreSQL accepts connections before it has recovered from its log and can answer.
         server::sql(&url, "SELECT 1");
         let since = Instant::now();
         while replica.ask("GET", "/items?limit=1", None).0 != 200 {
@@ -242,12 +242,12 @@ fn replicas_agree_while_a_third_process_ingests() {
     let (mut counted, mut steps, mut written) = (0, 0, 0);
     while third.try_wait().unwrap().is_none() {
         for (replica, other) in [(&replicas[0], &replicas[1]), (&replicas[1], &replicas[0])] {
-            // Whoever asks next never sees less.
+            // Later requests never count fewer items.
             let total = replica.total();
             assert!(total >= counted, "{total} items after {counted}");
             steps += usize::from(total > counted);
             counted = total;
-            // What one of them has acknowledged, the other one has.
+            // Items that one replica acknowledged are visible through the other.
             let id = format!("own-{written}");
             written += 1;
             let body = json!({ "vector": vec![1.0 + written as f32; bundle::DIM], "metadata": { "n": written } });

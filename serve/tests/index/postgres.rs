@@ -1,4 +1,4 @@
-//! What only PostgreSQL can be asked for: its replicas, its lost connections, what its types cannot hold.
+//! Cases that only PostgreSQL has: replicas, lost connections, values that its types cannot hold.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +14,7 @@ fn open(database: &Postgres, encoder: &EncoderIdentity) -> Result<PostgresIndex,
     PostgresIndex::open(&database.address(), encoder, &options())
 }
 
-/// A database, or nothing where there is no server.
+/// A new database; `None` if there is no server to test with.
 fn database() -> Option<Postgres> {
     Some(Postgres::new()).filter(Backend::is_available)
 }
@@ -31,7 +31,7 @@ async fn metadata_that_jsonb_would_change_comes_back_unchanged() {
     let id = "ö '\"\\ %_/?#";
     fill(&index, vec![item(id, &[1.0, 0.0], odd.clone()), item("b", &[0.0, 1.0], json!({}))]).await;
     let back = index.get(id).await.unwrap().unwrap().metadata;
-    // The text, too: order and spelling.
+    // Byte for byte: the order of the keys and the spelling of the numbers.
     assert_eq!(back.as_str(), odd.to_string());
     for (field, value) in map(odd) {
         let narrow = Query { filter: filter(json!({ field.clone(): { "eq": value } })), ..query(&[1.0, 0.0], 9) };
@@ -54,9 +54,9 @@ async fn metadata_that_jsonb_would_change_comes_back_unchanged() {
     }
 }
 
-/// As docs/backup.md says.
+/// With the commands of docs/backup.md.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_dump_is_restored_into_another_data_base() {
+async fn a_dump_is_restored_into_another_database() {
     let (Some(database), Some(other)) = (database(), database()) else { return };
     let (from, to) = (database.url.clone().unwrap(), other.url.clone().unwrap());
     let index = open(&database, &encoder(16)).unwrap();
@@ -70,7 +70,7 @@ async fn a_dump_is_restored_into_another_data_base() {
     let file = dir.path().join("photos.dump");
     let file = file.to_str().unwrap();
     server::tool("pg_dump", &["--format=custom", "--file", file, &from]);
-    // What comes later is not in it.
+    // Items that are added after the dump are not in it.
     index.delete("5").await.unwrap();
     server::tool("pg_restore", &["--no-owner", "--dbname", &to, file]);
     let restored = open(&other, &encoder(16)).unwrap();
@@ -115,7 +115,7 @@ async fn replicas_that_start_together_create_the_tables_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_replica_with_another_encoder_is_refused_whatever_it_does() {
+async fn a_replica_with_another_encoder_is_refused_for_reading_and_writing() {
     let Some(database) = database() else { return };
     let (old, new) = (open(&database, &encoder(2)).unwrap(), open(&database, &encoder(2)).unwrap());
     for dim in [2, 3] {
@@ -143,7 +143,7 @@ async fn searches_of_many_items_use_the_graph() {
     fill(&index, crowd(3000, 64, 3)).await;
     settled(&index).await;
     drop(index);
-    // So few are compared as quickly one by one, and PostgreSQL knows it.
+    // For so few items PostgreSQL plans an exact comparison.
     let address = format!("{url}?pool_size=1&options=-cenable_seqscan%3Doff").parse().unwrap();
     let index = PostgresIndex::open(&address, &encoder(64), &options()).unwrap();
     settled(&index).await;
@@ -163,7 +163,7 @@ async fn searches_of_many_items_use_the_graph() {
         for _ in 0..20 {
             assert_eq!(search(&index, near.clone()).await.len(), 10);
         }
-        // A connection tells what it did once a second, at the end of a statement.
+        // A connection updates its statistics at most once a second, at the end of a statement.
         tokio::time::sleep(Duration::from_millis(1100)).await;
         index.get("17").await.unwrap();
         tokio::time::sleep(Duration::from_millis(100)).await;
@@ -180,7 +180,7 @@ async fn a_graph_whose_building_was_interrupted_is_built_anew() {
     let broken = "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'macrl_items_graph'::regclass";
     sql(database.url.as_ref().unwrap(), broken);
     assert_eq!(index.status().await.unwrap().approximate, None);
-    // Looking again waits for a change.
+    // The second look waits for a change.
     fill(&index, vec![item("one more", &[1.0; 8], json!({}))]).await;
     settled(&index).await;
 }
@@ -194,7 +194,7 @@ async fn connections_that_the_server_closes_are_reopened() {
                WHERE datname = current_database() AND pid <> pg_backend_pid()";
     for round in 0..5 {
         assert_ne!(sql(database.url.as_ref().unwrap(), all), ["0"]);
-        // At once, with a pool of connections that are dead.
+        // Immediately, with a pool of dead connections.
         assert!(index.get("a").await.unwrap().is_some(), "round {round}");
         let many = (0..20).map(|_| query(&[1.0, 0.0], 1)).collect();
         assert_eq!(index.search(many).await.unwrap().len(), 20);
@@ -291,7 +291,7 @@ async fn batches_with_common_items_do_not_conflict() {
     for task in tasks.collect::<Vec<_>>() {
         task.await.unwrap();
     }
-    // Every item's parts are of one writer.
+    // All parts of an item come from the same writer.
     for id in (0..30).map(|i| i.to_string()) {
         let Some(item) = replicas[0].get(&id).await.unwrap() else { continue };
         assert_eq!(item.metadata.to_map()["task"], json!(item.image.unwrap()[0]));

@@ -1,11 +1,11 @@
-//! A power cut at any moment: what was acknowledged is there, and nothing is there by half.
+//! A power cut at any moment: every acknowledged change is stored, and no change is stored in part.
 //!
-//! A layer below SQLite records every write, truncation, sync and deletion of files in their order, and when each
-//! change of the index was acknowledged.  A power cut is then simulated after any of them: synced writes are on the
-//! disk; each later write is there, is missing, or is there with some of its sectors only.  The index is opened on
-//! what is left.  Misplaced writes and loss of synced data are not simulated.
+//! A layer below SQLite records every write, truncation, sync and deletion of files in order, and each acknowledgement of
+//! a change.  Then a power cut is simulated after any of these: synced writes are on the disk; each later write is
+//! complete, missing, or there with only some of its sectors.  The index is opened on the remaining files.  Misplaced
+//! writes and loss of synced data are not simulated.
 //!
-//! `MACRL_POWER_CUTS=5000` is bench/index_power.sh.
+//! bench/index_power.sh runs it with `MACRL_POWER_CUTS=5000`.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::{CStr, c_char, c_int, c_void};
@@ -22,12 +22,12 @@ use serde_json::json;
 use crate::backends::*;
 
 const DIM: usize = 64;
-/// Names the recorded folder to the child.
+/// Environment variable with the recorded folder.
 const CHILD: &str = "MACRL_POWER_CHILD";
-/// What a disk writes as a whole.
+/// Size of a sector in bytes: a disk writes it whole or not at all.
 const SECTOR: usize = 512;
 
-/// What became of a file, or of the index.
+/// A recorded operation on a file, or the acknowledgement of a change.
 enum Op {
     Write {
         file: String,
@@ -38,12 +38,12 @@ enum Op {
         file: String,
         len: usize,
     },
-    /// `folder`: its folder was synced, too, so that earlier deletions in it are durable.
+    /// `folder`: its folder was also synced, so that earlier deletions in it are durable.
     Sync {
         file: String,
         folder: bool,
     },
-    /// `true`: the folder was synced, too.
+    /// `true`: the folder was also synced.
     Delete {
         file: String,
         synced: bool,
@@ -51,21 +51,21 @@ enum Op {
     Acknowledged,
 }
 
-/// What the layer has recorded, and the files it follows.
+/// The recorded operations, and the open files.
 #[derive(Default)]
 struct Recorder {
     ops: Vec<Op>,
-    /// Open files, by where SQLite has them.
+    /// Open files by the address of SQLite's object.
     open: HashMap<usize, Open>,
-    /// SQLite's functions for a kind of file -> ours.
+    /// Our function table for each of SQLite's.
     ours: HashMap<usize, usize>,
 }
 
 #[derive(Clone)]
 struct Open {
-    /// SQLite's functions for it.
+    /// SQLite's function table of this file.
     methods: usize,
-    /// Its name, where it is in the recorded folder.
+    /// Its name; `None` if it is outside the recorded folder.
     name: Option<String>,
     /// SQLite syncs the folder together with the first sync of a journal that it opened for writing.
     syncs_folder: bool,
@@ -73,7 +73,7 @@ struct Open {
 
 static RECORDER: OnceLock<Mutex<Recorder>> = OnceLock::new();
 static FOLDER: OnceLock<String> = OnceLock::new();
-/// SQLite's own layer.
+/// SQLite's default layer.
 static REAL: OnceLock<usize> = OnceLock::new();
 
 fn recorder() -> std::sync::MutexGuard<'static, Recorder> {
@@ -91,10 +91,10 @@ fn real() -> *mut ffi::sqlite3_vfs {
     *REAL.get().unwrap() as *mut ffi::sqlite3_vfs
 }
 
-/// SQLite's own functions for a file.
+/// SQLite's own function table of a file.
 fn methods(file: *mut ffi::sqlite3_file) -> ffi::sqlite3_io_methods {
     let methods = recorder().open.get(&(file as usize)).unwrap().methods as *const ffi::sqlite3_io_methods;
-    // SAFETY: SQLite's tables are there for ever.
+    // SAFETY: SQLite's function tables are static.
     unsafe { *methods }
 }
 
@@ -105,29 +105,29 @@ unsafe extern "C" fn open(
     flags: c_int,
     out: *mut c_int,
 ) -> c_int {
-    // SAFETY: SQLite's own function, with what SQLite gave.
+    // SAFETY: SQLite's own function, with SQLite's arguments.
     let code = unsafe { (*real()).xOpen.unwrap()(real(), name, file, flags, out) };
     if code != ffi::SQLITE_OK {
         return code;
     }
-    // SAFETY: it has just been opened.
+    // SAFETY: the file has just been opened.
     let (methods, name) = unsafe { ((*file).pMethods, recorded(name)) };
     let mut recorder = recorder();
     let journal = ffi::SQLITE_OPEN_MAIN_JOURNAL | ffi::SQLITE_OPEN_SUPER_JOURNAL | ffi::SQLITE_OPEN_WAL;
     let syncs_folder = flags & ffi::SQLITE_OPEN_CREATE != 0 && flags & journal != 0;
     recorder.open.insert(file as usize, Open { methods: methods as usize, name, syncs_folder });
     let ours = *recorder.ours.entry(methods as usize).or_insert_with(|| {
-        // SAFETY: SQLite's tables are there for ever.
+        // SAFETY: SQLite's function tables are static.
         let mut ours = unsafe { *methods };
         ours.xWrite = Some(write);
         ours.xTruncate = Some(truncate);
         ours.xSync = Some(sync);
         ours.xClose = Some(close);
-        // Without memory-mapped reading.
+        // Version 3 adds memory-mapped reading, which would bypass the layer.
         ours.iVersion = ours.iVersion.min(2);
         Box::leak(Box::new(ours)) as *const ffi::sqlite3_io_methods as usize
     });
-    // SAFETY: as above.
+    // SAFETY: SQLite's own function, with SQLite's arguments.
     unsafe { (*file).pMethods = ours as *const ffi::sqlite3_io_methods };
     code
 }
@@ -135,21 +135,21 @@ unsafe extern "C" fn open(
 /// The name within the recorded folder.
 ///
 /// # Safety
-/// Null or a C string.
+/// `name` is null or a C string.
 unsafe fn recorded(name: *const c_char) -> Option<String> {
     if name.is_null() {
         return None;
     }
-    // SAFETY: the caller's.
+    // SAFETY: the caller guarantees a C string.
     let name = unsafe { CStr::from_ptr(name) }.to_str().ok()?;
     Some(name.strip_prefix(FOLDER.get()?)?.trim_start_matches('/').to_string())
 }
 
 unsafe extern "C" fn write(file: *mut ffi::sqlite3_file, data: *const c_void, amount: c_int, at: i64) -> c_int {
-    // SAFETY: SQLite's own function, with what SQLite gave.
+    // SAFETY: SQLite's own function, with SQLite's arguments.
     let code = unsafe { methods(file).xWrite.unwrap()(file, data, amount, at) };
     if code == ffi::SQLITE_OK {
-        // SAFETY: so many bytes were given.
+        // SAFETY: SQLite passes `amount` readable bytes.
         let data = unsafe { std::slice::from_raw_parts(data.cast::<u8>(), amount as usize) }.to_vec();
         record(file, |file| Op::Write { file, at: at as usize, data });
     }
@@ -157,7 +157,7 @@ unsafe extern "C" fn write(file: *mut ffi::sqlite3_file, data: *const c_void, am
 }
 
 unsafe extern "C" fn truncate(file: *mut ffi::sqlite3_file, len: i64) -> c_int {
-    // SAFETY: SQLite's own function, with what SQLite gave.
+    // SAFETY: SQLite's own function, with SQLite's arguments.
     let code = unsafe { methods(file).xTruncate.unwrap()(file, len) };
     if code == ffi::SQLITE_OK {
         record(file, |file| Op::Truncate { file, len: len as usize });
@@ -166,7 +166,7 @@ unsafe extern "C" fn truncate(file: *mut ffi::sqlite3_file, len: i64) -> c_int {
 }
 
 unsafe extern "C" fn sync(file: *mut ffi::sqlite3_file, flags: c_int) -> c_int {
-    // SAFETY: SQLite's own function, with what SQLite gave.
+    // SAFETY: SQLite's own function, with SQLite's arguments.
     let code = unsafe { methods(file).xSync.unwrap()(file, flags) };
     if code == ffi::SQLITE_OK {
         let open = |open: &mut Open| std::mem::take(&mut open.syncs_folder);
@@ -179,12 +179,12 @@ unsafe extern "C" fn sync(file: *mut ffi::sqlite3_file, flags: c_int) -> c_int {
 unsafe extern "C" fn close(file: *mut ffi::sqlite3_file) -> c_int {
     let methods = methods(file);
     recorder().open.remove(&(file as usize));
-    // SAFETY: SQLite's own function, with what SQLite gave.
+    // SAFETY: SQLite's own function, with SQLite's arguments.
     unsafe { methods.xClose.unwrap()(file) }
 }
 
 unsafe extern "C" fn delete(_: *mut ffi::sqlite3_vfs, name: *const c_char, sync: c_int) -> c_int {
-    // SAFETY: SQLite's own function, with what SQLite gave.
+    // SAFETY: SQLite's own function, with SQLite's arguments.
     let (code, recorded) = unsafe { ((*real()).xDelete.unwrap()(real(), name, sync), recorded(name)) };
     if let Some(file) = recorded.filter(|_| code == ffi::SQLITE_OK) {
         recorder().ops.push(Op::Delete { file, synced: sync != 0 });
@@ -192,10 +192,10 @@ unsafe extern "C" fn delete(_: *mut ffi::sqlite3_vfs, name: *const c_char, sync:
     code
 }
 
-/// From now on, every data base of this process is opened through the layer.
+/// Registers the layer: every database that this process opens later goes through it.
 fn install(folder: &Path) {
     FOLDER.set(folder.to_str().unwrap().to_string()).unwrap();
-    // SAFETY: SQLite is initialised by being asked; what is registered lives as long as the process.
+    // SAFETY: the call initialises SQLite; the registered structures live as long as the process.
     unsafe {
         assert_eq!(ffi::sqlite3_initialize(), ffi::SQLITE_OK);
         let default = ffi::sqlite3_vfs_find(std::ptr::null());
@@ -209,7 +209,7 @@ fn install(folder: &Path) {
     }
 }
 
-/// A file as a disk has it.
+/// A file on the simulated disk.
 #[derive(Clone, Default)]
 struct OnDisk {
     content: Option<Vec<u8>>,
@@ -231,7 +231,7 @@ impl OnDisk {
         }
     }
 
-    /// Its folder was synced: what was deleted stays so.
+    /// Its folder was synced: deletions are durable.
     fn deleted_for_good(&mut self, pending: &mut Vec<&Op>) {
         if let Some(at) = pending.iter().rposition(|op| matches!(op, Op::Delete { .. })) {
             self.content = None;
@@ -239,11 +239,11 @@ impl OnDisk {
         }
     }
 
-    /// Of what was not synced each part is there, or not, or some of its sectors.
+    /// Applies the power cut: each unsynced write is kept, dropped, or kept in some of its sectors.
     fn cut(&mut self, pending: &[&Op], noise: &mut Noise) {
         let deleted = pending.iter().rposition(|op| matches!(op, Op::Delete { .. }));
         let pending = match deleted {
-            // What was written before the deletion matters if that is lost, what came after it if it is not.
+            // If the deletion is lost, the writes before it count; if it is kept, those after it.
             Some(at) if noise.integer(2) == 0 => {
                 self.content = None;
                 &pending[at + 1..]
@@ -267,7 +267,7 @@ impl OnDisk {
     }
 }
 
-/// What is left of the files after a power cut; where syncing does nothing, too.
+/// The files after a power cut.  `honest`: whether the disk obeys syncs.
 fn left(ops: &[Op], honest: bool, noise: &mut Noise) -> BTreeMap<String, OnDisk> {
     let mut files: BTreeMap<String, (OnDisk, Vec<&Op>)> = BTreeMap::new();
     for op in ops {
@@ -299,7 +299,7 @@ enum Change {
     Delete(String),
 }
 
-/// The `n`-th change.
+/// Change number `n`.
 fn change(n: usize) -> Change {
     let mut noise = Noise(n as u64 + 77);
     noise.integer(2);
@@ -310,14 +310,14 @@ fn change(n: usize) -> Change {
     Change::Put((0..count).map(|_| version(noise.integer(60), n, &mut noise)).collect())
 }
 
-/// An item whose every part tells its version.
+/// An item whose vector, metadata and image all depend on its version.
 fn version(id: usize, n: usize, noise: &mut Noise) -> Item {
     let picture = format!("{id} {n} {}", "x".repeat(noise.integer(3000)));
     let plain = item(&id.to_string(), &noise.vector(DIM), json!({ "n": n }));
     Item { image: Some(picture.into_bytes().into()), has_image: true, hash: Some([n as u8; 32]), ..plain }
 }
 
-/// Every state of the index, after 0, 1, 2, ... changes.
+/// The states of the index after 0, 1, 2, ... changes.
 fn states(changes: usize) -> Vec<BTreeMap<String, Item>> {
     let mut states = vec![BTreeMap::new()];
     for n in 0..changes {
@@ -331,7 +331,7 @@ fn states(changes: usize) -> Vec<BTreeMap<String, Item>> {
     states
 }
 
-/// What the index holds; why not, where it cannot be opened or read.
+/// The items of the index; the error says why it cannot be opened or read.
 async fn read(dir: &Path) -> Result<BTreeMap<String, Item>, String> {
     let index = EmbeddedIndex::open(dir, &encoder(DIM), &options()).map_err(|e| e.to_string())?;
     let page = index.list(ListQuery { limit: 1000, ..ListQuery::default() }).await.map_err(|e| e.to_string())?;
@@ -345,7 +345,7 @@ async fn read(dir: &Path) -> Result<BTreeMap<String, Item>, String> {
 
 async fn work(dir: &Path, changes: usize) {
     let mut n = 0;
-    // Closed and opened again, so that the journal is moved and deleted, too.
+    // Closed and opened again, so that the journal is also moved and deleted.
     for part in 1..=4 {
         let index = EmbeddedIndex::open(dir, &encoder(DIM), &options()).unwrap();
         while n < changes * part / 4 {
@@ -357,13 +357,13 @@ async fn work(dir: &Path, changes: usize) {
             n += 1;
         }
         if part == 2 {
-            // Space is given back.
+            // The freed space is returned.
             tokio::time::sleep(Duration::from_millis(1500)).await;
         }
     }
 }
 
-/// Not a test: what `a_power_cut_loses_nothing` starts, since the layer is all of the process's.
+/// Not a test by itself: `a_power_cut_loses_nothing` starts it, since the layer applies to a whole process.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn child() {
     let Ok(parent) = std::env::var(CHILD) else { return };

@@ -1,4 +1,4 @@
-//! An index where nothing can be written: a read-only mount, as a process without rights sees it.
+//! An index in a folder that cannot be written, as on a read-only mount.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -11,10 +11,10 @@ use serde_json::json;
 
 use crate::backends::*;
 
-/// Root may write everywhere: it becomes `nobody`.
+/// User `nobody`: root could write everywhere.
 const NOBODY: u32 = 65534;
 
-/// Runs the program as somebody who may write to `out` alone.
+/// Runs the program as a user who may write only to `out`.
 fn run(place: &Path, args: &[&str]) -> Output {
     let program = place.join("macrl-serve");
     let mut command = Command::new(&program);
@@ -40,7 +40,7 @@ async fn a_read_only_index_is_exported_with_its_last_changes() {
     let dir = place.join("index # 1?");
     let index = EmbeddedIndex::open(&dir, &encoder(4), &options()).unwrap();
     fill(&index, (0..50).map(|i| item(&i.to_string(), &[1.0, i as f32, 0.0, 0.0], json!({}))).collect()).await;
-    // As it is closed, and as `kill -9` leaves it: the last changes are in the journal.
+    // A closed index, and one after `kill -9`, whose last changes are in the journal.
     let torn = place.join("torn");
     fs::create_dir(&torn).unwrap();
     for name in ["items.sqlite", "items.sqlite-wal"] {

@@ -1,10 +1,10 @@
 //! A real PostgreSQL with pgvector, for as long as this process lives.
 //!
-//! It comes from `scripts/setup.sh tests` (`.deps/postgres`), or from where `MACRL_POSTGRES` says that one is installed.  Without
-//! one, tests that need it are skipped with a word, or fail where `MACRL_REQUIRE_POSTGRES` is set.
+//! `scripts/setup.sh tests` installs it in `.deps/postgres`; `MACRL_POSTGRES` names another installation.  Without one, the
+//! tests that need it are skipped with a message, or fail if `MACRL_REQUIRE_POSTGRES` is set.
 //!
-//! A shell of its own starts it and waits for orders on a pipe.  However this process ends, the pipe ends with it, and
-//! the shell stops the server and removes its folder.
+//! A shell starts the server and reads commands from a pipe.  When this process ends, for whatever reason, the pipe closes,
+//! and the shell stops the server and removes its folder.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-/// PostgreSQL refuses to run as root: it then runs as `nobody`.
+/// PostgreSQL refuses to run as root; for root it is started as `nobody`.
 const NOBODY: u32 = 65534;
 pub(crate) const PASSWORD: &str = "pass-word-of-the-tests";
 
@@ -37,7 +37,7 @@ cd / && rm -rf "$2"
 const SETTINGS: &str = "-c listen_addresses=127.0.0.1 -c unix_socket_directories= -c shared_buffers=64MB \
                         -c max_connections=200 -c dynamic_shared_memory_type=mmap";
 
-/// A server of its own data.
+/// A running server with its own data folder.
 pub(crate) struct Server {
     port: u16,
     shell: Mutex<Shell>,
@@ -51,14 +51,14 @@ struct Shell {
     pid: u32,
 }
 
-/// `bin`, `lib` and `share` of an installation.
+/// Folder of an installation, with `bin`, `lib` and `share`.
 fn installation() -> Option<PathBuf> {
     let fetched = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.deps/postgres");
     let place = std::env::var_os("MACRL_POSTGRES").map_or(fetched, PathBuf::from);
     place.join("bin/postgres").is_file().then_some(place)
 }
 
-/// Whether there is a PostgreSQL to test with; says so once where there is none.
+/// Whether there is a PostgreSQL to test with; if not, prints a message once.
 pub(crate) fn is_there() -> bool {
     static SAID: OnceLock<bool> = OnceLock::new();
     *SAID.get_or_init(|| {
@@ -67,7 +67,7 @@ pub(crate) fn is_there() -> bool {
         assert!(there || !wanted, "there is no PostgreSQL in .deps/postgres: `scripts/setup.sh tests` fetches it");
         if !there {
             let text = "\nSKIPPED: the tests with PostgreSQL; `scripts/setup.sh tests` fetches one\n";
-            // Past the harness, which shows nothing of a test that passes.
+            // Written directly to stderr: the harness hides the output of tests that pass.
             let _ = std::io::stderr().write_all(text.as_bytes());
         }
         there
@@ -79,7 +79,7 @@ fn run(command: &mut Command) {
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// One of PostgreSQL's own programs, which must succeed.
+/// Runs one of PostgreSQL's programs, which must succeed.
 pub(crate) fn tool(name: &str, args: &[&str]) {
     let place = installation().unwrap();
     let mut command = Command::new(place.join("bin").join(name));
@@ -91,13 +91,13 @@ fn as_user(command: &mut Command) -> &mut Command {
 }
 
 impl Server {
-    /// A new one, running.
+    /// Starts a server on a new data folder.
     pub(crate) fn start(more: &str) -> Self {
         let folder = tempfile::Builder::new().prefix("macrl-postgres-").tempdir().unwrap();
         let dir = folder.path().to_path_buf();
         let mut place = installation().unwrap();
         if rustix::process::geteuid().is_root() {
-            // Nobody may look into the folders above this one.
+            // The user `nobody` may be unable to enter the folders above the installation.
             let copy = dir.join("installed");
             fs::create_dir(&copy).unwrap();
             for part in ["bin", "lib", "share"] {
@@ -115,7 +115,7 @@ impl Server {
         shell.current_dir(&dir).process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = as_user(&mut shell).spawn().unwrap();
         let (orders, pids) = (child.stdin.take(), BufReader::new(child.stdout.take().unwrap()));
-        // From here on the shell removes it.
+        // From here on the shell removes the folder.
         let _ = folder.keep();
         let server = Self { port, shell: Mutex::new(Shell { orders, pids, child, pid: 0 }) };
         server.resume();
@@ -131,7 +131,7 @@ impl Server {
             let mut line = String::new();
             shell.pids.read_line(&mut line).unwrap();
             shell.pid = line.trim().parse().expect("initdb failed");
-            // What the one before left in memory may keep it from starting for a moment.
+            // The killed server's shared memory may delay the start for a moment.
             while Path::new(&format!("/proc/{}", shell.pid)).exists() && !is_zombie(shell.pid) {
                 if TcpStream::connect(("127.0.0.1", self.port)).is_ok() {
                     return;
@@ -143,7 +143,7 @@ impl Server {
         }
     }
 
-    /// `kill -9`.
+    /// Ends the server with `kill -9`.
     pub(crate) fn kill(&self) {
         let pid = self.shell.lock().unwrap().pid;
         run(Command::new("kill").args(["-9", &pid.to_string()]));
@@ -152,12 +152,12 @@ impl Server {
         }
     }
 
-    /// Of one of its databases.
+    /// URL of one of its databases.
     pub(crate) fn url(&self, database: &str) -> String {
         format!("postgres://macrl:{PASSWORD}@127.0.0.1:{}/{database}", self.port)
     }
 
-    /// Of a new database.
+    /// URL of a new database.
     pub(crate) fn database(&self) -> String {
         static NUMBER: AtomicUsize = AtomicUsize::new(0);
         let name = format!("test_{}", NUMBER.fetch_add(1, Ordering::Relaxed));
@@ -178,7 +178,7 @@ impl Drop for Server {
     }
 }
 
-/// The one that tests share; it ends with the process.
+/// The server that the tests share; it ends with the process.
 pub(crate) fn shared() -> &'static Server {
     static SERVER: OnceLock<Server> = OnceLock::new();
     SERVER.get_or_init(|| Server::start("-c fsync=off"))
@@ -187,7 +187,7 @@ pub(crate) fn shared() -> &'static Server {
 /// The first column of every row, as text.
 pub(crate) fn sql(url: &str, statements: &str) -> Vec<String> {
     let (url, statements) = (url.to_string(), statements.to_string());
-    // The caller's thread may belong to a runtime.
+    // In a thread of its own: the caller's thread may belong to an async runtime.
     let ask = move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
@@ -195,7 +195,7 @@ pub(crate) fn sql(url: &str, statements: &str) -> Vec<String> {
             let (client, connection) = loop {
                 match tokio_postgres::connect(&url, tokio_postgres::NoTls).await {
                     Ok(connected) => break connected,
-                    // It takes connections before it answers.
+                    // The server accepts connections before it can answer.
                     Err(_) if since.elapsed() < Duration::from_secs(20) => {
                         tokio::time::sleep(Duration::from_millis(10)).await;
                     }

@@ -1,4 +1,4 @@
-//! `macrl-serve export` and `import`, over the real binary: what goes out comes back.
+//! `macrl-serve export` and `import` with the real binary: an exported index can be imported unchanged.
 
 use std::fs;
 use std::path::Path;
@@ -33,11 +33,11 @@ fn error(args: &[&str], path: &Path) -> String {
 }
 
 #[tokio::test]
-async fn what_is_exported_can_be_imported() {
+async fn an_exported_index_can_be_imported() {
     let place = tempfile::tempdir().unwrap();
     let dir = place.path();
     bundle::write_bundle(&dir.join("bundle"), "tiny", false);
-    // The tiny bundle's name is its checksum, too.
+    // The tiny bundle's name is also its checksum.
     let tiny = macrl_serve::index::EncoderIdentity { sha256: "tiny".into(), dim: DIM };
     let page = || ListQuery { limit: 10_000, vectors: true, ..ListQuery::default() };
     let index = EmbeddedIndex::open(&dir.join("one"), &tiny, &options()).unwrap();
@@ -52,7 +52,7 @@ async fn what_is_exported_can_be_imported() {
     let expected = index.list(page()).await.unwrap();
     for kind in ["parquet", "npy"] {
         let (file, copy) = (format!("@all.{kind}"), format!("@copy-{kind}"));
-        // Beside the process that has the index.
+        // While another process has the index open.
         let output = run(&["export", "--index", "@one", &file], dir);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let output = run(&["import", "--bundle", "@bundle", "--index", &copy, &file], dir);
@@ -63,17 +63,17 @@ async fn what_is_exported_can_be_imported() {
         assert_eq!(found.items.len(), expected.items.len());
         for (found, expected) in found.items.iter().zip(&expected.items) {
             assert_eq!((&found.id, &found.metadata), (&expected.id, &expected.metadata));
-            // To the bit.
+            // Equal to the bit.
             assert_eq!(found.vector, expected.vector);
         }
-        // Parquet keeps what the pictures are and were made from; NumPy has no place for it.
+        // Parquet keeps thumbnails and hashes; NumPy's format has no place for them.
         for (i, expected) in items.iter().enumerate().step_by(997) {
             let found = copy.get(&expected.id).await.unwrap().unwrap();
             let kept = if kind == "parquet" { expected.clone() } else { bare(expected) };
             assert_eq!(found, kept, "{kind} {i}");
         }
     }
-    // Without pictures, where it is wanted so; the files that they were made from are still known.
+    // With the option to leave thumbnails out, hashes are still exported.
     let output = run(&["export", "--no-pictures", "--index", "@one", "@vectors.parquet"], dir);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let size = |name: &str| fs::metadata(dir.join(name)).unwrap().len();
@@ -97,7 +97,7 @@ async fn only_an_exports_own_files_are_replaced() {
     for _ in 0..2 {
         assert!(export("@a.npy").status.success() && export("@a.parquet").status.success());
     }
-    // An array of somebody's has the same header; what tells is the file beside it.
+    // A user's array has the same header; only the file beside it shows that it is an export.
     fs::copy(dir.join("a.npy"), dir.join("b.npy")).unwrap();
     fs::write(dir.join("c.jsonl"), "{\"question\": 1}\n").unwrap();
     fs::write(dir.join("d.parquet"), "PAR1").unwrap();
@@ -113,14 +113,14 @@ async fn only_an_exports_own_files_are_replaced() {
     assert!(names.into_iter().all(|name| !name.contains("tmp")), "temporary files are left");
 }
 
-/// Every other item has a picture, every third is known to be of some file.
+/// Every second item has a thumbnail, every third a hash.
 fn with_image(i: usize, plain: Item) -> Item {
     let picture = || Arc::from([b"\x89PNG\r\n\x1a\n".as_slice(), &i.to_le_bytes(), &[i as u8; 200]].concat());
     let image = i.is_multiple_of(2).then(picture);
     Item { has_image: image.is_some(), image, hash: i.is_multiple_of(3).then_some([i as u8; 32]), ..plain }
 }
 
-/// What NumPy's files keep of an item.
+/// The parts of an item that NumPy's files keep.
 fn bare(item: &Item) -> Item {
     Item { image: None, has_image: false, hash: None, ..item.clone() }
 }
@@ -140,7 +140,7 @@ fn mistakes_are_one_line() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_index_moves_into_a_data_base_and_back() {
+async fn an_index_moves_into_a_database_and_back() {
     let place = Postgres::new();
     let Some(url) = place.url.clone() else { return };
     let dir = tempfile::tempdir().unwrap();

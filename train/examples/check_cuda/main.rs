@@ -14,7 +14,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
 use macrl_kernels::rng::Rng;
-use macrl_nn::cuda::{Engine, Real, memory};
+use macrl_nn::cuda::{Engine, ScalarType, memory};
 
 /// The checks to run.
 #[derive(Default)]
@@ -102,17 +102,17 @@ pub fn distance(a: &[f32], b: &[f32]) -> f64 {
     (difference / size.max(1e-30)).sqrt()
 }
 
-/// Values of standard deviation `scale`, as `real` storage holds them.
-pub fn noise(real: Real, seed: u64, count: usize, scale: f64) -> Vec<f32> {
+/// Values of standard deviation `scale`, as `scalar` storage holds them.
+pub fn noise(scalar: ScalarType, seed: u64, count: usize, scale: f64) -> Vec<f32> {
     let mut rng = Rng::new([seed, 77, 0, 0]);
-    (0..count).map(|_| rounded(real, (rng.normal() * scale) as f32)).collect()
+    (0..count).map(|_| rounded(scalar, (rng.normal() * scale) as f32)).collect()
 }
 
-/// The nearest value that `real` can store.
-pub fn rounded(real: Real, value: f32) -> f32 {
-    match real {
-        Real::F32 => value,
-        Real::Bf16 => f32::from_bits((value.to_bits() + 0x7fff + (value.to_bits() >> 16 & 1)) & 0xffff_0000),
+/// The nearest value that `scalar` can store.
+pub fn rounded(scalar: ScalarType, value: f32) -> f32 {
+    match scalar {
+        ScalarType::F32 => value,
+        ScalarType::Bf16 => f32::from_bits((value.to_bits() + 0x7fff + (value.to_bits() >> 16 & 1)) & 0xffff_0000),
     }
 }
 
@@ -124,11 +124,11 @@ pub fn values(tensor: &Tensor) -> Result<Vec<f32>> {
     }
 }
 
-/// Relative error that a few roundings in `real` may cause.
-pub fn tolerance(real: Real) -> f64 {
-    match real {
-        Real::F32 => 2e-5,
-        Real::Bf16 => 1.5e-2,
+/// Relative error that a few roundings in `scalar` may cause.
+pub fn tolerance(scalar: ScalarType) -> f64 {
+    match scalar {
+        ScalarType::F32 => 2e-5,
+        ScalarType::Bf16 => 1.5e-2,
     }
 }
 
@@ -138,8 +138,8 @@ fn main() -> ExitCode {
         println!("on {}", Engine::at(&device)?.name());
         let chosen = Chosen::parse(std::env::args().skip(1))?;
         let mut checks = Checks { device, chosen, failed: Vec::new(), passed: 0 };
-        for real in [Real::F32, Real::Bf16] {
-            operators::all(&mut checks, real);
+        for scalar in [ScalarType::F32, ScalarType::Bf16] {
+            operators::all(&mut checks, scalar);
         }
         steps::all(&mut checks);
         runs::all(&mut checks);

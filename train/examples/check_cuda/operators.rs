@@ -7,7 +7,7 @@ use candle_core::{CpuStorage, CudaStorage, CustomOp1, Device, Layout, Shape, Ten
 use macrl_bundle::config::Pooling;
 use macrl_bundle::parameters::blocks;
 use macrl_kernels::rng::Rng;
-use macrl_nn::cuda::{Real, memory};
+use macrl_nn::cuda::{ScalarType, memory};
 use macrl_nn::ops::attention::Heads;
 use macrl_nn::ops::block::Block;
 use macrl_nn::ops::tokens::{self, Kept, Positions, Tokens, VisiblePatches};
@@ -49,19 +49,19 @@ struct Sides {
 }
 
 impl Sides {
-    fn new(device: &Device, real: Real, layouts: Vec<Parameters>) -> Result<Self> {
+    fn new(device: &Device, scalar: ScalarType, layouts: Vec<Parameters>) -> Result<Self> {
         let mut cpu = Vec::new();
         for (i, layout) in layouts.into_iter().enumerate() {
             let group = Group::init(&layout, i as u64)?;
             // Away from the zeros and ones that biases and norms start with.
             let moved = values(group.values())?;
-            let offset = noise(real, 1000 + i as u64, moved.len(), 0.05);
-            let moved: Vec<f32> = moved.iter().zip(offset).map(|(v, o)| rounded(real, v + o)).collect();
+            let offset = noise(scalar, 1000 + i as u64, moved.len(), 0.05);
+            let moved: Vec<f32> = moved.iter().zip(offset).map(|(v, o)| rounded(scalar, v + o)).collect();
             let tensor = Var::from_vec(moved, group.values().elem_count(), &Device::Cpu)?;
             cpu.push(group.placed_on_cpu(tensor.as_tensor().clone()));
         }
         let all: Vec<&Group> = cpu.iter().collect();
-        let flat = Flat::new(device, real, [&all, &[], &[]], &[])?;
+        let flat = Flat::new(device, scalar, [&all, &[], &[]], &[])?;
         flat.clear()?;
         let gpu = cpu.iter().enumerate().map(|(i, g)| flat.trainable(i, g)).collect::<candle_core::Result<_>>()?;
         Ok(Sides { cpu, gpu, flat })
@@ -83,8 +83,8 @@ impl Sides {
     }
 }
 
-fn gpu_tensor(device: &Device, real: Real, values: &[f32], shape: impl Into<Shape>) -> Result<Tensor> {
-    Ok(memory::upload(device, real, values, shape)?)
+fn gpu_tensor(device: &Device, scalar: ScalarType, values: &[f32], shape: impl Into<Shape>) -> Result<Tensor> {
+    Ok(memory::upload(device, scalar, values, shape)?)
 }
 
 /// A variable on the GPU.
@@ -130,23 +130,30 @@ struct Embedded {
 }
 
 /// `images` with K1 and K2 of `n` patches of 12 values, embedded in `width` values.
-fn embedded(device: &Device, real: Real, images: usize, ks: [usize; 2], n: usize, width: usize) -> Result<Embedded> {
+fn embedded(
+    device: &Device,
+    scalar: ScalarType,
+    images: usize,
+    ks: [usize; 2],
+    n: usize,
+    width: usize,
+) -> Result<Embedded> {
     let p = 12;
     let layout = Parameters::new("")
         .with("cls_token", &[1, 1, width], Init::Normal(0.5))
         .with_linear("patch_embed.proj", &[width, p]);
-    let sides = Sides::new(device, real, vec![layout])?;
-    let positions = Positions::new(noise(Real::F32, 9, (1 + n) * width, 0.5), width);
+    let sides = Sides::new(device, scalar, vec![layout])?;
+    let positions = Positions::new(noise(ScalarType::F32, 9, (1 + n) * width, 0.5), width);
     let (mut cpu, mut gpu, mut all) = (Vec::new(), Vec::new(), Vec::new());
     for (i, k) in ks.into_iter().enumerate() {
         let indices = kept(images, k, n, i as u64);
-        let patches = noise(real, 20 + i as u64, images * k * p, 1.0);
+        let patches = noise(scalar, 20 + i as u64, images * k * p, 1.0);
         cpu.push(VisiblePatches {
             patches: Tensor::from_slice(&patches, (images, k, p), &Device::Cpu)?,
             kept: Kept::Host(Arc::new(indices.clone())),
         });
         gpu.push(VisiblePatches {
-            patches: gpu_tensor(device, real, &patches, (images, k, p))?,
+            patches: gpu_tensor(device, scalar, &patches, (images, k, p))?,
             kept: kept_on(device, &indices, images, n)?,
         });
         all.push(indices);
@@ -158,10 +165,17 @@ fn embedded(device: &Device, real: Real, images: usize, ks: [usize; 2], n: usize
 }
 
 /// Compares tokens, then sends one random gradient back through both sides and compares all parameters' gradients.
-fn through(device: &Device, real: Real, limit: f64, cpu: &Tokens, gpu: &Tokens, sides: &[&Sides]) -> Result<Found> {
+fn through(
+    device: &Device,
+    scalar: ScalarType,
+    limit: f64,
+    cpu: &Tokens,
+    gpu: &Tokens,
+    sides: &[&Sides],
+) -> Result<Found> {
     let (cpu_values, gpu_values) = (flat_values(cpu)?, flat_values(gpu)?);
     let mut found = vec![("forward".to_string(), distance(&gpu_values, &cpu_values), limit)];
-    let dy = noise(real, 40, cpu_values.len(), 1.0);
+    let dy = noise(scalar, 40, cpu_values.len(), 1.0);
     let mut at = 0;
     let mut objective: Option<Tensor> = None;
     for part in cpu.parts() {
@@ -177,7 +191,7 @@ fn through(device: &Device, real: Real, limit: f64, cpu: &Tokens, gpu: &Tokens, 
     let Some(objective) = objective else { anyhow::bail!("no tokens") };
     let store = objective.backward()?;
     let whole = &gpu.parts()[0];
-    whole.apply_op1(Gradient(gpu_tensor(device, real, &dy, whole.shape())?))?.backward()?;
+    whole.apply_op1(Gradient(gpu_tensor(device, scalar, &dy, whole.shape())?))?.backward()?;
     for sides in sides {
         found.extend(sides.gradients(&store, 2.0 * limit)?);
     }
@@ -189,28 +203,28 @@ fn flat_values(tokens: &Tokens) -> Result<Vec<f32>> {
 }
 
 /// Checks all operators in one precision.
-pub(crate) fn all(checks: &mut Checks, real: Real) {
-    let limit = tolerance(real);
-    let named = |name: &str| format!("{name} {real:?}");
+pub(crate) fn all(checks: &mut Checks, scalar: ScalarType) {
+    let limit = tolerance(scalar);
+    let named = |name: &str| format!("{name} {scalar:?}");
     checks.run(&named("embed"), |device| {
-        let e = embedded(device, real, 3, [4, 11], 16, 24)?;
-        through(device, real, limit, &e.cpu, &e.gpu, &[&e.sides])
+        let e = embedded(device, scalar, 3, [4, 11], 16, 24)?;
+        through(device, scalar, limit, &e.cpu, &e.gpu, &[&e.sides])
     });
     for width in [24, 192, 260, 384, 768] {
         checks.run(&named(&format!("norm of {width}")), |device| {
-            let e = embedded(device, real, 3, [4, 11], 16, width)?;
-            let norm = Sides::new(device, real, vec![Parameters::new("").with_norm("norm", width)])?;
+            let e = embedded(device, scalar, 3, [4, 11], 16, width)?;
+            let norm = Sides::new(device, scalar, vec![Parameters::new("").with_norm("norm", width)])?;
             let (cpu, gpu) = (e.cpu.norm(&norm.cpu[0])?, e.gpu.norm(&norm.gpu[0])?);
-            through(device, real, limit, &cpu, &gpu, &[&norm, &e.sides])
+            through(device, scalar, limit, &cpu, &gpu, &[&norm, &e.sides])
         });
     }
     // Enough rows that sums over blocks need several passes.
     for width in [24, 260] {
         checks.run(&named(&format!("norm of {width}, many rows")), |device| {
-            let e = embedded(device, real, 64, [4, 11], 16, width)?;
-            let norm = Sides::new(device, real, vec![Parameters::new("").with_norm("norm", width)])?;
+            let e = embedded(device, scalar, 64, [4, 11], 16, width)?;
+            let norm = Sides::new(device, scalar, vec![Parameters::new("").with_norm("norm", width)])?;
             let (cpu, gpu) = (e.cpu.norm(&norm.cpu[0])?, e.gpu.norm(&norm.gpu[0])?);
-            through(device, real, limit, &cpu, &gpu, &[&norm, &e.sides])
+            through(device, scalar, limit, &cpu, &gpu, &[&norm, &e.sides])
         });
     }
     // (tokens of both views, heads, head width): plain and matrix attention, one tile and several.
@@ -229,48 +243,48 @@ pub(crate) fn all(checks: &mut Checks, real: Real) {
         let name = format!("block of {heads} x {d}, {} and {} tokens", ks[0] + 1, ks[1] + 1);
         checks.run(&named(&name), |device| {
             let (width, n) = (heads * d, 256.max(ks[1]));
-            let e = embedded(device, real, 2, ks, n, width)?;
-            let blocks = Sides::new(device, real, blocks("blocks", 2, width, 2 * width))?;
+            let e = embedded(device, scalar, 2, ks, n, width)?;
+            let blocks = Sides::new(device, scalar, blocks("blocks", 2, width, 2 * width))?;
             let shape = |tokens| Block { at: Heads { tokens, heads, width }, hidden: 2 * width };
             let (cpu, gpu) = (e.cpu.blocks(&blocks.cpu, shape)?, e.gpu.blocks(&blocks.gpu, shape)?);
-            through(device, real, 2.0 * limit, &cpu, &gpu, &[&blocks, &e.sides])
+            through(device, scalar, 2.0 * limit, &cpu, &gpu, &[&blocks, &e.sides])
         });
     }
     checks.run(&named("fill"), |device| {
-        let e = embedded(device, real, 3, [4, 11], 16, 24)?;
+        let e = embedded(device, scalar, 3, [4, 11], 16, 24)?;
         let layout = Parameters::new("").with_linear("decoder_embed", &[20, 24]).with(
             "mask_token",
             &[1, 1, 20],
             Init::Normal(0.5),
         );
-        let fill = Sides::new(device, real, vec![layout])?;
-        let positions = Positions::new(noise(Real::F32, 8, 17 * 20, 0.5), 20);
+        let fill = Sides::new(device, scalar, vec![layout])?;
+        let positions = Positions::new(noise(ScalarType::F32, 8, 17 * 20, 0.5), 20);
         let host: Vec<Kept> = e.kept.iter().map(|k| Kept::Host(Arc::new(k.clone()))).collect();
         let there = e.kept.iter().map(|k| kept_on(device, k, e.images, e.n)).collect::<Result<Vec<_>>>()?;
         let cpu = e.cpu.fill(&fill.cpu[0], &host.iter().collect::<Vec<_>>(), &positions)?;
         let gpu = e.gpu.fill(&fill.gpu[0], &there.iter().collect::<Vec<_>>(), &positions)?;
-        through(device, real, limit, &cpu, &gpu, &[&fill, &e.sides])
+        through(device, scalar, limit, &cpu, &gpu, &[&fill, &e.sides])
     });
-    checks.run(&named("l1"), |device| l1(device, real, limit));
+    checks.run(&named("l1"), |device| l1(device, scalar, limit));
     for (outputs, gelu) in [(36, true), (36, false), (27, false)] {
         checks.run(&named(&format!("linear to {outputs}, gelu {gelu}")), |device| {
             pooled(
                 device,
-                real,
+                scalar,
                 limit,
                 |x, sides, on_gpu| tokens::linear(x, if on_gpu { &sides.gpu[0] } else { &sides.cpu[0] }, outputs, gelu),
                 Some(Parameters::new("").with_linear("linear", &[outputs, 24])),
             )
         });
     }
-    checks.run(&named("l2"), |device| pooled(device, real, limit, |x, _, _| tokens::l2_normalize(x), None));
-    checks.run(&named("contrast"), |device| contrast(device, real, limit));
+    checks.run(&named("l2"), |device| pooled(device, scalar, limit, |x, _, _| tokens::l2_normalize(x), None));
+    checks.run(&named("contrast"), |device| contrast(device, scalar, limit));
 }
 
 /// An operator on pooled vectors, both ways of pooling, both views.
 fn pooled(
     device: &Device,
-    real: Real,
+    scalar: ScalarType,
     limit: f64,
     operator: impl Fn(&Tensor, &Sides, bool) -> candle_core::Result<Tensor>,
     layout: Option<Parameters>,
@@ -278,16 +292,16 @@ fn pooled(
     let mut found = Vec::new();
     let used = layout.is_some();
     let layout = layout.unwrap_or_else(|| Parameters::new("").with_norm("unused", 4));
-    let sides = Sides::new(device, real, vec![layout])?;
+    let sides = Sides::new(device, scalar, vec![layout])?;
     for (which, pooling) in [(0, Pooling::Mean), (1, Pooling::Cls)] {
         sides.flat.clear()?;
-        let e = embedded(device, real, 3, [4, 11], 16, 24)?;
+        let e = embedded(device, scalar, 3, [4, 11], 16, 24)?;
         let cpu = operator(&e.cpu.pool(which, pooling)?, &sides, false)?;
         let gpu = operator(&e.gpu.pool(which, pooling)?, &sides, true)?;
         found.push(("forward".into(), distance(&values(&gpu)?, &values(&cpu)?), limit));
-        let dy = noise(real, 41, cpu.elem_count(), 1.0);
+        let dy = noise(scalar, 41, cpu.elem_count(), 1.0);
         let store = cpu.apply_op1(Gradient(Tensor::from_slice(&dy, cpu.shape(), &Device::Cpu)?))?.backward()?;
-        gpu.apply_op1(Gradient(gpu_tensor(device, real, &dy, gpu.shape())?))?.backward()?;
+        gpu.apply_op1(Gradient(gpu_tensor(device, scalar, &dy, gpu.shape())?))?.backward()?;
         found.extend(e.sides.gradients(&store, 3.0 * limit)?);
         if used {
             found.extend(sides.gradients(&store, 2.0 * limit)?);
@@ -296,12 +310,12 @@ fn pooled(
     Ok(found)
 }
 
-fn l1(device: &Device, real: Real, limit: f64) -> Result<Found> {
+fn l1(device: &Device, scalar: ScalarType, limit: f64) -> Result<Found> {
     let mut found = Vec::new();
     for removed_only in [true, false] {
-        let e = embedded(device, real, 3, [16, 16], 16, 24)?;
+        let e = embedded(device, scalar, 3, [16, 16], 16, 24)?;
         let indices = [kept(3, 4, 16, 3), kept(3, 11, 16, 4)];
-        let targets = [noise(Real::F32, 60, 3 * 16 * 24, 1.0), noise(Real::F32, 61, 3 * 16 * 24, 1.0)];
+        let targets = [noise(ScalarType::F32, 60, 3 * 16 * 24, 1.0), noise(ScalarType::F32, 61, 3 * 16 * 24, 1.0)];
         let host: Vec<(Target, Kept)> = targets
             .iter()
             .zip(&indices)
@@ -333,13 +347,13 @@ fn l1(device: &Device, real: Real, limit: f64) -> Result<Found> {
     Ok(found)
 }
 
-fn contrast(device: &Device, real: Real, limit: f64) -> Result<Found> {
+fn contrast(device: &Device, scalar: ScalarType, limit: f64) -> Result<Found> {
     let (b, c, m, filled) = (12, 16, 20, 13);
     let unit = |seed: u64, rows: usize| -> Vec<f32> {
-        let raw = noise(Real::F32, seed, rows * c, 1.0);
+        let raw = noise(ScalarType::F32, seed, rows * c, 1.0);
         let scaled = raw.chunks(c).flat_map(|row| {
             let length = row.iter().map(|v| v * v).sum::<f32>().sqrt();
-            row.iter().map(|v| rounded(real, v / length)).collect::<Vec<_>>()
+            row.iter().map(|v| rounded(scalar, v / length)).collect::<Vec<_>>()
         });
         scaled.collect()
     };
@@ -351,7 +365,7 @@ fn contrast(device: &Device, real: Real, limit: f64) -> Result<Found> {
     let mut whole_images = bank_images.clone();
     whole_images.resize(m, u32::MAX);
     let there = DeviceBank {
-        keys: gpu_tensor(device, real, &whole, (m, c))?,
+        keys: gpu_tensor(device, scalar, &whole, (m, c))?,
         images: Tensor::from_vec(whole_images, m, device)?,
     };
     let mut found = Vec::new();
@@ -366,8 +380,8 @@ fn contrast(device: &Device, real: Real, limit: f64) -> Result<Found> {
             PastKeys::Host(&bank, &bank_images),
             settings,
         )?;
-        let q_gpu = gpu_variable(&gpu_tensor(device, real, &q, (b, c))?)?;
-        let k_gpu = gpu_tensor(device, real, &k, (b, c))?;
+        let q_gpu = gpu_variable(&gpu_tensor(device, scalar, &q, (b, c))?)?;
+        let k_gpu = gpu_tensor(device, scalar, &k, (b, c))?;
         let on = KeyImages::Device(Tensor::from_slice(&images, b, device)?);
         let (gpu, gpu_parts) = contrast::contrast(&q_gpu, &k_gpu, &on, PastKeys::Device(&there), settings)?;
         found.push(("loss".into(), distance(&values(&gpu)?, &values(&cpu)?), limit));

@@ -77,15 +77,7 @@ fn kept(device: &Device) -> Result<(Vec<String>, Duration)> {
     let dir = std::env::temp_dir().join(format!("check_cuda-{}-{}", std::process::id(), device.is_cuda()));
     std::fs::create_dir_all(dir.join("checkpoints"))?;
     let run = Run::new(&dir);
-    let data = Data {
-        train: data(true),
-        test: None,
-        classes: Vec::new(),
-        format: "memory",
-        skipped: Vec::new(),
-        left_out: Vec::new(),
-        notes: Vec::new(),
-    };
+    let data = Data::unlabelled(data(true), "memory");
     let start = Instant::now();
     pretrain(&run, &config, &data, State::init(&config)?, device, &AtomicBool::new(false))?;
     let took = start.elapsed();

@@ -7,7 +7,7 @@ use candle_core::Device;
 use image::{Rgb, RgbImage};
 use macrl_bundle::config::Config;
 use macrl_kernels::rng::Rng;
-use macrl_nn::cuda::Real;
+use macrl_nn::cuda::ScalarType;
 use macrl_nn::ops::graph::with_values;
 use macrl_train::batches::Batches;
 use macrl_train::data::Dataset;
@@ -148,7 +148,7 @@ pub(crate) fn all(checks: &mut Checks) {
 fn views(device: &Device, config: &Config) -> Result<Vec<(String, f64, f64)>> {
     let mut found = Vec::new();
     let source = Batches::new(data(true), config)?;
-    let (mut batches, device_batch) = HostBatches::new(device, Real::F32, data(true), config, 0)?;
+    let (mut batches, device_batch) = HostBatches::new(device, ScalarType::F32, data(true), config, 0)?;
     anyhow::ensure!(device_batch.is_resident(), "the data set did not stay on the GPU");
     let level = f64::from(config.data.std.iter().fold(0f32, |m, s| m.max(*s))) * 255.0;
     for step in 0..3 {

@@ -12,13 +12,13 @@ use macrl_bundle::probe::Probe;
 use macrl_bundle::{atomic, say};
 
 use super::claim::{Claim, check_file};
-use super::shared::{Usage, data_dir, open_data_once};
+use super::shared::{RunArguments, Usage, open_data_once};
 use crate::data::Data;
 use crate::encode::{LeftOut, labelled, load_encoder};
 use crate::evaluate::{Settings, Split, evaluate, export, table, unlabelled};
+use crate::evaluation_images;
 use crate::extract::EncoderPair;
 use crate::finetune::result;
-use crate::judged;
 use crate::run::Run;
 
 const COMMAND: &str = "macrl-train evaluate";
@@ -28,12 +28,8 @@ const ROWS: [&str; 3] = ["macrl", "random", "pixels"];
 /// Arguments of `macrl-train evaluate`.
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// Folder of the run.
-    #[arg(long)]
-    run: PathBuf,
-    /// Folder with the images; if not given, the one that the run was trained on.
-    #[arg(long)]
-    data: Option<PathBuf>,
+    #[command(flatten)]
+    source: RunArguments,
     /// Print evaluation.json's content instead of a table.
     #[arg(long)]
     json: bool,
@@ -43,14 +39,14 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<()> {
-    let run = Run::new(&arguments.run);
+    let run = arguments.source.run();
     let path = if run.best().exists() { run.best() } else { run.last() };
     let (encoder, config, step) = load_encoder(&path)?;
     say!("encoder: {} (step {step})", path.display());
     check_file(&run.probe(), |path| Probe::read(path).is_ok())?;
-    check_file(&run.judged(), judged::is_ours)?;
+    check_file(&run.evaluation_images(), evaluation_images::is_ours)?;
     check_file(&run.evaluation(), |path| Evaluation::read(path).is_ok())?;
-    let data = open_data_once(&data_dir(&arguments.data, &run)?, &config)?;
+    let data = open_data_once(&arguments.source.data_dir()?, &config)?;
     let pair = EncoderPair::new(encoder, &config)?;
     let without_labels = labelled(data.train.as_ref()).is_empty();
     let mut evaluation = match without_labels {
@@ -94,7 +90,7 @@ fn accuracies(
     let (evaluation, probe) = evaluate(sets, &settings)?;
     let bytes = probe.to_bytes().context("cannot write the probe")?;
     atomic::write_file(&run.probe(), &bytes).with_context(|| format!("cannot write {}", run.probe().display()))?;
-    judged::write(run, config, data)?;
+    evaluation_images::write(run, config, data)?;
     Ok(evaluation)
 }
 

@@ -16,7 +16,7 @@ use macrl_nn::vit::Encoder;
 
 use super::claim::{Claim, check_file};
 use super::enough;
-use super::shared::{Stopped, Usage, data_dir, open_data, stop_on_ctrl_c};
+use super::shared::{RunArguments, Stopped, Usage, open_data, stop_on_ctrl_c};
 use crate::data::identity::identity;
 use crate::encode::load_encoder;
 use crate::ending::Ending;
@@ -36,12 +36,8 @@ const KINDS: [&str; 2] = ["macrl", "random"];
 /// Arguments of `macrl-train finetune`.
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// Folder of the run.
-    #[arg(long)]
-    run: PathBuf,
-    /// Folder with the images; if not given, the one that the run was trained on.
-    #[arg(long)]
-    data: Option<PathBuf>,
+    #[command(flatten)]
+    source: RunArguments,
     /// Overrides one key of [finetune], for example --set finetune.epochs=5; may be repeated.
     #[arg(long = "set", value_name = "finetune.KEY=VALUE")]
     set: Vec<String>,
@@ -60,13 +56,13 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     if arguments.device == Choice::Cuda {
         return Err(Usage("--device cuda: fine-tuning runs on the CPU only".into()).into());
     }
-    let run = Run::new(&arguments.run);
+    let run = arguments.source.run();
     let path = if run.best().exists() { run.best() } else { run.last() };
     let (encoder, pretrained, step) = load_encoder(&path)?;
     let config = settings(&pretrained, &arguments.set)?;
     let mut claim = claim(&run, arguments.resume)?;
     say!("encoder: {} (step {step})", path.display());
-    let data = open_data(&data_dir(&arguments.data, &run)?, &config)?;
+    let data = open_data(&arguments.source.data_dir()?, &config)?;
     let labelled = Labelled::of(&data, &config)?;
     check_enough(&labelled, &config)?;
     let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();

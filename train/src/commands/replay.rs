@@ -1,14 +1,11 @@
 //! The command `macrl-train replay`: computes a step that was not finite again.
 
-use std::path::PathBuf;
-
 use anyhow::{Result, bail};
 use clap::Args;
 use macrl_bundle::answer;
 
-use super::shared::{check_data, data_dir, open_data};
+use super::shared::{RunArguments, check_data, open_data};
 use crate::replay::{Finding, replay, start};
-use crate::run::Run;
 
 /// Names and images that are listed at most.
 const SHOWN: usize = 10;
@@ -16,21 +13,17 @@ const SHOWN: usize = 10;
 /// Arguments of `macrl-train replay`.
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// Folder of the run.
-    #[arg(long)]
-    run: PathBuf,
-    /// Folder with the images; if not given, the one that the run was trained on.
-    #[arg(long)]
-    data: Option<PathBuf>,
+    #[command(flatten)]
+    source: RunArguments,
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<()> {
-    let run = Run::new(&arguments.run);
+    let run = arguments.source.run();
     if !run.replay().exists() {
         bail!("nothing to replay: {} does not exist, no non-finite step has stopped this run", run.replay().display());
     }
     let (state, config) = start(&run)?;
-    let data = open_data(&data_dir(&arguments.data, &run)?, &config)?;
+    let data = open_data(&arguments.source.data_dir()?, &config)?;
     check_data("replay", &state, &data)?;
     let finding = replay(&run, &data, state, &config)?;
     answer!("step {} of {}: {}", finding.step, run.dir().display(), finding.cause);

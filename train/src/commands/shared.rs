@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
+use clap::Args;
 use macrl_bundle::config::Config;
 use macrl_bundle::folder::text;
 use macrl_bundle::output::say;
@@ -16,6 +17,31 @@ use crate::data::identity::identity;
 use crate::data::{self, Data, Reading};
 use crate::run::Run;
 use crate::state::State;
+
+/// Arguments of the commands that continue from a run.
+#[derive(Debug, Args)]
+pub(super) struct RunArguments {
+    /// Folder of the run.
+    #[arg(long)]
+    run: PathBuf,
+    /// Folder with the images; if not given, the one that the run was trained on.
+    #[arg(long)]
+    pub(super) data: Option<PathBuf>,
+}
+
+impl RunArguments {
+    pub(super) fn run(&self) -> Run {
+        Run::new(&self.run)
+    }
+
+    /// The folder with the images.
+    ///
+    /// # Errors
+    /// None is given, and the run does not name one that is there.
+    pub(super) fn data_dir(&self) -> Result<PathBuf> {
+        data_dir(&self.data, &self.run())
+    }
+}
 
 /// A mistake in the arguments: exit code 2.
 #[derive(Debug, thiserror::Error)]

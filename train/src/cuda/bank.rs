@@ -1,7 +1,7 @@
 //! The memory bank on a GPU.
 
 use candle_core::{Result, Tensor, bail};
-use macrl_nn::cuda::{Engine, Real, address};
+use macrl_nn::cuda::{Engine, ScalarType, address};
 
 use super::flat::{StepNumbers, u32_address};
 use super::kernels::launch;
@@ -30,13 +30,13 @@ impl DeviceBank {
         if images.elem_count() != batch || self.keys.dims() != [capacity, width] || self.keys.dtype() != keys.dtype() {
             bail!("a batch of {batch} keys of {width} for a bank of {:?}", self.keys.shape())
         }
-        let (engine, real) = (Engine::at(keys.device())?, Real::of(keys.dtype())?);
+        let (engine, scalar) = (Engine::at(keys.device())?, ScalarType::of(keys.dtype())?);
         let next = StepNumbers::address(step)? + std::mem::offset_of!(StepNumbers, bank_next) as u64;
         let stopped = u32_address(stopped, 1)?;
         // SAFETY: types and sizes were compared; the kernel takes the index of the next key modulo the capacity.
         unsafe {
             launch!(
-                engine, real.kernel("bank_push"), (batch as u32, 1), 128, 0;
+                engine, scalar.kernel("bank_push"), (batch as u32, 1), 128, 0;
                 address(keys)?, address(images)?, address(&self.keys)?, address(&self.images)?, next, stopped, offset as i32,
                 batch as i32, capacity as i32, width as i32,
             )

@@ -8,7 +8,7 @@ use candle_core::cuda::cudarc::cublaslt::result::{self, CublasError};
 use candle_core::cuda::cudarc::cublaslt::sys;
 use candle_core::cuda::cudarc::driver::{CudaSlice, CudaStream};
 use candle_core::{Error, Result};
-use macrl_nn::cuda::{Real, slice_address};
+use macrl_nn::cuda::{ScalarType, slice_address};
 
 /// Working memory of cuBLASLt: small matrices need little.
 const WORKSPACE: usize = 4 << 20;
@@ -26,23 +26,23 @@ pub(super) struct Batched {
 unsafe impl Send for Batched {}
 unsafe impl Sync for Batched {}
 
-/// How `count` matrices lie: values from row to row and from one matrix to the next.
+/// Strides of `count` matrices, in values: from row to row, and from one matrix to the next.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Lying {
+pub(super) struct Strides {
     pub(super) row: usize,
     pub(super) matrix: usize,
 }
 
-/// `D = alpha op(A) op(B) + beta C` in cuBLASLt's column-major terms, C lying as D does.
+/// `D = alpha op(A) op(B) + beta C` in cuBLASLt's column-major terms, C with the strides of D.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Kind {
-    pub(super) real: Real,
+    pub(super) scalar: ScalarType,
     pub(super) count: usize,
     /// Of A and B.
     pub(super) transposed: [bool; 2],
     pub(super) mnk: [usize; 3],
     /// Of A, B and D.
-    pub(super) lying: [Lying; 3],
+    pub(super) strides: [Strides; 3],
     pub(super) alpha: f32,
     pub(super) beta: f32,
 }
@@ -86,8 +86,8 @@ impl Batched {
         let [m, n, k] = kind.mnk;
         let shapes = [turned(kind.transposed[0], m, k), turned(kind.transposed[1], k, n), [m, n]];
         let mut layouts = [std::ptr::null_mut(); 3];
-        for ((layout, [rows, columns]), lying) in layouts.iter_mut().zip(shapes).zip(kind.lying) {
-            *layout = unsafe { stacked(kind, rows, columns, lying)? };
+        for ((layout, [rows, columns]), strides) in layouts.iter_mut().zip(shapes).zip(kind.strides) {
+            *layout = unsafe { stacked(kind, rows, columns, strides)? };
         }
         let algorithm = unsafe { self.choose(kind, matmul, layouts)? };
         Ok(Product { kind, matmul, layouts, algorithm })
@@ -107,13 +107,13 @@ impl Batched {
             let most = Attribute::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
             result::set_matmul_pref_attribute(wishes, most, at, size_of::<usize>())?;
             let sides = [
-                (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, kind.lying[0]),
-                (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, kind.lying[1]),
-                (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, kind.lying[2]),
-                (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, kind.lying[2]),
+                (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, kind.strides[0]),
+                (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, kind.strides[1]),
+                (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, kind.strides[2]),
+                (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, kind.strides[2]),
             ];
-            for (side, lying) in sides {
-                let alignment = alignment((lying.matrix * kind.real.size()) as u64) as u32;
+            for (side, strides) in sides {
+                let alignment = alignment((strides.matrix * kind.scalar.size()) as u64) as u32;
                 let at = std::ptr::from_ref(&alignment).cast();
                 result::set_matmul_pref_attribute(wishes, side, at, size_of::<u32>())?;
             }
@@ -185,15 +185,15 @@ unsafe fn stacked(
     kind: Kind,
     rows: usize,
     columns: usize,
-    lying: Lying,
+    strides: Strides,
 ) -> std::result::Result<sys::cublasLtMatrixLayout_t, CublasError> {
     use sys::cublasLtMatrixLayoutAttribute_t as Attribute;
-    let values = match kind.real {
-        Real::F32 => sys::cudaDataType::CUDA_R_32F,
-        Real::Bf16 => sys::cudaDataType::CUDA_R_16BF,
+    let values = match kind.scalar {
+        ScalarType::F32 => sys::cudaDataType::CUDA_R_32F,
+        ScalarType::Bf16 => sys::cudaDataType::CUDA_R_16BF,
     };
-    let layout = result::create_matrix_layout(values, rows as u64, columns as u64, lying.row as i64)?;
-    let (count, offset) = (kind.count as i32, lying.matrix as i64);
+    let layout = result::create_matrix_layout(values, rows as u64, columns as u64, strides.row as i64)?;
+    let (count, offset) = (kind.count as i32, strides.matrix as i64);
     unsafe {
         let at = std::ptr::from_ref(&count).cast();
         let attribute = Attribute::CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use candle_core::cuda::cudarc::driver::DeviceRepr;
 use candle_core::{DType, Device, Result, Tensor};
 use macrl_nn::cuda::memory::{clear, halved, variable};
-use macrl_nn::cuda::{Engine, Real, address, address_or_null};
+use macrl_nn::cuda::{Engine, ScalarType, address, address_or_null};
 use macrl_nn::ops::graph::with_values;
 use macrl_nn::params::{Group, Matrix, OnDevice};
 
@@ -147,7 +147,7 @@ impl Flat {
     ///
     /// # Errors
     /// A tensor operation fails.
-    pub fn new(device: &Device, real: Real, parts: [&[&Group]; 3], keys: &[&Group]) -> Result<Self> {
+    pub fn new(device: &Device, scalar: ScalarType, parts: [&[&Group]; 3], keys: &[&Group]) -> Result<Self> {
         let engine = Engine::at(device)?;
         let mut end = 0;
         let mut ranges = Vec::new();
@@ -165,13 +165,13 @@ impl Flat {
             true => None,
             false => {
                 let values = gathered(keys, &ranges[..keys.len()], ends[1], device)?;
-                let half = halved(real, &values)?;
+                let half = halved(scalar, &values)?;
                 Some((values, half))
             }
         };
         let zeros = || Tensor::zeros(end, DType::F32, device);
         Ok(Flat {
-            half: halved(real, &values)?,
+            half: halved(scalar, &values)?,
             decay: Tensor::from_vec(decay(&groups, &ranges, end), end, device)?,
             muon: None,
             gradient: zeros()?,
@@ -192,7 +192,7 @@ impl Flat {
     ///
     /// # Errors
     /// A tensor operation fails.
-    pub fn with_muon(self, real: Real, parts: [&[&Group]; 3], momentum: f64) -> Result<Self> {
+    pub fn with_muon(self, scalar: ScalarType, parts: [&[&Group]; 3], momentum: f64) -> Result<Self> {
         let (groups, device) = (parts.concat(), self.values.device());
         let mut decay = decay(&groups, &self.ranges, self.ends[2]);
         let mut matrices: Vec<Matrix> = Vec::new();
@@ -206,7 +206,7 @@ impl Flat {
         if matrices.is_empty() {
             return Ok(self);
         }
-        let muon = Muon::new(device, real, &matrices, momentum)?;
+        let muon = Muon::new(device, scalar, &matrices, momentum)?;
         Ok(Flat { decay: Tensor::from_vec(decay, self.ends[2], device)?, muon: Some(muon), ..self })
     }
 

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use candle_core::{CudaStorage, DType, Result, Tensor, bail};
 use macrl_nn::cuda::engine::blocks;
-use macrl_nn::cuda::gemm::{Plus, mat};
+use macrl_nn::cuda::gemm::{Addend, matrix};
 use macrl_nn::cuda::memory::{Scratch, tensor};
 use macrl_nn::cuda::node::{Forward, Layer, apply};
-use macrl_nn::cuda::{Engine, Real, address};
+use macrl_nn::cuda::{Engine, ScalarType, address};
 
 use super::bank::DeviceBank;
 use super::kernels::launch;
@@ -36,14 +36,14 @@ pub fn contrast(
         bail!("contrast: queries {batch} x {width}, keys {:?}, bank {:?}", keys.shape(), bank.keys.shape())
     }
     let engine = Engine::at(queries.device())?;
-    let real = Real::of(queries.dtype())?;
+    let scalar = ScalarType::of(queries.dtype())?;
     if keys.dtype() != queries.dtype() || bank.keys.dtype() != queries.dtype() || bank.images.elem_count() != capacity {
         bail!("contrast: queries of {:?}, keys of {:?}, bank of {:?}", queries.dtype(), keys.dtype(), bank.keys.dtype())
     }
     // SAFETY: the forward pass writes the three numbers before they are read.
     let (parts, at) = unsafe { engine.room(DType::F32, 3)? };
     let (keys, images, bank) = (keys.detach(), images.clone(), bank.clone());
-    let layer = InfoNce { keys, images, bank, settings, batch, capacity, width, parts: at, real };
+    let layer = InfoNce { keys, images, bank, settings, batch, capacity, width, parts: at, scalar };
     // SAFETY: the shapes were compared above.
     Ok((unsafe { apply(layer, queries, None)? }, tensor(parts, 3)))
 }
@@ -57,7 +57,7 @@ struct InfoNce {
     capacity: usize,
     width: usize,
     parts: u64,
-    real: Real,
+    scalar: ScalarType,
 }
 
 impl Layer for InfoNce {
@@ -68,18 +68,27 @@ impl Layer for InfoNce {
     unsafe fn forward(&self, engine: &Arc<Engine>, q: u64, _save: bool) -> Result<Forward<Scratch>> {
         // SAFETY: `q` is the tensor that the layer was made for, and all other addresses are of memory for the shapes passed with them.
         unsafe {
-            let (b, m, c, real) = (self.batch, self.capacity, self.width, self.real);
+            let (b, m, c, scalar) = (self.batch, self.capacity, self.width, self.scalar);
             let columns = b + m;
-            let logits = Scratch::new(engine, Real::F32, b * columns)?;
+            let logits = Scratch::new(engine, ScalarType::F32, b * columns)?;
             let compare = |n: usize, keys: u64, first: usize| {
-                let out = mat(logits.at() + 4 * first as u64, columns);
-                engine.gemm.forward(real, Real::F32, [b, c, n], mat(q, c), mat(keys, c), out, Plus::Nothing)
+                let out = matrix(logits.at() + 4 * first as u64, columns);
+                engine.gemm.forward(
+                    scalar,
+                    ScalarType::F32,
+                    [b, c, n],
+                    matrix(q, c),
+                    matrix(keys, c),
+                    out,
+                    Addend::None,
+                )
             };
             compare(b, address(&self.keys)?, 0)?;
             compare(m, address(&self.bank.keys)?, b)?;
-            let (weights, rows) = (Scratch::new(engine, real, b * columns)?, Scratch::new(engine, Real::F32, 4 * b)?);
+            let (weights, rows) =
+                (Scratch::new(engine, scalar, b * columns)?, Scratch::new(engine, ScalarType::F32, 4 * b)?);
             launch!(
-                engine, real.kernel("nce_rows"), (b as u32, 1), THREADS, 0;
+                engine, scalar.kernel("nce_rows"), (b as u32, 1), THREADS, 0;
                 logits.at(), weights.at(), address(&self.images)?, address(&self.bank.images)?, rows.at(), self.parts,
                 engine.counters(), m as i32, self.settings.temperature as f32, i32::from(self.settings.batch_negatives),
             )?;
@@ -100,19 +109,27 @@ impl Layer for InfoNce {
         // SAFETY: `dy` and the saved weights are of the shapes of the forward pass, and all other addresses are of memory for the
         // shapes passed with them.
         unsafe {
-            let (b, m, c, real) = (self.batch, self.capacity, self.width, self.real);
+            let (b, m, c, scalar) = (self.batch, self.capacity, self.width, self.scalar);
             let columns = b + m;
-            let sum = Scratch::new(engine, Real::F32, b * c)?;
-            let add = |n: usize, keys: u64, first: usize, plus: Plus| {
-                let from = mat(weights.at() + (first * real.size()) as u64, columns);
-                engine.gemm.input_gradient(real, Real::F32, [b, c, n], from, mat(keys, c), mat(sum.at(), c), plus)
+            let sum = Scratch::new(engine, ScalarType::F32, b * c)?;
+            let add = |n: usize, keys: u64, first: usize, addend: Addend| {
+                let from = matrix(weights.at() + (first * scalar.size()) as u64, columns);
+                engine.gemm.input_gradient(
+                    scalar,
+                    ScalarType::F32,
+                    [b, c, n],
+                    from,
+                    matrix(keys, c),
+                    matrix(sum.at(), c),
+                    addend,
+                )
             };
-            add(b, address(&self.keys)?, 0, Plus::Nothing)?;
-            add(m, address(&self.bank.keys)?, b, Plus::Result)?;
-            let (storage, dq) = engine.room(real.dtype(), b * c)?;
+            add(b, address(&self.keys)?, 0, Addend::None)?;
+            add(m, address(&self.bank.keys)?, b, Addend::Output)?;
+            let (storage, dq) = engine.room(scalar.dtype(), b * c)?;
             let grid = blocks(b * c, THREADS as usize);
             let weight = self.settings.weight as f32;
-            launch!(engine, real.kernel("scaled"), grid, THREADS, 0; sum.at(), dy, dq, weight, (b * c) as u64)?;
+            launch!(engine, scalar.kernel("scaled"), grid, THREADS, 0; sum.at(), dy, dq, weight, (b * c) as u64)?;
             Ok(Some(storage))
         }
     }

@@ -6,7 +6,7 @@ use candle_core::{CudaStorage, DType, Result, Tensor, bail};
 use macrl_bundle::tokens::TokenLayout;
 use macrl_nn::cuda::memory::{Scratch, tensor};
 use macrl_nn::cuda::node::{Forward, Layer, apply};
-use macrl_nn::cuda::{Engine, Real, address, address_or_null};
+use macrl_nn::cuda::{Engine, ScalarType, address, address_or_null};
 
 use super::kernels::launch;
 
@@ -56,7 +56,7 @@ pub fn masked_l1(
         values,
         parts: at,
         factor: factor as f32,
-        real: Real::of(predicted.dtype())?,
+        scalar: ScalarType::of(predicted.dtype())?,
     };
     // SAFETY: the shapes were compared above.
     Ok((unsafe { apply(layer, predicted, None)? }, tensor(parts, targets.len())))
@@ -75,13 +75,13 @@ struct L1 {
     values: usize,
     parts: u64,
     factor: f32,
-    real: Real,
+    scalar: ScalarType,
 }
 
 impl L1 {
     /// Bytes of one view's predictions.
     fn step(&self) -> u64 {
-        (self.images * TokenLayout::of_patches(self.patches).count() * self.values * self.real.size()) as u64
+        (self.images * TokenLayout::of_patches(self.patches).count() * self.values * self.scalar.size()) as u64
     }
 }
 
@@ -92,10 +92,10 @@ impl Layer for L1 {
     unsafe fn forward(&self, engine: &Arc<Engine>, x: u64, _save: bool) -> Result<Forward<()>> {
         // SAFETY: `x` is the tensor that the layer was made for, and all other addresses are of memory for the shapes passed with them.
         unsafe {
-            let partial = Scratch::new(engine, Real::F32, BLOCKS as usize)?;
+            let partial = Scratch::new(engine, ScalarType::F32, BLOCKS as usize)?;
             for (i, view) in self.views.iter().enumerate() {
                 launch!(
-                    engine, self.real.kernel("l1_fwd"), (BLOCKS, 1), THREADS, 0;
+                    engine, self.scalar.kernel("l1_fwd"), (BLOCKS, 1), THREADS, 0;
                     x + i as u64 * self.step(), address(&view.target)?, address_or_null(view.sources.as_ref())?,
                     self.parts + 4 * i as u64, partial.at(), engine.counters(), self.images as i32, self.patches as i32,
                     self.values as i32, view.scale,
@@ -111,11 +111,11 @@ impl Layer for L1 {
         // SAFETY: `x` is the tensor that the layer was made for, and all other addresses are of memory for the shapes passed with them.
         unsafe {
             let count = self.views.len() * self.images * TokenLayout::of_patches(self.patches).count() * self.values;
-            let (storage, dx) = engine.room(self.real.dtype(), count)?;
+            let (storage, dx) = engine.room(self.scalar.dtype(), count)?;
             for (i, view) in self.views.iter().enumerate() {
                 let at = i as u64 * self.step();
                 launch!(
-                    engine, self.real.kernel("l1_bwd"), (BLOCKS, 1), THREADS, 0;
+                    engine, self.scalar.kernel("l1_bwd"), (BLOCKS, 1), THREADS, 0;
                     x + at, address(&view.target)?, address_or_null(view.sources.as_ref())?, dy, dx + at,
                     self.images as i32, self.patches as i32, self.values as i32, view.scale * self.factor,
                 )?;

@@ -7,10 +7,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Tensor};
-use macrl_nn::cuda::{Engine, Real, address};
+use macrl_nn::cuda::{Engine, ScalarType, address};
 use macrl_nn::params::Matrix;
 
-use super::batched::{Batched, Kind, Lying, Product};
+use super::batched::{Batched, Kind, Product, Strides};
 use super::kernels::launch;
 use super::numbers::UpdateNumbers;
 use crate::ops::muon::{QUINTIC, STEPS, shape_factor};
@@ -52,7 +52,7 @@ struct Stack {
 pub(super) struct Muon {
     engine: Arc<Engine>,
     products: Batched,
-    real: Real,
+    scalar: ScalarType,
     keep: f32,
     count: u32,
     tiles: u32,
@@ -67,7 +67,7 @@ pub(super) struct Muon {
 
 impl Muon {
     /// `matrices` with their places in the flat vectors; `momentum`: the share of it that a step keeps.
-    pub(super) fn new(device: &Device, real: Real, matrices: &[Matrix], momentum: f64) -> Result<Self> {
+    pub(super) fn new(device: &Device, scalar: ScalarType, matrices: &[Matrix], momentum: f64) -> Result<Self> {
         let engine = Engine::at(device)?;
         let products = Batched::new(&engine.stream)?;
         let mut shapes: BTreeMap<(usize, usize), Vec<&Matrix>> = BTreeMap::new();
@@ -78,7 +78,7 @@ impl Muon {
         let (mut stacks, mut words, mut end, mut square) = (Vec::new(), Vec::new(), 0, 0);
         for ((rows, columns), members) in shapes {
             let count = members.len();
-            stacks.push(Stack::new(&products, real, end, count, rows, columns)?);
+            stacks.push(Stack::new(&products, scalar, end, count, rows, columns)?);
             for (i, matrix) in members.into_iter().enumerate() {
                 let place = end + i * rows * columns;
                 let factor = shape_factor(matrix.rows, matrix.columns).to_bits();
@@ -89,7 +89,7 @@ impl Muon {
             square = square.max(count * rows * rows);
         }
         let tiles = matrices.iter().map(|m| m.rows.div_ceil(TILE) * m.columns.div_ceil(TILE)).max().unwrap_or(0);
-        let room = |len: usize| Tensor::zeros(len, real.dtype(), device);
+        let room = |len: usize| Tensor::zeros(len, scalar.dtype(), device);
         Ok(Muon {
             scale: Tensor::zeros(2, DType::F32, device)?,
             squares: Tensor::zeros(matrices.len() * PARTS, DType::F32, device)?,
@@ -101,7 +101,7 @@ impl Muon {
             tiles: tiles as u32,
             engine,
             products,
-            real,
+            scalar,
             stacks,
         })
     }
@@ -127,7 +127,7 @@ impl Muon {
                 gradient, momenta, matrices, scale, self.keep, squares,
             )?;
             launch!(
-                self.engine, self.real.kernel("muon_directions"), by_tile, THREADS, 0;
+                self.engine, self.scalar.kernel("muon_directions"), by_tile, THREADS, 0;
                 gradient, momenta, matrices, scale, self.keep, squares, first,
             )?;
             let (mut from, mut to) = (first, second);
@@ -138,7 +138,7 @@ impl Muon {
                 std::mem::swap(&mut from, &mut to);
             }
             launch!(
-                self.engine, self.real.kernel("muon_apply"), by_tile, THREADS, 0;
+                self.engine, self.scalar.kernel("muon_apply"), by_tile, THREADS, 0;
                 values, matrices, scale, call.step, call.weight_decay, from,
             )
         }
@@ -149,7 +149,7 @@ impl Muon {
     /// # Safety
     /// `from` and `to` are this one's directions.
     unsafe fn iterate(&self, stack: &Stack, from: u64, to: u64) -> Result<()> {
-        let place = (stack.place * self.real.size()) as u64;
+        let place = (stack.place * self.scalar.size()) as u64;
         let (x, out) = (from + place, to + place);
         let [gram, polynomial] = [address(&self.square[0])?, address(&self.square[1])?];
         // SAFETY: both direction tensors hold all stacks, both square tensors hold the largest one, and all of them live as
@@ -164,12 +164,19 @@ impl Muon {
 
 impl Stack {
     /// Row-major (s, l) is column-major (l, s); A and its polynomial are symmetric.
-    fn new(products: &Batched, real: Real, place: usize, count: usize, rows: usize, columns: usize) -> Result<Self> {
+    fn new(
+        products: &Batched,
+        scalar: ScalarType,
+        place: usize,
+        count: usize,
+        rows: usize,
+        columns: usize,
+    ) -> Result<Self> {
         let (s, l) = (rows, columns);
         let [a, b, c] = QUINTIC;
-        let (long, square) = (Lying { row: l, matrix: s * l }, Lying { row: s, matrix: s * s });
-        let kind = |transposed, mnk, lying, alpha, beta| {
-            products.product(Kind { real, count, transposed, mnk, lying, alpha, beta })
+        let (long, square) = (Strides { row: l, matrix: s * l }, Strides { row: s, matrix: s * s });
+        let kind = |transposed, mnk, strides, alpha, beta| {
+            products.product(Kind { scalar, count, transposed, mnk, strides, alpha, beta })
         };
         Ok(Stack {
             place,

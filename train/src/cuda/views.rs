@@ -3,7 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 use candle_core::cuda::cudarc::driver::DeviceRepr;
 use candle_core::{DType, Result, Tensor, bail};
-use macrl_nn::cuda::{Engine, Real, address, address_or_null};
+use macrl_nn::cuda::{Engine, ScalarType, address, address_or_null};
 
 use super::kernels::launch;
 
@@ -149,11 +149,11 @@ impl Geometry {
             scale: self.scale,
             shift: self.shift,
         };
-        let (real, images) = (Real::of(strong.patches.dtype())?, strong.kept.dim(0)?);
+        let (scalar, images) = (ScalarType::of(strong.patches.dtype())?, strong.kept.dim(0)?);
         let grid = (2 * images as u32, 1);
         // SAFETY: as the caller promises.
         unsafe {
-            launch!(engine, real.kernel("views"), grid, 256, self.shared(); of, self.out(strong)?, self.out(weak)?)
+            launch!(engine, scalar.kernel("views"), grid, 256, self.shared(); of, self.out(strong)?, self.out(weak)?)
         }
     }
 }

@@ -46,3 +46,11 @@ pub struct Data {
     /// What the folder holds and is not used, with counts and reasons.
     pub left_out: Vec<String>,
 }
+
+impl Data {
+    /// A training split alone: no classes, nothing held out.
+    pub fn unlabelled(train: Arc<dyn Dataset>, format: &'static str) -> Self {
+        let (skipped, notes, left_out) = (Vec::new(), Vec::new(), Vec::new());
+        Self { train, test: None, classes: Vec::new(), format, skipped, notes, left_out }
+    }
+}

@@ -89,7 +89,7 @@ mod tests {
         ranked.into_iter().map(|(_, class)| class).collect()
     }
 
-    /// What a check looks at: the draw, and which images in it are judged against which others.
+    /// What a check looks at: the draw, and which images in it are looked up among which others.
     fn check_draw(labels: &[u32], count: usize) -> Vec<u32> {
         let all: Vec<Option<u32>> = labels.iter().map(|label| Some(*label)).collect();
         let drawn = stratified(&all, count, 2);
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_is_judged_can_be_found() {
+    fn every_query_can_be_found() {
         // Class sizes from 1 up; 6 a check's folds, whose multiples must not matter either.
         let kinds: [fn(usize) -> usize; 7] =
             [|_| 1, |_| 2, |_| 6, |_| 30, |i| 1 + i % 7, |i| 1 + i * i % 40, |i| if i == 0 { 500 } else { 2 }];
@@ -116,10 +116,10 @@ mod tests {
                             let others = drawn.iter().zip(&folds).filter(|(c, f)| *c == class && *f != fold);
                             assert!(others.count() > 0, "{classes} classes, {order}, {count}: class {class}");
                         }
-                        // Every class that has two images is judged, where there is room for two of each.
+                        // Every class that has two images is a query, where there is room for two of each.
                         if count >= 2 * classes {
-                            let judged = (0..classes).filter(|c| of(*c as u32) > 1).count();
-                            assert_eq!(judged, sizes.iter().filter(|size| **size > 1).count(), "{classes}, {order}");
+                            let queried = (0..classes).filter(|c| of(*c as u32) > 1).count();
+                            assert_eq!(queried, sizes.iter().filter(|size| **size > 1).count(), "{classes}, {order}");
                         }
                     }
                 }
@@ -135,7 +135,7 @@ mod tests {
         for (count, expected) in counts.iter().zip([599, 300, 90, 9, 2, 0, 0]) {
             assert!(count.abs_diff(expected) <= 2, "{counts:?}");
         }
-        // Each fold judges a sixth of each class.
+        // Each fold queries a sixth of each class.
         let folds = folds(&drawn, 6);
         for fold in 0..6 {
             let count = drawn.iter().zip(&folds).filter(|(label, f)| **label == 0 && **f == fold).count();

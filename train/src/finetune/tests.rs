@@ -12,7 +12,7 @@ use super::labelled::Labelled;
 use super::learner::Finetuning;
 use super::model::Classifier;
 use super::state::FinetuneState;
-use super::training::{finetune, judge, outcome, training_config};
+use super::training::{finetune, outcome, test_accuracy, training_config};
 use crate::batches::Batches;
 use crate::data::memory::Memory;
 use crate::data::{Data, Dataset};
@@ -51,15 +51,8 @@ fn stripes(count: u32) -> Arc<dyn Dataset> {
 }
 
 fn labelled(config: &Config) -> Labelled {
-    let data = Data {
-        train: stripes(48),
-        test: Some(stripes(16)),
-        classes: vec!["flat".into(), "upright".into()],
-        format: "test",
-        skipped: Vec::new(),
-        left_out: Vec::new(),
-        notes: Vec::new(),
-    };
+    let classes = vec!["flat".into(), "upright".into()];
+    let data = Data { test: Some(stripes(16)), classes, ..Data::unlabelled(stripes(48), "memory") };
     Labelled::of(&data, config).unwrap()
 }
 
@@ -97,7 +90,7 @@ fn it_learns_and_images_without_a_label_stay_out() {
         assert!(reached.accuracy > 0.9, "{reached:?}");
         assert!(reached.best >= reached.accuracy && (1..=8).contains(&reached.best_epoch));
         let (best, _) = FinetuneState::load(&files.best(), training_config).unwrap();
-        assert_eq!(judge(&best, &data, &config).unwrap().1, reached.best);
+        assert_eq!(test_accuracy(&best, &data, &config).unwrap().1, reached.best);
     }
 }
 

@@ -116,7 +116,7 @@ fn at_epoch_end(
     epoch: u64,
     log: &mut Log,
 ) -> Result<()> {
-    let accuracy = judge(state, data, config)?.1;
+    let accuracy = test_accuracy(state, data, config)?.1;
     log.message(&format!("epoch {epoch}: accuracy {:.1} %", 100.0 * accuracy));
     log.write(&json!({"kind": "eval", "step": state.step, "epoch": epoch, "accuracy": accuracy}))?;
     if state.best.is_none_or(|(best, _)| accuracy > best) {
@@ -138,7 +138,7 @@ fn save(state: &FinetuneState, path: &Path, config: &Config) -> Result<()> {
 }
 
 /// Counts (C true, C predicted) on the test split, and the share on the diagonal.
-pub(super) fn judge(state: &FinetuneState, data: &Labelled, config: &Config) -> Result<(Vec<Vec<u32>>, f64)> {
+pub(super) fn test_accuracy(state: &FinetuneState, data: &Labelled, config: &Config) -> Result<(Vec<Vec<u32>>, f64)> {
     let answers = state.classifier.predict(&data.test, &Preprocess::from_config(config))?;
     let counts = confusion(&answers, &data.test.labels, data.classes);
     let right: u32 = counts.iter().enumerate().map(|(i, row)| row[i]).sum();
@@ -150,7 +150,7 @@ pub(super) fn judge(state: &FinetuneState, data: &Labelled, config: &Config) -> 
 /// # Errors
 /// Test images that do not fit the encoder.
 pub fn outcome(kind: &str, state: &FinetuneState, data: &Labelled, config: &Config) -> Result<Outcome> {
-    let (confusion, accuracy) = judge(state, data, config)?;
+    let (confusion, accuracy) = test_accuracy(state, data, config)?;
     let (best, best_epoch) = state.best.unwrap_or((accuracy, config.finetune.epochs as u64));
     Ok(Outcome { features: kind.to_string(), accuracy, best, best_epoch, steps: state.step, confusion })
 }

@@ -1,4 +1,4 @@
-//! What a check judges, over orders and sizes of classes.
+//! Which images a check classifies, over orders and sizes of classes.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ fn config() -> Config {
     Config::parse("", "test", &set).unwrap()
 }
 
-/// PreparedImages whose colour is their class's, each a little different; `None` has no label.
+/// Images whose colour is their class's, each a little different; `None` has no label.
 fn data(labels: &[Option<u32>]) -> Data {
     let shade = |class: u32, channel: u32| (class.wrapping_mul(2_654_435_761) >> (8 * channel)) as u8 / 2;
     let image = |(i, label): (usize, &Option<u32>)| {
@@ -23,15 +23,7 @@ fn data(labels: &[Option<u32>]) -> Data {
         })
     };
     let images = labels.iter().enumerate().map(image).collect();
-    Data {
-        train: Arc::new(Memory::new("train", images, labels.to_vec())),
-        test: None,
-        classes: Vec::new(),
-        format: "test",
-        skipped: Vec::new(),
-        left_out: Vec::new(),
-        notes: Vec::new(),
-    }
+    Data::unlabelled(Arc::new(Memory::new("train", images, labels.to_vec())), "test")
 }
 
 fn check(labels: &[Option<u32>]) -> Option<f64> {
@@ -41,8 +33,8 @@ fn check(labels: &[Option<u32>]) -> Option<f64> {
 }
 
 #[test]
-fn classes_in_turn_are_all_judged_and_found() {
-    // With every sixth image judged, six classes in turn were 0 % for ever, and of two only one was judged.
+fn classes_in_turn_are_all_queried_and_found() {
+    // With every sixth image as the query, six classes in turn were always 0 %, and of two classes only one was queried.
     for classes in [2, 3, 6, 12] {
         let size = 10;
         let turns: Vec<Option<u32>> = (0..classes * size).map(|i| Some(i % classes)).collect();
@@ -55,8 +47,8 @@ fn classes_in_turn_are_all_judged_and_found() {
 }
 
 #[test]
-fn what_cannot_be_judged_is_not() {
-    // One image of its own class among others: looked up in, not judged.
+fn images_without_a_partner_are_not_queried() {
+    // One image of its own class among others: looked up in, not queried.
     let mut labels: Vec<Option<u32>> = (0..20).map(|i| Some(i % 2)).collect();
     labels.push(Some(9));
     assert_eq!(check(&labels), Some(1.0));

@@ -45,7 +45,8 @@ impl Plan {
 fn plans() -> Vec<Plan> {
     let losses = TERMS.iter().filter_map(|term| term.charts.first());
     let companions = TERMS.iter().flat_map(|term| term.charts.iter().skip(1));
-    let knn = Plan::new("Online kNN: training images judged by others (%)", true, &[("knn", "kNN")], Scale::Percent);
+    let knn =
+        Plan::new("Online kNN: training images classified by others (%)", true, &[("knn", "kNN")], Scale::Percent);
     let parts = [
         ("grad_norm", "all"),
         ("grad_norm_encoder", "encoder"),

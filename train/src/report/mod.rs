@@ -57,15 +57,15 @@ pub fn render(run: &Path, content: &ReportContent) -> Result<String> {
         Some(text) => Metrics::parse(&text),
         None => Metrics::default(),
     };
-    let judged = match run.join("evaluation.json") {
+    let evaluation = match run.join("evaluation.json") {
         path if path.exists() => Some(Evaluation::read(&path)?),
         _ => None,
     };
     let config = optional(&run.join("config.toml"))?.unwrap_or_default();
     let name = run.file_name().map_or_else(|| "run".into(), |name| name.to_string_lossy().into_owned());
     let mut page = Page::new(&name);
-    page.push(evaluation::headline(&name, judged.as_ref(), &metrics));
-    page.push(evaluation::sections(judged.as_ref(), &run.display().to_string(), &metrics, content.unlabelled));
+    page.push(evaluation::headline(&name, evaluation.as_ref(), &metrics));
+    page.push(evaluation::sections(evaluation.as_ref(), &run.display().to_string(), &metrics, content.unlabelled));
     page.push(finetune::section(run)?);
     page.push(section("curves", "Training", &metrics.charts()));
     page.push(pictures::reconstructions(&content.strong, &content.weak));

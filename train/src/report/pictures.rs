@@ -27,7 +27,7 @@ pub(super) fn reconstructions(strong: &[Reconstruction], weak: &[Reconstruction]
     }
     let note = "<p class=\"note\">Of three images, the first is the decoder's target, the second what the encoder sees \
                 (removed patches greyed out), the third what the decoder makes of it (patches that it was shown are put \
-                back where only the removed ones are judged).</p>";
+                back where only the removed ones count).</p>";
     section("reconstructions", "Reconstructions of both branches", &format!("{note}<div class=\"pairs\">{rows}</div>"))
 }
 

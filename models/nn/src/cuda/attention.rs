@@ -7,7 +7,7 @@ use candle_core::{Result, bail};
 
 use super::engine::{Engine, launch};
 use super::memory::Scratch;
-use super::real::Real;
+use super::scalar::ScalarType;
 use super::spans::Spans;
 use crate::ops::attention::Heads;
 
@@ -85,10 +85,11 @@ impl Tiles {
 }
 
 /// The tiling of a sequence; `None` if the plain kernels must be used.
-fn tiles(engine: &Engine, real: Real, at: Heads, tokens: usize) -> Option<Tiles> {
+fn tiles(engine: &Engine, scalar: ScalarType, at: Heads, tokens: usize) -> Option<Tiles> {
     let (d, tiles) = (at.head_width(), Tiles::of(tokens));
     let shared = tiles.forward_shared(d).max(tiles.backward_shared(d));
-    (real == Real::Bf16 && matches!(d, 32 | 64) && tokens <= LONGEST && shared <= engine.shared_limit).then_some(tiles)
+    (scalar == ScalarType::Bf16 && matches!(d, 32 | 64) && tokens <= LONGEST && shared <= engine.shared_limit)
+        .then_some(tiles)
 }
 
 /// Joins adjacent views of equal length into one larger batch.
@@ -112,7 +113,7 @@ fn merged(spans: &Spans) -> Spans {
 /// The sequence is too long for the shared memory of every kernel.
 pub(super) fn forward(
     engine: &Arc<Engine>,
-    real: Real,
+    scalar: ScalarType,
     at: Heads,
     spans: &Spans,
     qkv: u64,
@@ -120,10 +121,10 @@ pub(super) fn forward(
 ) -> Result<Vec<Scratch>> {
     let (mut row, mut sums) = (0, Vec::new());
     for (images, tokens) in merged(spans) {
-        let lse = Scratch::new(engine, Real::F32, images * at.heads * tokens)?;
-        let (qkv, out) = (part(qkv, real, row, 3 * at.width), part(out, real, row, at.width));
+        let lse = Scratch::new(engine, ScalarType::F32, images * at.heads * tokens)?;
+        let (qkv, out) = (part(qkv, scalar, row, 3 * at.width), part(out, scalar, row, at.width));
         let (blocks, d) = ((images * at.heads) as u32, at.head_width());
-        if let Some(tiles) = tiles(engine, real, at, tokens) {
+        if let Some(tiles) = tiles(engine, scalar, at, tokens) {
             let Tiles { padded, forward: Forward { rows, columns, warps }, .. } = tiles;
             let (grid, threads) = ((blocks, padded.div_ceil(rows) as u32), 32 * warps as u32);
             // SAFETY: callers in this module pass matrices of these sizes that stay allocated in stream order.
@@ -138,7 +139,7 @@ pub(super) fn forward(
             // SAFETY: callers in this module pass matrices of these sizes that stay allocated in stream order.
             unsafe {
                 launch!(
-                    engine, real.kernel("attention_any_fwd"), (blocks, 1), THREADS, shared;
+                    engine, scalar.kernel("attention_any_fwd"), (blocks, 1), THREADS, shared;
                     qkv, out, lse.at(), tokens as i32, at.heads as i32, d as i32,
                 )
             }?;
@@ -158,7 +159,7 @@ pub(super) fn forward(
 /// The sequence is too long for the shared memory of every kernel.
 pub(super) fn backward(
     engine: &Arc<Engine>,
-    real: Real,
+    scalar: ScalarType,
     at: Heads,
     spans: &Spans,
     [qkv, out, dout, dqkv]: [u64; 4],
@@ -166,11 +167,11 @@ pub(super) fn backward(
 ) -> Result<()> {
     let mut row = 0;
     for ((images, tokens), lse) in merged(spans).into_iter().zip(sums) {
-        let wide = |at_: u64| part(at_, real, row, 3 * at.width);
+        let wide = |at_: u64| part(at_, scalar, row, 3 * at.width);
         let (qkv, dqkv) = (wide(qkv), wide(dqkv));
-        let (out, dout) = (part(out, real, row, at.width), part(dout, real, row, at.width));
+        let (out, dout) = (part(out, scalar, row, at.width), part(dout, scalar, row, at.width));
         let (blocks, d) = ((images * at.heads) as u32, at.head_width());
-        if let Some(tiles) = tiles(engine, real, at, tokens) {
+        if let Some(tiles) = tiles(engine, scalar, at, tokens) {
             let Tiles { padded, backward: Backward { name, warps, .. }, .. } = tiles;
             let threads = 32 * warps as u32;
             // SAFETY: callers in this module pass matrices of these sizes that stay allocated in stream order.
@@ -185,7 +186,7 @@ pub(super) fn backward(
             // SAFETY: callers in this module pass matrices of these sizes that stay allocated in stream order.
             unsafe {
                 launch!(
-                    engine, real.kernel("attention_any_bwd"), (blocks, 1), THREADS, shared;
+                    engine, scalar.kernel("attention_any_bwd"), (blocks, 1), THREADS, shared;
                     qkv, dout, lse.at(), dqkv, tokens as i32, at.heads as i32, d as i32,
                 )
             }?;
@@ -195,8 +196,8 @@ pub(super) fn backward(
     Ok(())
 }
 
-fn part(at: u64, real: Real, row: usize, width: usize) -> u64 {
-    at + (row * width * real.size()) as u64
+fn part(at: u64, scalar: ScalarType, row: usize, width: usize) -> u64 {
+    at + (row * width * scalar.size()) as u64
 }
 
 fn fits(engine: &Engine, shared: usize, tokens: usize) -> Result<usize> {

@@ -3,7 +3,7 @@
 use candle_core::{Device, Result, Tensor};
 
 use super::memory::halved;
-use super::real::Real;
+use super::scalar::ScalarType;
 use crate::ops::graph::with_values;
 use crate::params::{Group, OnDevice};
 
@@ -12,9 +12,9 @@ impl Group {
     ///
     /// # Errors
     /// There is not enough memory on the device, or a copy failed.
-    pub fn to_gpu(&self, device: &Device, real: Real) -> Result<Group> {
+    pub fn to_gpu(&self, device: &Device, scalar: ScalarType) -> Result<Group> {
         let values = with_values(self.values(), |values| Tensor::from_slice(values, values.len(), device))?;
-        let half = halved(real, &values)?;
+        let half = halved(scalar, &values)?;
         Ok(self.clone().placed(values, OnDevice { gradient: None, half, anchor: None }))
     }
 }

@@ -16,7 +16,7 @@ use candle_core::{CudaDevice, Device, Result, bail};
 
 use super::address::slice_address;
 use super::gemm::Gemm;
-use super::real::Real;
+use super::scalar::ScalarType;
 
 /// The kernels of this crate.
 pub static KERNELS: Kernels = Kernels::new(include_bytes!(concat!(env!("OUT_DIR"), "/kernels.fatbin")));
@@ -123,7 +123,8 @@ impl Engine {
         let own = Module::load(&stream, &KERNELS)?;
         let attribute = |a| context.attribute(a).w().map(|v| v.max(0) as usize);
         let capturing = Arc::new(AtomicBool::new(false));
-        let bias_rows = [Real::F32, Real::Bf16].map(|real| own.module.load_function(&real.kernel("bias_rows")).w());
+        let bias_rows =
+            [ScalarType::F32, ScalarType::Bf16].map(|scalar| own.module.load_function(&scalar.kernel("bias_rows")).w());
         let [f32_rows, bf16_rows] = bias_rows;
         Ok(Engine {
             gemm: Gemm::new(&stream, capturing.clone(), [f32_rows?, bf16_rows?])?,

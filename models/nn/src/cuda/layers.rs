@@ -5,11 +5,11 @@ use std::sync::Arc;
 use candle_core::{CudaStorage, Result, Tensor, bail};
 
 use super::engine::{Engine, blocks, launch};
-use super::gemm::{Plus, mat};
+use super::gemm::{Addend, matrix};
 use super::memory::Scratch;
 use super::node::{Forward, Layer, apply};
-use super::real::Real;
 use super::rows::{Params, THREADS, anchor, column_sums, gelu, gelu_backward, norm, norm_backward};
+use super::scalar::ScalarType;
 use super::spans::{Spans, rows_of};
 use crate::params::Group;
 
@@ -26,14 +26,16 @@ pub fn normalise(x: &Tensor, group: &Group) -> Result<Tensor> {
         bail!("layer_norm: {} parameters for rows of {width}", group.values().elem_count())
     }
     // SAFETY: the layer was made for this tensor and a group of its width.
-    unsafe { apply(Norm { group: group.clone(), rows, width, real: Real::of(x.dtype())? }, x, anchor(x, group)?) }
+    unsafe {
+        apply(Norm { group: group.clone(), rows, width, scalar: ScalarType::of(x.dtype())? }, x, anchor(x, group)?)
+    }
 }
 
 struct Norm {
     group: Group,
     rows: usize,
     width: usize,
-    real: Real,
+    scalar: ScalarType,
 }
 
 impl Layer for Norm {
@@ -43,9 +45,9 @@ impl Layer for Norm {
     unsafe fn forward(&self, engine: &Arc<Engine>, x: u64, _save: bool) -> Result<Forward<()>> {
         // SAFETY: the layer was made for the tensor at `x`; every other buffer has the shape that is passed with it.
         unsafe {
-            let params = Params::of(&self.group, self.real)?;
-            let (storage, y) = engine.room(self.real.dtype(), self.rows * self.width)?;
-            norm(engine, self.real, x, params.master(0), y, self.rows, self.width)?;
+            let params = Params::of(&self.group, self.scalar)?;
+            let (storage, y) = engine.room(self.scalar.dtype(), self.rows * self.width)?;
+            norm(engine, self.scalar, x, params.master(0), y, self.rows, self.width)?;
             Ok(Forward { storage, shape: vec![self.rows, self.width], saved: Some(()) })
         }
     }
@@ -53,10 +55,10 @@ impl Layer for Norm {
     unsafe fn backward(&self, engine: &Arc<Engine>, x: u64, (): (), dy: u64, _: bool) -> Result<Option<CudaStorage>> {
         // SAFETY: the layer was made for the tensor at `x`; every other buffer has the shape that is passed with it.
         unsafe {
-            let params = Params::of(&self.group, self.real)?;
-            let (storage, dx) = engine.room(self.real.dtype(), self.rows * self.width)?;
+            let params = Params::of(&self.group, self.scalar)?;
+            let (storage, dx) = engine.room(self.scalar.dtype(), self.rows * self.width)?;
             let given = [x, params.master(0), dy, 0, dx, params.gradient(0), 0];
-            norm_backward(engine, self.real, given, self.rows, self.width)?;
+            norm_backward(engine, self.scalar, given, self.rows, self.width)?;
             Ok(Some(storage))
         }
     }
@@ -80,7 +82,7 @@ pub fn linear(x: &Tensor, group: &Group, outputs: usize, gelu: bool) -> Result<T
     // SAFETY: the layer was made for this tensor; the group's size was checked above.
     unsafe {
         apply(
-            Linear { group: group.clone(), shape: [rows, inputs, outputs], gelu, real: Real::of(x.dtype())? },
+            Linear { group: group.clone(), shape: [rows, inputs, outputs], gelu, scalar: ScalarType::of(x.dtype())? },
             x,
             anchor(x, group)?,
         )
@@ -91,7 +93,7 @@ struct Linear {
     group: Group,
     shape: [usize; 3],
     gelu: bool,
-    real: Real,
+    scalar: ScalarType,
 }
 
 impl Layer for Linear {
@@ -102,15 +104,15 @@ impl Layer for Linear {
     unsafe fn forward(&self, engine: &Arc<Engine>, x: u64, _save: bool) -> Result<Forward<Option<Scratch>>> {
         // SAFETY: the layer was made for the tensor at `x`; every other buffer has the shape that is passed with it.
         unsafe {
-            let ([rows, inputs, outputs], real) = (self.shape, self.real);
-            let params = Params::of(&self.group, real)?;
-            let (storage, y) = engine.room(real.dtype(), rows * outputs)?;
-            let before = if self.gelu { Some(Scratch::new(engine, real, rows * outputs)?) } else { None };
-            let (w, bias) = (mat(params.weight(0), inputs), Plus::Bias(params.weight(inputs * outputs)));
-            let to = mat(before.as_ref().map_or(y, Scratch::at), outputs);
-            engine.gemm.forward(real, real, self.shape, mat(x, inputs), w, to, bias)?;
+            let ([rows, inputs, outputs], scalar) = (self.shape, self.scalar);
+            let params = Params::of(&self.group, scalar)?;
+            let (storage, y) = engine.room(scalar.dtype(), rows * outputs)?;
+            let before = if self.gelu { Some(Scratch::new(engine, scalar, rows * outputs)?) } else { None };
+            let (w, bias) = (matrix(params.weight(0), inputs), Addend::Bias(params.weight(inputs * outputs)));
+            let to = matrix(before.as_ref().map_or(y, Scratch::at), outputs);
+            engine.gemm.forward(scalar, scalar, self.shape, matrix(x, inputs), w, to, bias)?;
             if let Some(before) = &before {
-                gelu(engine, real, before.at(), y, rows * outputs)?;
+                gelu(engine, scalar, before.at(), y, rows * outputs)?;
             }
             Ok(Forward { storage, shape: vec![rows, outputs], saved: Some(before) })
         }
@@ -126,21 +128,27 @@ impl Layer for Linear {
     ) -> Result<Option<CudaStorage>> {
         // SAFETY: the layer was made for the tensor at `x`; every other buffer has the shape that is passed with it.
         unsafe {
-            let ([rows, inputs, outputs], real) = (self.shape, self.real);
-            let params = Params::of(&self.group, real)?;
+            let ([rows, inputs, outputs], scalar) = (self.shape, self.scalar);
+            let params = Params::of(&self.group, scalar)?;
             let bias = params.gradient(inputs * outputs);
             match &saved {
                 // dy is Candle's own sum of gradients, which is not read after this.
-                Some(before) => gelu_backward(engine, real, before.at(), dy, 0, bias, rows, outputs)?,
-                None => column_sums(engine, real, dy, None, bias, (rows, 1), outputs)?,
+                Some(before) => gelu_backward(engine, scalar, before.at(), dy, 0, bias, rows, outputs)?,
+                None => column_sums(engine, scalar, dy, None, bias, (rows, 1), outputs)?,
             }
-            let (g, w) = (mat(dy, outputs), mat(params.weight(0), inputs));
-            engine.gemm.weight_gradient(real, self.shape, g, mat(x, inputs), mat(params.gradient(0), inputs))?;
+            let (g, w) = (matrix(dy, outputs), matrix(params.weight(0), inputs));
+            engine.gemm.weight_gradient(
+                scalar,
+                self.shape,
+                g,
+                matrix(x, inputs),
+                matrix(params.gradient(0), inputs),
+            )?;
             if !wants_dx {
                 return Ok(None);
             }
-            let (storage, dx) = engine.room(real.dtype(), rows * inputs)?;
-            engine.gemm.input_gradient(real, real, self.shape, g, w, mat(dx, inputs), Plus::Nothing)?;
+            let (storage, dx) = engine.room(scalar.dtype(), rows * inputs)?;
+            engine.gemm.input_gradient(scalar, scalar, self.shape, g, w, matrix(dx, inputs), Addend::None)?;
             Ok(Some(storage))
         }
     }
@@ -163,7 +171,7 @@ pub fn pool(x: &Tensor, spans: &Spans, which: usize, mean: bool) -> Result<Tenso
     };
     let first = rows_of(&spans[..which]);
     // SAFETY: the layer was made for this tensor, which contains the view.
-    unsafe { apply(Pool { rows, first, images, tokens, width, mean, real: Real::of(x.dtype())? }, x, None) }
+    unsafe { apply(Pool { rows, first, images, tokens, width, mean, scalar: ScalarType::of(x.dtype())? }, x, None) }
 }
 
 struct Pool {
@@ -173,7 +181,7 @@ struct Pool {
     tokens: usize,
     width: usize,
     mean: bool,
-    real: Real,
+    scalar: ScalarType,
 }
 
 impl Layer for Pool {
@@ -183,10 +191,10 @@ impl Layer for Pool {
     unsafe fn forward(&self, engine: &Arc<Engine>, x: u64, _save: bool) -> Result<Forward<()>> {
         // SAFETY: the layer was made for the tensor at `x`; every other buffer has the shape that is passed with it.
         unsafe {
-            let (storage, out) = engine.room(self.real.dtype(), self.images * self.width)?;
-            let x = x + (self.first * self.width * self.real.size()) as u64;
+            let (storage, out) = engine.room(self.scalar.dtype(), self.images * self.width)?;
+            let x = x + (self.first * self.width * self.scalar.size()) as u64;
             launch!(
-                engine, self.real.kernel("pool_fwd"), blocks(self.images * self.width / 4, 256), THREADS, 0;
+                engine, self.scalar.kernel("pool_fwd"), blocks(self.images * self.width / 4, 256), THREADS, 0;
                 x, out, self.images as i32, self.tokens as i32, self.width as i32, i32::from(self.mean),
             )?;
             Ok(Forward { storage, shape: vec![self.images, self.width], saved: Some(()) })
@@ -196,9 +204,9 @@ impl Layer for Pool {
     unsafe fn backward(&self, engine: &Arc<Engine>, _x: u64, (): (), dy: u64, _: bool) -> Result<Option<CudaStorage>> {
         // SAFETY: the layer was made for the tensor at `x`; every other buffer has the shape that is passed with it.
         unsafe {
-            let (storage, dx) = engine.room(self.real.dtype(), self.rows * self.width)?;
+            let (storage, dx) = engine.room(self.scalar.dtype(), self.rows * self.width)?;
             launch!(
-                engine, self.real.kernel("pool_bwd"), blocks(self.rows * self.width / 4, 256), THREADS, 0;
+                engine, self.scalar.kernel("pool_bwd"), blocks(self.rows * self.width / 4, 256), THREADS, 0;
                 dy, dx, self.rows as i32, self.first as i32, self.images as i32, self.tokens as i32, self.width as i32,
                 i32::from(self.mean),
             )?;
@@ -214,13 +222,13 @@ impl Layer for Pool {
 pub fn l2_normalize(x: &Tensor) -> Result<Tensor> {
     let (rows, width) = x.dims2()?;
     // SAFETY: the layer was made for this tensor.
-    unsafe { apply(Unit { rows, width, real: Real::of(x.dtype())? }, x, None) }
+    unsafe { apply(Unit { rows, width, scalar: ScalarType::of(x.dtype())? }, x, None) }
 }
 
 struct Unit {
     rows: usize,
     width: usize,
-    real: Real,
+    scalar: ScalarType,
 }
 
 impl Layer for Unit {
@@ -230,9 +238,9 @@ impl Layer for Unit {
     unsafe fn forward(&self, engine: &Arc<Engine>, x: u64, _save: bool) -> Result<Forward<()>> {
         // SAFETY: the layer was made for the tensor at `x`; every other buffer has the shape that is passed with it.
         unsafe {
-            let (storage, y) = engine.room(self.real.dtype(), self.rows * self.width)?;
+            let (storage, y) = engine.room(self.scalar.dtype(), self.rows * self.width)?;
             let grid = blocks(self.rows, 8);
-            launch!(engine, self.real.kernel("unit_fwd"), grid, THREADS, 0; x, y, self.rows as i32, self.width as i32)?;
+            launch!(engine, self.scalar.kernel("unit_fwd"), grid, THREADS, 0; x, y, self.rows as i32, self.width as i32)?;
             Ok(Forward { storage, shape: vec![self.rows, self.width], saved: Some(()) })
         }
     }
@@ -240,9 +248,9 @@ impl Layer for Unit {
     unsafe fn backward(&self, engine: &Arc<Engine>, x: u64, (): (), dy: u64, _: bool) -> Result<Option<CudaStorage>> {
         // SAFETY: the layer was made for the tensor at `x`; every other buffer has the shape that is passed with it.
         unsafe {
-            let (storage, dx) = engine.room(self.real.dtype(), self.rows * self.width)?;
+            let (storage, dx) = engine.room(self.scalar.dtype(), self.rows * self.width)?;
             let grid = blocks(self.rows, 8);
-            launch!(engine, self.real.kernel("unit_bwd"), grid, THREADS, 0; x, dy, dx, self.rows as i32, self.width as i32)?;
+            launch!(engine, self.scalar.kernel("unit_bwd"), grid, THREADS, 0; x, dy, dx, self.rows as i32, self.width as i32)?;
             Ok(Some(storage))
         }
     }

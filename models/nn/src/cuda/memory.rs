@@ -10,7 +10,7 @@ use candle_core::{CudaStorage, DType, Layout, Result, Shape, Storage, Tensor, ba
 
 use super::address::{address, address_in, slice_address};
 use super::engine::{Engine, blocks, launch};
-use super::real::Real;
+use super::scalar::ScalarType;
 
 /// A buffer of working memory with arbitrary contents.  Work that was queued before the buffer is dropped may still use
 /// it: the next user queues its work later on the same stream.
@@ -24,8 +24,8 @@ impl Scratch {
     ///
     /// # Errors
     /// There is not enough memory, or a capture is active and no buffer is free.
-    pub fn new(engine: &Arc<Engine>, real: Real, count: usize) -> Result<Self> {
-        Self::bytes(engine, count * real.size())
+    pub fn new(engine: &Arc<Engine>, scalar: ScalarType, count: usize) -> Result<Self> {
+        Self::bytes(engine, count * scalar.size())
     }
 
     /// A buffer of `len` bytes.
@@ -111,26 +111,33 @@ pub fn variable(device: &candle_core::Device) -> Result<Tensor> {
 /// The dtype is not f32 or bf16, or a CUDA call failed.
 pub fn fetch(tensor: &Tensor) -> Result<Vec<f32>> {
     use candle_core::cuda::cudarc::driver::result::memcpy_dtoh_sync;
-    let (engine, real, n) = (Engine::at(tensor.device())?, Real::of(tensor.dtype())?, tensor.elem_count());
+    let (engine, scalar, n) = (Engine::at(tensor.device())?, ScalarType::of(tensor.dtype())?, tensor.elem_count());
     let tensor = tensor.contiguous()?;
-    let mut bytes = vec![0u8; n * real.size()];
+    let mut bytes = vec![0u8; n * scalar.size()];
     engine.synchronize()?;
     // SAFETY: the tensor has this many bytes.
     unsafe { memcpy_dtoh_sync(&mut bytes, address(&tensor)?) }.w()?;
-    Ok(match real {
-        Real::F32 => bytes.as_chunks().0.iter().map(|b: &[u8; 4]| f32::from_le_bytes(*b)).collect(),
+    Ok(match scalar {
+        ScalarType::F32 => bytes.as_chunks().0.iter().map(|b: &[u8; 4]| f32::from_le_bytes(*b)).collect(),
         // bfloat16 is the upper half of a float32
-        Real::Bf16 => bytes.as_chunks().0.iter().map(|b: &[u8; 2]| f32::from_le_bytes([0, 0, b[0], b[1]])).collect(),
+        ScalarType::Bf16 => {
+            bytes.as_chunks().0.iter().map(|b: &[u8; 2]| f32::from_le_bytes([0, 0, b[0], b[1]])).collect()
+        }
     })
 }
 
-/// Copies float32 values to the device and stores them as `real`.
+/// Copies float32 values to the device and stores them as `scalar`.
 ///
 /// # Errors
 /// There is not enough memory.
-pub fn upload(device: &candle_core::Device, real: Real, values: &[f32], shape: impl Into<Shape>) -> Result<Tensor> {
+pub fn upload(
+    device: &candle_core::Device,
+    scalar: ScalarType,
+    values: &[f32],
+    shape: impl Into<Shape>,
+) -> Result<Tensor> {
     let flat = Tensor::from_slice(values, values.len(), device)?;
-    match halved(real, &flat)? {
+    match halved(scalar, &flat)? {
         None => flat.reshape(shape.into()),
         Some(half) => half.reshape(shape.into()),
     }
@@ -178,10 +185,10 @@ pub fn land(words: &Tensor, to: &Tensor) -> Result<()> {
         bail!("cannot copy {:?} of shape {:?} to shape {:?}", words.dtype(), words.shape(), to.shape())
     }
     let (engine, from, at) = (Engine::at(to.device())?, address(words)?, address(to)?);
-    match Real::of(to.dtype())? {
+    match ScalarType::of(to.dtype())? {
         // SAFETY: both tensors have 4 n bytes.
-        Real::F32 => unsafe { memcpy_dtod_async(at, from, 4 * n, engine.stream.cu_stream()) }.w(),
-        Real::Bf16 => {
+        ScalarType::F32 => unsafe { memcpy_dtod_async(at, from, 4 * n, engine.stream.cu_stream()) }.w(),
+        ScalarType::Bf16 => {
             let grid = blocks(n, 256);
             // SAFETY: there are n float32 values at `from`, as words, and memory for n bfloat16 values at `at`.
             unsafe { launch!(engine, "to_half", grid, 256, 0; from, at, n as u64) }
@@ -189,12 +196,12 @@ pub fn land(words: &Tensor, to: &Tensor) -> Result<()> {
     }
 }
 
-/// A bfloat16 copy of float32 values; `None` if `real` is float32.
+/// A bfloat16 copy of float32 values; `None` if `scalar` is float32.
 ///
 /// # Errors
 /// The dtype is not f32, or there is not enough memory.
-pub fn halved(real: Real, values: &Tensor) -> Result<Option<Tensor>> {
-    if real == Real::F32 {
+pub fn halved(scalar: ScalarType, values: &Tensor) -> Result<Option<Tensor>> {
+    if scalar == ScalarType::F32 {
         return Ok(None);
     }
     if values.dtype() != DType::F32 {

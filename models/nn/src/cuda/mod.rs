@@ -18,12 +18,12 @@ pub mod layers;
 pub mod memory;
 pub mod node;
 pub mod places;
-mod real;
 mod rows;
+mod scalar;
 mod spans;
 pub mod stack;
 
 pub use address::{address, address_or_null, slice_address};
 pub use engine::Engine;
-pub use real::Real;
+pub use scalar::ScalarType;
 pub use spans::{Spans, rows_of};

@@ -7,11 +7,11 @@ use macrl_bundle::tokens::{PREFIX, TokenLayout};
 
 use super::address::address;
 use super::engine::{Engine, blocks, launch};
-use super::gemm::{Plus, mat};
+use super::gemm::{Addend, matrix};
 use super::memory::Scratch;
 use super::node::{Forward, Layer, apply};
-use super::real::Real;
 use super::rows::{Params, THREADS, anchor, column_sums};
+use super::scalar::ScalarType;
 use super::spans::{Spans, rows_of};
 use crate::params::Group;
 
@@ -48,9 +48,9 @@ pub fn embed(views: &[Seen], group: &Group, positions: &Tensor) -> Result<(Tenso
         }
         spans.push((images, TokenLayout::of_patches(k).count()));
     }
-    let real = Real::of(first.patches.dtype())?;
+    let scalar = ScalarType::of(first.patches.dtype())?;
     let layer =
-        Embed { views: views.to_vec(), group: group.clone(), positions: positions.clone(), width, values, real };
+        Embed { views: views.to_vec(), group: group.clone(), positions: positions.clone(), width, values, scalar };
     // SAFETY: the shapes were checked above; `Kept` contains indexes of patches.
     let tokens = unsafe { apply(layer, &first.patches, anchor(&first.patches, group)?)? };
     Ok((tokens, spans))
@@ -62,7 +62,7 @@ struct Embed {
     positions: Tensor,
     width: usize,
     values: usize,
-    real: Real,
+    scalar: ScalarType,
 }
 
 impl Embed {
@@ -85,18 +85,18 @@ impl Layer for Embed {
     unsafe fn forward(&self, engine: &Arc<Engine>, _x: u64, _save: bool) -> Result<Forward<()>> {
         // SAFETY: the layer was made for the tensor at `x`; every other buffer has the shape that is passed with it.
         unsafe {
-            let (d, p, real) = (self.width, self.values, self.real);
-            let params = Params::of(&self.group, real)?;
+            let (d, p, scalar) = (self.width, self.values, self.scalar);
+            let params = Params::of(&self.group, scalar)?;
             let rows: usize = self.each().map(|(_, images, k, _)| images * TokenLayout::of_patches(k).count()).sum();
-            let (storage, out) = engine.room(real.dtype(), rows * d)?;
+            let (storage, out) = engine.room(scalar.dtype(), rows * d)?;
             for (view, images, k, first) in self.each() {
-                let tokens = Scratch::new(engine, real, images * k * d)?;
-                let (x, w) = (mat(address(&view.patches)?, p), mat(params.weight(d), p));
-                engine.gemm.forward(real, real, [images * k, p, d], x, w, mat(tokens.at(), d), Plus::Nothing)?;
+                let tokens = Scratch::new(engine, scalar, images * k * d)?;
+                let (x, w) = (matrix(address(&view.patches)?, p), matrix(params.weight(d), p));
+                engine.gemm.forward(scalar, scalar, [images * k, p, d], x, w, matrix(tokens.at(), d), Addend::None)?;
                 launch!(
-                    engine, real.kernel("embed_place"), blocks(images * TokenLayout::of_patches(k).count() * d / 4, 256), THREADS, 0;
+                    engine, scalar.kernel("embed_place"), blocks(images * TokenLayout::of_patches(k).count() * d / 4, 256), THREADS, 0;
                     tokens.at(), params.master(d + d * p), params.master(0), address(&self.positions)?,
-                    address(&view.kept)?, out + (first * d * real.size()) as u64, images as i32, k as i32, d as i32,
+                    address(&view.kept)?, out + (first * d * scalar.size()) as u64, images as i32, k as i32, d as i32,
                 )?;
             }
             Ok(Forward { storage, shape: vec![rows, d], saved: Some(()) })
@@ -106,27 +106,28 @@ impl Layer for Embed {
     unsafe fn backward(&self, engine: &Arc<Engine>, _x: u64, (): (), dy: u64, _: bool) -> Result<Option<CudaStorage>> {
         // SAFETY: the layer was made for the tensor at `x`; every other buffer has the shape that is passed with it.
         unsafe {
-            let (d, p, real) = (self.width, self.values, self.real);
-            let params = Params::of(&self.group, real)?;
+            let (d, p, scalar) = (self.width, self.values, self.scalar);
+            let params = Params::of(&self.group, scalar)?;
             for (view, images, k, first) in self.each() {
-                let dy = dy + (first * d * real.size()) as u64;
-                let tokens = Scratch::new(engine, real, images * k * d)?;
+                let dy = dy + (first * d * scalar.size()) as u64;
+                let tokens = Scratch::new(engine, scalar, images * k * d)?;
                 launch!(
-                    engine, real.kernel("embed_take"), blocks(images * k * d / 4, 256), THREADS, 0;
+                    engine, scalar.kernel("embed_take"), blocks(images * k * d / 4, 256), THREADS, 0;
                     dy, tokens.at(), images as i32, k as i32, d as i32,
                 )?;
                 column_sums(
                     engine,
-                    real,
+                    scalar,
                     dy,
                     None,
                     params.gradient(0),
                     (images, TokenLayout::of_patches(k).count()),
                     d,
                 )?;
-                column_sums(engine, real, tokens.at(), None, params.gradient(d + d * p), (images * k, 1), d)?;
-                let (g, x, dw) = (mat(tokens.at(), d), mat(address(&view.patches)?, p), mat(params.gradient(d), p));
-                engine.gemm.weight_gradient(real, [images * k, p, d], g, x, dw)?;
+                column_sums(engine, scalar, tokens.at(), None, params.gradient(d + d * p), (images * k, 1), d)?;
+                let (g, x, dw) =
+                    (matrix(tokens.at(), d), matrix(address(&view.patches)?, p), matrix(params.gradient(d), p));
+                engine.gemm.weight_gradient(scalar, [images * k, p, d], g, x, dw)?;
             }
             Ok(None)
         }
@@ -164,7 +165,7 @@ pub fn fill(
         positions: positions.clone(),
         shape: [rows, width, out],
         all,
-        real: Real::of(x.dtype())?,
+        scalar: ScalarType::of(x.dtype())?,
     };
     let spans = spans.iter().map(|(images, _)| (*images, all)).collect();
     // SAFETY: the shapes were checked above; `Kept` contains row numbers of the view.
@@ -178,14 +179,14 @@ struct Fill {
     positions: Tensor,
     shape: [usize; 3],
     all: usize,
-    real: Real,
+    scalar: ScalarType,
 }
 
 impl Fill {
     /// (sources, images, first encoder row, first decoder row) of each view; rows as addresses in matrices of width E.
     fn each(&self, encoded: u64, decoded: u64) -> impl Iterator<Item = (&Tensor, usize, u64, u64)> {
         let mut at = (encoded, decoded);
-        let row = (self.shape[2] * self.real.size()) as u64;
+        let row = (self.shape[2] * self.scalar.size()) as u64;
         self.spans.iter().zip(&self.sources).map(move |((images, tokens), sources)| {
             let here = at;
             at.0 += row * (images * tokens) as u64;
@@ -202,16 +203,16 @@ impl Layer for Fill {
     unsafe fn forward(&self, engine: &Arc<Engine>, x: u64, _save: bool) -> Result<Forward<()>> {
         // SAFETY: the layer was made for the tensor at `x`; every other buffer has the shape that is passed with it.
         unsafe {
-            let ([rows, d, e], real) = (self.shape, self.real);
-            let params = Params::of(&self.group, real)?;
+            let ([rows, d, e], scalar) = (self.shape, self.scalar);
+            let params = Params::of(&self.group, scalar)?;
             let images: usize = self.spans.iter().map(|(images, _)| images).sum();
-            let (storage, out) = engine.room(real.dtype(), images * self.all * e)?;
-            let tokens = Scratch::new(engine, real, rows * e)?;
-            let w = mat(params.weight(0), d);
-            engine.gemm.forward(real, real, self.shape, mat(x, d), w, mat(tokens.at(), e), Plus::Nothing)?;
+            let (storage, out) = engine.room(scalar.dtype(), images * self.all * e)?;
+            let tokens = Scratch::new(engine, scalar, rows * e)?;
+            let w = matrix(params.weight(0), d);
+            engine.gemm.forward(scalar, scalar, self.shape, matrix(x, d), w, matrix(tokens.at(), e), Addend::None)?;
             for (sources, images, encoded, decoded) in self.each(tokens.at(), out) {
                 launch!(
-                    engine, real.kernel("fill_place"), blocks(images * self.all * e / 4, 256), THREADS, 0;
+                    engine, scalar.kernel("fill_place"), blocks(images * self.all * e / 4, 256), THREADS, 0;
                     encoded, params.master(e * d), params.master(e * d + e), address(&self.positions)?,
                     address(sources)?, decoded, images as i32, self.all as i32, e as i32,
                 )?;
@@ -230,26 +231,26 @@ impl Layer for Fill {
     ) -> Result<Option<CudaStorage>> {
         // SAFETY: the layer was made for the tensor at `x`; every other buffer has the shape that is passed with it.
         unsafe {
-            let ([rows, d, e], real) = (self.shape, self.real);
-            let params = Params::of(&self.group, real)?;
-            let tokens = Scratch::new(engine, real, rows * e)?;
+            let ([rows, d, e], scalar) = (self.shape, self.scalar);
+            let params = Params::of(&self.group, scalar)?;
+            let tokens = Scratch::new(engine, scalar, rows * e)?;
             for (sources, images, encoded, decoded) in self.each(tokens.at(), dy) {
                 let (at, count) = (address(sources)?, images * self.all);
                 launch!(
-                    engine, real.kernel("fill_take"), blocks(count * e / 4, 256), THREADS, 0;
+                    engine, scalar.kernel("fill_take"), blocks(count * e / 4, 256), THREADS, 0;
                     decoded, at, encoded, images as i32, self.all as i32, e as i32,
                 )?;
-                column_sums(engine, real, decoded, Some(at), params.gradient(e * d + e), (count, 1), e)?;
+                column_sums(engine, scalar, decoded, Some(at), params.gradient(e * d + e), (count, 1), e)?;
             }
-            column_sums(engine, real, tokens.at(), None, params.gradient(e * d), (rows, 1), e)?;
-            let g = mat(tokens.at(), e);
-            engine.gemm.weight_gradient(real, self.shape, g, mat(x, d), mat(params.gradient(0), d))?;
+            column_sums(engine, scalar, tokens.at(), None, params.gradient(e * d), (rows, 1), e)?;
+            let g = matrix(tokens.at(), e);
+            engine.gemm.weight_gradient(scalar, self.shape, g, matrix(x, d), matrix(params.gradient(0), d))?;
             if !wants_dx {
                 return Ok(None);
             }
-            let (storage, dx) = engine.room(real.dtype(), rows * d)?;
-            let (w, dx) = (mat(params.weight(0), d), mat(dx, d));
-            engine.gemm.input_gradient(real, real, self.shape, g, w, dx, Plus::Nothing)?;
+            let (storage, dx) = engine.room(scalar.dtype(), rows * d)?;
+            let (w, dx) = (matrix(params.weight(0), d), matrix(dx, d));
+            engine.gemm.input_gradient(scalar, scalar, self.shape, g, w, dx, Addend::None)?;
             Ok(Some(storage))
         }
     }

@@ -7,7 +7,7 @@ use candle_core::{Result, Tensor, bail};
 use super::address::{address, address_or_null};
 use super::engine::{Engine, blocks, launch};
 use super::memory::Scratch;
-use super::real::Real;
+use super::scalar::ScalarType;
 use crate::params::Group;
 
 /// Threads in a block of most kernels.
@@ -32,16 +32,16 @@ pub(super) struct Params {
 impl Params {
     /// # Errors
     /// The group is not on the GPU, or has no copy in the required format.
-    pub(super) fn of(group: &Group, real: Real) -> Result<Self> {
+    pub(super) fn of(group: &Group, scalar: ScalarType) -> Result<Self> {
         let Some(place) = group.on_device() else { bail!("these parameters are not on the GPU") };
         let values = address(group.values())?;
-        let weights = match (real, &place.half) {
-            (Real::F32, _) => values,
-            (Real::Bf16, Some(half)) => address(half)?,
-            (Real::Bf16, None) => bail!("these parameters have no bfloat16 copy"),
+        let weights = match (scalar, &place.half) {
+            (ScalarType::F32, _) => values,
+            (ScalarType::Bf16, Some(half)) => address(half)?,
+            (ScalarType::Bf16, None) => bail!("these parameters have no bfloat16 copy"),
         };
         let gradient = address_or_null(place.gradient.as_ref())?;
-        Ok(Params { values, weights, gradient, size: real.size() as u64 })
+        Ok(Params { values, weights, gradient, size: scalar.size() as u64 })
     }
 
     /// Address of the float32 value at `offset`.
@@ -83,12 +83,20 @@ fn quads(width: usize) -> Result<usize> {
 }
 
 /// `y = norm(x)`; beta is stored after `gamma`.
-pub(super) fn norm(engine: &Engine, real: Real, x: u64, gamma: u64, y: u64, rows: usize, width: usize) -> Result<()> {
+pub(super) fn norm(
+    engine: &Engine,
+    scalar: ScalarType,
+    x: u64,
+    gamma: u64,
+    y: u64,
+    rows: usize,
+    width: usize,
+) -> Result<()> {
     let beta = gamma + 4 * width as u64;
     // SAFETY: callers in this module pass matrices of these sizes that stay allocated in stream order.
     unsafe {
         launch!(
-            engine, real.kernel(&format!("ln_fwd_{}", quads(width)?)), blocks(rows, 8), THREADS, 0;
+            engine, scalar.kernel(&format!("ln_fwd_{}", quads(width)?)), blocks(rows, 8), THREADS, 0;
             x, gamma, beta, y, rows as i32, width as i32,
         )
     }
@@ -98,7 +106,7 @@ pub(super) fn norm(engine: &Engine, real: Real, x: u64, gamma: u64, y: u64, rows
 /// The addresses are: x, gamma, dy, residual (0: none), dx, gradient, columns.
 pub(super) fn norm_backward(
     engine: &Arc<Engine>,
-    real: Real,
+    scalar: ScalarType,
     [x, gamma, dy, residual, dx, gradient, columns]: [u64; 7],
     rows: usize,
     width: usize,
@@ -111,21 +119,21 @@ pub(super) fn norm_backward(
         _ => 1,
     };
     let grid = engine.summing_blocks(rows.div_ceil(8 * 4), each);
-    let partial = Scratch::new(engine, Real::F32, grid * 3 * width)?;
+    let partial = Scratch::new(engine, ScalarType::F32, grid * 3 * width)?;
     // SAFETY: callers in this module pass matrices of these sizes that stay allocated in stream order.
     unsafe {
         launch!(
-            engine, real.kernel(&format!("ln_bwd_{quads}")), (grid as u32, 1), THREADS, 12 * width;
+            engine, scalar.kernel(&format!("ln_bwd_{quads}")), (grid as u32, 1), THREADS, 12 * width;
             x, gamma, dy, residual, dx, gradient, columns, partial.at(), engine.counters(), rows as i32, width as i32,
         )
     }
 }
 
 /// `out = gelu(h)`, element by element.
-pub(super) fn gelu(engine: &Engine, real: Real, h: u64, out: u64, count: usize) -> Result<()> {
+pub(super) fn gelu(engine: &Engine, scalar: ScalarType, h: u64, out: u64, count: usize) -> Result<()> {
     let grid = blocks(count / 4, GELU_QUADS * THREADS as usize);
     // SAFETY: callers in this module pass matrices of these sizes that stay allocated in stream order.
-    unsafe { launch!(engine, real.kernel("gelu_fwd"), grid, THREADS, 0; h, out, count as u64) }
+    unsafe { launch!(engine, scalar.kernel("gelu_fwd"), grid, THREADS, 0; h, out, count as u64) }
 }
 
 /// Grid, threads per block and bytes of shared memory of a column kernel.
@@ -144,7 +152,7 @@ fn columns(engine: &Engine, rows: usize, width: usize) -> Result<(u32, u32, usiz
 #[allow(clippy::too_many_arguments)]
 pub(super) fn gelu_backward(
     engine: &Arc<Engine>,
-    real: Real,
+    scalar: ScalarType,
     h: u64,
     d: u64,
     active: u64,
@@ -153,11 +161,11 @@ pub(super) fn gelu_backward(
     width: usize,
 ) -> Result<()> {
     let (grid, threads, shared) = columns(engine, rows, width)?;
-    let partial = Scratch::new(engine, Real::F32, grid as usize * width)?;
+    let partial = Scratch::new(engine, ScalarType::F32, grid as usize * width)?;
     // SAFETY: callers in this module pass matrices of these sizes that stay allocated in stream order.
     unsafe {
         launch!(
-            engine, real.kernel("gelu_bwd"), (grid, 1), threads, shared;
+            engine, scalar.kernel("gelu_bwd"), (grid, 1), threads, shared;
             h, d, active, bias, partial.at(), engine.counters(), rows as i32, width as i32,
         )
     }
@@ -167,7 +175,7 @@ pub(super) fn gelu_backward(
 /// patch was removed.
 pub(super) fn column_sums(
     engine: &Arc<Engine>,
-    real: Real,
+    scalar: ScalarType,
     x: u64,
     sources: Option<u64>,
     out: u64,
@@ -178,15 +186,15 @@ pub(super) fn column_sums(
         let grid = blocks(width, THREADS as usize);
         // SAFETY: callers in this module pass matrices of these sizes that stay allocated in stream order.
         return unsafe {
-            launch!(engine, real.kernel("column_sums_any"), grid, THREADS, 0; x, out, rows as i32, width as i32)
+            launch!(engine, scalar.kernel("column_sums_any"), grid, THREADS, 0; x, out, rows as i32, width as i32)
         };
     }
     let (grid, threads, shared) = columns(engine, rows, width)?;
-    let partial = Scratch::new(engine, Real::F32, grid as usize * width)?;
+    let partial = Scratch::new(engine, ScalarType::F32, grid as usize * width)?;
     // SAFETY: callers in this module pass matrices of these sizes that stay allocated in stream order.
     unsafe {
         launch!(
-            engine, real.kernel("column_sums"), (grid, 1), threads, shared;
+            engine, scalar.kernel("column_sums"), (grid, 1), threads, shared;
             x, sources.unwrap_or(0), out, partial.at(), engine.counters(), rows as i32, stride as i32, width as i32,
         )
     }

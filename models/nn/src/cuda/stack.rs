@@ -10,11 +10,11 @@ use candle_core::{CudaStorage, Result, Tensor, bail};
 
 use super::attention;
 use super::engine::Engine;
-use super::gemm::{Plus, mat};
+use super::gemm::{Addend, matrix};
 use super::memory::Scratch;
 use super::node::{Forward, Layer, apply};
-use super::real::Real;
 use super::rows::{Params, anchor, column_sums, gelu, gelu_backward, norm, norm_backward};
+use super::scalar::ScalarType;
 use super::spans::{Spans, rows_of};
 use crate::ops::block::Block;
 use crate::params::Group;
@@ -27,7 +27,7 @@ use crate::params::Group;
 /// # Errors
 /// The kernels do not support the geometry, or a CUDA call failed.
 pub fn stack(block: Block, groups: &[Group], x: &Tensor, spans: &Spans) -> Result<Tensor> {
-    let real = Real::of(x.dtype())?;
+    let scalar = ScalarType::of(x.dtype())?;
     let Some(first) = groups.first() else { return Ok(x.clone()) };
     if x.dims() != [rows_of(spans), block.at.width] {
         bail!("blocks: {:?} for {spans:?} of width {}", x.shape(), block.at.width)
@@ -36,7 +36,7 @@ pub fn stack(block: Block, groups: &[Group], x: &Tensor, spans: &Spans) -> Resul
     if let Some(other) = groups.iter().find(|group| group.values().elem_count() != values) {
         bail!("blocks: {} parameters for a block of {values}", other.values().elem_count())
     }
-    let layer = Stack { block, groups: groups.to_vec(), spans: spans.clone(), real };
+    let layer = Stack { block, groups: groups.to_vec(), spans: spans.clone(), scalar };
     // SAFETY: the shapes were checked above.
     unsafe { apply(layer, x, anchor(x, first)?) }
 }
@@ -45,7 +45,7 @@ struct Stack {
     block: Block,
     groups: Vec<Group>,
     spans: Spans,
-    real: Real,
+    scalar: ScalarType,
 }
 
 /// Intermediate results of one block for its backward pass; `x` is the block's input (`None`: the stack's input).
@@ -93,14 +93,14 @@ impl Layer for Stack {
         // SAFETY: the layer was made for the tensor at `x`; every other buffer has the shape that is passed with it.
         unsafe {
             let (rows, d) = (rows_of(&self.spans), self.block.at.width);
-            let (storage, result) = engine.room(self.real.dtype(), rows * d)?;
+            let (storage, result) = engine.room(self.scalar.dtype(), rows * d)?;
             let mut all = Vec::new();
             let mut input: Option<Scratch> = None;
             for (i, group) in self.groups.iter().enumerate() {
                 let last = i + 1 == self.groups.len();
-                let output = if last { None } else { Some(Scratch::new(engine, self.real, rows * d)?) };
+                let output = if last { None } else { Some(Scratch::new(engine, self.scalar, rows * d)?) };
                 let (from, to) = (input.as_ref().map_or(x, Scratch::at), output.as_ref().map_or(result, Scratch::at));
-                let mut kept = self.block_forward(engine, &Params::of(group, self.real)?, from, to)?;
+                let mut kept = self.block_forward(engine, &Params::of(group, self.scalar)?, from, to)?;
                 kept.x = input;
                 input = output;
                 if save {
@@ -122,14 +122,14 @@ impl Layer for Stack {
         // SAFETY: the layer was made for the tensor at `x`; every other buffer has the shape that is passed with it.
         unsafe {
             let (rows, d, at) = (rows_of(&self.spans), self.block.at.width, Offsets::of(&self.block));
-            let params = self.groups.iter().map(|g| Params::of(g, self.real)).collect::<Result<Vec<_>>>()?;
-            let (storage, result) = engine.room(self.real.dtype(), rows * d)?;
+            let params = self.groups.iter().map(|g| Params::of(g, self.scalar)).collect::<Result<Vec<_>>>()?;
+            let (storage, result) = engine.room(self.scalar.dtype(), rows * d)?;
             if let Some(top) = params.last() {
-                column_sums(engine, self.real, dy, None, top.gradient(at.fc2_bias), (rows, 1), d)?;
+                column_sums(engine, self.scalar, dy, None, top.gradient(at.fc2_bias), (rows, 1), d)?;
             }
             let mut given: Option<Scratch> = None;
             for (i, kept) in saved.into_iter().enumerate().rev() {
-                let out = if i == 0 { None } else { Some(Scratch::new(engine, self.real, rows * d)?) };
+                let out = if i == 0 { None } else { Some(Scratch::new(engine, self.scalar, rows * d)?) };
                 let (from, to) = (given.as_ref().map_or(dy, Scratch::at), out.as_ref().map_or(result, Scratch::at));
                 // The block below ends with a bias, whose gradient is this block's input gradient, summed over the
                 // rows.
@@ -144,29 +144,39 @@ impl Layer for Stack {
 
 impl Stack {
     fn block_forward(&self, engine: &Arc<Engine>, p: &Params, x: u64, out: u64) -> Result<Kept> {
-        let (real, rows, at) = (self.real, rows_of(&self.spans), Offsets::of(&self.block));
+        let (scalar, rows, at) = (self.scalar, rows_of(&self.spans), Offsets::of(&self.block));
         let (d, h) = (self.block.at.width, self.block.hidden);
-        let room = |width: usize| Scratch::new(engine, real, rows * width);
-        let product = |[i, o]: [usize; 2], x: u64, w: usize, out: u64, plus: Plus| {
+        let room = |width: usize| Scratch::new(engine, scalar, rows * width);
+        let product = |[i, o]: [usize; 2], x: u64, w: usize, out: u64, addend: Addend| {
             // SAFETY: matrices of these shapes, in working memory or in the group's vector.
-            unsafe { engine.gemm.forward(real, real, [rows, i, o], mat(x, i), mat(p.weight(w), i), mat(out, o), plus) }
+            unsafe {
+                engine.gemm.forward(
+                    scalar,
+                    scalar,
+                    [rows, i, o],
+                    matrix(x, i),
+                    matrix(p.weight(w), i),
+                    matrix(out, o),
+                    addend,
+                )
+            }
         };
         let normed1 = room(d)?;
-        norm(engine, real, x, p.master(at.norm1), normed1.at(), rows, d)?;
+        norm(engine, scalar, x, p.master(at.norm1), normed1.at(), rows, d)?;
         let qkv = room(3 * d)?;
-        product([d, 3 * d], normed1.at(), at.qkv, qkv.at(), Plus::Bias(p.weight(at.qkv_bias)))?;
+        product([d, 3 * d], normed1.at(), at.qkv, qkv.at(), Addend::Bias(p.weight(at.qkv_bias)))?;
         let attended = room(d)?;
-        let sums = attention::forward(engine, real, self.block.at, &self.spans, qkv.at(), attended.at())?;
+        let sums = attention::forward(engine, scalar, self.block.at, &self.spans, qkv.at(), attended.at())?;
         let middle = room(d)?;
-        product([d, d], attended.at(), at.proj, middle.at(), Plus::BiasAnd(p.weight(at.proj_bias), x))?;
+        product([d, d], attended.at(), at.proj, middle.at(), Addend::BiasAndMatrix(p.weight(at.proj_bias), x))?;
 
         let normed2 = room(d)?;
-        norm(engine, real, middle.at(), p.master(at.norm2), normed2.at(), rows, d)?;
+        norm(engine, scalar, middle.at(), p.master(at.norm2), normed2.at(), rows, d)?;
         let hidden = room(h)?;
-        product([d, h], normed2.at(), at.fc1, hidden.at(), Plus::Bias(p.weight(at.fc1_bias)))?;
+        product([d, h], normed2.at(), at.fc1, hidden.at(), Addend::Bias(p.weight(at.fc1_bias)))?;
         let active = room(h)?;
-        gelu(engine, real, hidden.at(), active.at(), rows * h)?;
-        product([h, d], active.at(), at.fc2, out, Plus::BiasAnd(p.weight(at.fc2_bias), middle.at()))?;
+        gelu(engine, scalar, hidden.at(), active.at(), rows * h)?;
+        product([h, d], active.at(), at.fc2, out, Addend::BiasAndMatrix(p.weight(at.fc2_bias), middle.at()))?;
         Ok(Kept { x: None, normed1, qkv, attended, sums, middle, normed2, hidden })
     }
 
@@ -182,24 +192,26 @@ impl Stack {
         out: u64,
         below: u64,
     ) -> Result<()> {
-        let (real, rows, at) = (self.real, rows_of(&self.spans), Offsets::of(&self.block));
+        let (scalar, rows, at) = (self.scalar, rows_of(&self.spans), Offsets::of(&self.block));
         let (d, h) = (self.block.at.width, self.block.hidden);
         let x = kept.x.as_ref().map_or(x, Scratch::at);
-        let room = |width: usize| Scratch::new(engine, real, rows * width);
+        let room = |width: usize| Scratch::new(engine, scalar, rows * width);
         let to_input = |[i, o]: [usize; 2], dy: u64, w: usize, dx: u64| {
-            let (dy, w, dx) = (mat(dy, o), mat(p.weight(w), i), mat(dx, i));
+            let (dy, w, dx) = (matrix(dy, o), matrix(p.weight(w), i), matrix(dx, i));
             // SAFETY: matrices of these shapes, in working memory or in the group's vector.
-            unsafe { engine.gemm.input_gradient(real, real, [rows, i, o], dy, w, dx, Plus::Nothing) }
+            unsafe { engine.gemm.input_gradient(scalar, scalar, [rows, i, o], dy, w, dx, Addend::None) }
         };
         let to_weight = |[i, o]: [usize; 2], dy: u64, x: u64, w: usize| {
             // SAFETY: matrices of these shapes, in working memory or in the group's vector.
-            unsafe { engine.gemm.weight_gradient(real, [rows, i, o], mat(dy, o), mat(x, i), mat(p.gradient(w), i)) }
+            unsafe {
+                engine.gemm.weight_gradient(scalar, [rows, i, o], matrix(dy, o), matrix(x, i), matrix(p.gradient(w), i))
+            }
         };
 
         let (dhidden, active) = (room(h)?, room(h)?);
         to_input([h, d], dy, at.fc2, dhidden.at())?;
         let bias = p.gradient(at.fc1_bias);
-        gelu_backward(engine, real, kept.hidden.at(), dhidden.at(), active.at(), bias, rows, h)?;
+        gelu_backward(engine, scalar, kept.hidden.at(), dhidden.at(), active.at(), bias, rows, h)?;
         to_weight([h, d], dy, active.at(), at.fc2)?;
         to_weight([d, h], dhidden.at(), kept.normed2.at(), at.fc1)?;
         let (dnormed, dmiddle) = (room(d)?, room(d)?);
@@ -208,7 +220,7 @@ impl Stack {
         let columns = p.gradient(at.proj_bias);
         norm_backward(
             engine,
-            real,
+            scalar,
             [kept.middle.at(), gamma, dnormed.at(), dy, dmiddle.at(), gradient, columns],
             rows,
             d,
@@ -218,11 +230,11 @@ impl Stack {
         let (dattended, dqkv) = (room(d)?, room(3 * d)?);
         to_input([d, d], dmiddle.at(), at.proj, dattended.at())?;
         let given = [kept.qkv.at(), kept.attended.at(), dattended.at(), dqkv.at()];
-        attention::backward(engine, real, self.block.at, &self.spans, given, &kept.sums)?;
-        column_sums(engine, real, dqkv.at(), None, p.gradient(at.qkv_bias), (rows, 1), 3 * d)?;
+        attention::backward(engine, scalar, self.block.at, &self.spans, given, &kept.sums)?;
+        column_sums(engine, scalar, dqkv.at(), None, p.gradient(at.qkv_bias), (rows, 1), 3 * d)?;
         to_weight([d, 3 * d], dqkv.at(), kept.normed1.at(), at.qkv)?;
         to_input([d, 3 * d], dqkv.at(), at.qkv, dnormed.at())?;
         let (gamma, gradient) = (p.master(at.norm1), p.gradient(at.norm1));
-        norm_backward(engine, real, [x, gamma, dnormed.at(), dmiddle.at(), out, gradient, below], rows, d)
+        norm_backward(engine, scalar, [x, gamma, dnormed.at(), dmiddle.at(), out, gradient, below], rows, d)
     }
 }

@@ -2,7 +2,7 @@
 
 // Sum of |predicted - target| over the removed patches (all where `sources` is null) times `scale` into *out.
 // predicted (B, 1 + N, P), target (B, N, P), sources (B, 1 + N).  partial: gridDim.x floats.
-extern "C" __global__ void NAME(l1_fwd)(const REAL* predicted, const float* target, const u32* sources, float* out,
+extern "C" __global__ void NAME(l1_fwd)(const SCALAR* predicted, const float* target, const u32* sources, float* out,
                                         float* partial, u32* counter, int images, int patches, int values,
                                         float scale) {
     __shared__ float room[33];
@@ -22,8 +22,8 @@ extern "C" __global__ void NAME(l1_fwd)(const REAL* predicted, const float* targ
 }
 
 // Gradient of `scale` x *dy x that sum: its sign where it counts, 0 elsewhere.
-extern "C" __global__ void NAME(l1_bwd)(const REAL* predicted, const float* target, const u32* sources,
-                                        const float* dy, REAL* dx, int images, int patches, int values, float scale) {
+extern "C" __global__ void NAME(l1_bwd)(const SCALAR* predicted, const float* target, const u32* sources,
+                                        const float* dy, SCALAR* dx, int images, int patches, int values, float scale) {
     size_t count = (size_t)images * (1 + patches) * values;
     scale *= *dy;
     for (size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i < count; i += (size_t)gridDim.x * blockDim.x) {
@@ -41,7 +41,7 @@ extern "C" __global__ void NAME(l1_bwd)(const REAL* predicted, const float* targ
 // (softmax(logits / tau) - one-hot) / (tau B), 0 where excluded: keys of the query's own image, places that are empty,
 // and (batch_negatives = 0) the batch's other keys.  out: mean loss, mean cosine with the own key, mean with negatives.
 // rows: (B, 4) room.
-extern "C" __global__ void NAME(nce_rows)(const float* logits, REAL* weights, const u32* images,
+extern "C" __global__ void NAME(nce_rows)(const float* logits, SCALAR* weights, const u32* images,
                                           const u32* bank_images, float* rows, float* out, u32* counter, int bank,
                                           float tau, int batch_negatives) {
     __shared__ float room[33];
@@ -93,14 +93,14 @@ extern "C" __global__ void NAME(nce_rows)(const float* logits, REAL* weights, co
 }
 
 // y = factor x *by x x
-extern "C" __global__ void NAME(scaled)(const float* x, const float* by, REAL* y, float factor, size_t n) {
+extern "C" __global__ void NAME(scaled)(const float* x, const float* by, SCALAR* y, float factor, size_t n) {
     size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (i < n) put(y + i, x[i] * (factor * *by));
 }
 
 // Keys (B, C) into places next, next + 1, ... of the bank (M, C), of which those behind the end are its beginning.
 // Of a batch larger than the bank only the last M keys enter; none where *stopped is 1 (update.cuh).
-extern "C" __global__ void NAME(bank_push)(const REAL* keys, const u32* images, REAL* bank, u32* bank_images,
+extern "C" __global__ void NAME(bank_push)(const SCALAR* keys, const u32* images, SCALAR* bank, u32* bank_images,
                                            const u32* next, const u32* stopped, int offset, int batch, int capacity,
                                            int width) {
     int i = blockIdx.x;

@@ -57,7 +57,7 @@ extern "C" __global__ void __launch_bounds__(256) muon_momenta(const float* grad
 // Grid (tiles of the largest matrix, matrices): directions of length 1, long matrices turned.
 extern "C" __global__ void __launch_bounds__(256)
     NAME(muon_directions)(const float* grad, const float* momenta, const MuonMatrix* matrices, const MuonScale* scale,
-                          float keep, const float* squares, REAL* out) {
+                          float keep, const float* squares, SCALAR* out) {
     __shared__ float tile[TILE][TILE + 1];
     const MuonMatrix m = matrices[blockIdx.y];
     u32 across = (m.columns + TILE - 1) / TILE, top = blockIdx.x / across * TILE, left = blockIdx.x % across * TILE;
@@ -85,7 +85,7 @@ extern "C" __global__ void __launch_bounds__(256)
 // Grid as muon_directions: decay, and the orthogonalised directions are taken from the weights.
 extern "C" __global__ void __launch_bounds__(256)
     NAME(muon_apply)(float* params, const MuonMatrix* matrices, const MuonScale* scale, const StepNumbers* step,
-                     float weight_decay, const REAL* directions) {
+                     float weight_decay, const SCALAR* directions) {
     __shared__ float tile[TILE][TILE + 1];
     const MuonMatrix m = matrices[blockIdx.y];
     u32 across = (m.columns + TILE - 1) / TILE, top = blockIdx.x / across * TILE, left = blockIdx.x % across * TILE;

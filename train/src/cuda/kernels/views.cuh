@@ -144,8 +144,8 @@ __device__ inline void blur(float* planes, float* line, float* weights, int size
 struct NAME(ViewOut) {
     const Draw* draws;  // (B)
     const u32* kept;    // (B, K)
-    REAL* patches;      // (B, K, P)
-    REAL* whole;        // (B, N, P) or null: all patches as the encoder would see them
+    SCALAR* patches;      // (B, K, P)
+    SCALAR* whole;        // (B, N, P) or null: all patches as the encoder would see them
     float* target;      // (B, N, P)
     int k, target_view; // target: 0 before the corruption, 1 after it
 };

@@ -10,7 +10,7 @@ use anyhow::Result;
 use candle_core::{Device, Tensor};
 use macrl_bundle::config::{Config, Target as TargetOf};
 use macrl_bundle::tokens::TokenLayout;
-use macrl_nn::cuda::{Engine, Real, memory};
+use macrl_nn::cuda::{Engine, ScalarType, memory};
 use macrl_nn::ops::tokens::{Kept, VisiblePatches};
 use rayon::prelude::*;
 
@@ -112,7 +112,7 @@ impl HostBatches {
     /// Too few images for a batch, or out of memory.
     pub fn new(
         device: &Device,
-        real: Real,
+        scalar: ScalarType,
         data: Arc<dyn Dataset>,
         config: &Config,
         first: u64,
@@ -129,7 +129,7 @@ impl HostBatches {
         };
         let kept = [&strong, &weak].map(ViewParts::of);
         let image = resident.as_ref().map(|(_, g)| (g.height, g.width));
-        let batch = DeviceBatch::new(device, real, sizes, kept, resident)?;
+        let batch = DeviceBatch::new(device, scalar, sizes, kept, resident)?;
         let batches = Batches::new(data, config)?;
         let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
         let make = move |batches: &Batches, step: u64| match image {
@@ -166,7 +166,7 @@ impl HostBatches {
 impl DeviceBatch {
     fn new(
         device: &Device,
-        real: Real,
+        scalar: ScalarType,
         sizes: Sizes,
         parts: [ViewParts; 2],
         resident: Option<(Tensor, Geometry)>,
@@ -177,7 +177,7 @@ impl DeviceBatch {
         let images = words.narrow(0, HEAD, batch)?;
         let mut at = HEAD + batch;
         let mut branch = |of: ViewParts| -> Result<Branch> {
-            let branch = Branch::new(&words, at, of, sizes, real)?;
+            let branch = Branch::new(&words, at, of, sizes, scalar)?;
             at += sizes.words(of);
             Ok(branch)
         };
@@ -230,7 +230,13 @@ impl DeviceBatch {
 }
 
 impl Branch {
-    fn new(words: &Tensor, mut at: usize, ViewParts { k, whole }: ViewParts, sizes: Sizes, real: Real) -> Result<Self> {
+    fn new(
+        words: &Tensor,
+        mut at: usize,
+        ViewParts { k, whole }: ViewParts,
+        sizes: Sizes,
+        scalar: ScalarType,
+    ) -> Result<Self> {
         let Sizes { batch: b, patches: n, values: p, resident, .. } = sizes;
         let device = words.device();
         let mut take = |count: usize| {
@@ -252,8 +258,8 @@ impl Branch {
         let buffers = ViewBuffers {
             draws,
             kept: kept.clone(),
-            patches: Tensor::zeros((b, k, p), real.dtype(), device)?,
-            whole: whole.then(|| Tensor::zeros((b, n, p), real.dtype(), device)).transpose()?,
+            patches: Tensor::zeros((b, k, p), scalar.dtype(), device)?,
+            whole: whole.then(|| Tensor::zeros((b, n, p), scalar.dtype(), device)).transpose()?,
             target: Tensor::zeros((b, n, p), candle_core::DType::F32, device)?,
         };
         let all = (0..b).flat_map(|_| 0..n as u32).collect::<Vec<_>>();

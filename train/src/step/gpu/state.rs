@@ -5,7 +5,7 @@ use std::cell::Cell;
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
 use macrl_bundle::config::{Config, Optimizer};
-use macrl_nn::cuda::{Real, memory};
+use macrl_nn::cuda::{ScalarType, memory};
 use macrl_nn::params::Group;
 
 use crate::bank::Bank;
@@ -45,7 +45,7 @@ impl DeviceState {
     ///
     /// # Errors
     /// The GPU's memory does not suffice.
-    pub(super) fn new(device: &Device, real: Real, config: &Config, state: &mut State) -> Result<Self> {
+    pub(super) fn new(device: &Device, scalar: ScalarType, config: &Config, state: &mut State) -> Result<Self> {
         let method = &mut state.method;
         let encoder = method.encoder.groups();
         let projector: Vec<&Group> = method.projector.iter().flat_map(Projector::groups).collect();
@@ -57,9 +57,9 @@ impl DeviceState {
             .collect();
         let counts = [encoder.len(), projector.len(), decoder.len()];
         let parts = [&encoder[..], &projector, &decoder];
-        let flat = Flat::new(device, real, parts, &keys)?;
+        let flat = Flat::new(device, scalar, parts, &keys)?;
         let flat = match config.train.optimizer {
-            Optimizer::Muon => flat.with_muon(real, parts, config.train.muon_momentum)?,
+            Optimizer::Muon => flat.with_muon(scalar, parts, config.train.muon_momentum)?,
             Optimizer::Adamw => flat,
         };
 
@@ -73,7 +73,7 @@ impl DeviceState {
             Some((encoder, projector)) => Some((encoder.map(place_key)?, projector.map(place_key)?)),
             None => None,
         };
-        method.device_bank = Some(bank_to_device(device, real, &method.bank, config)?);
+        method.device_bank = Some(bank_to_device(device, scalar, &method.bank, config)?);
         let train = &config.train;
         let rule = Rule {
             betas: train.betas,
@@ -174,7 +174,7 @@ impl DeviceState {
     }
 }
 
-fn bank_to_device(device: &Device, real: Real, bank: &Bank, config: &Config) -> Result<DeviceBank> {
+fn bank_to_device(device: &Device, scalar: ScalarType, bank: &Bank, config: &Config) -> Result<DeviceBank> {
     // A GPU tensor cannot be empty: without a bank it has one key that is never used.
     let (capacity, width) = (config.contrast.bank_size.max(1), config.projector.dim);
     let mut keys = bank.keys.clone();
@@ -182,7 +182,7 @@ fn bank_to_device(device: &Device, real: Real, bank: &Bank, config: &Config) -> 
     let mut images = bank.images.clone();
     images.resize(capacity, u32::MAX); // no key yet
     Ok(DeviceBank {
-        keys: memory::upload(device, real, &keys, (capacity, width))?,
+        keys: memory::upload(device, scalar, &keys, (capacity, width))?,
         images: Tensor::from_vec(images, capacity, device)?,
     })
 }

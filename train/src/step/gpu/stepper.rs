@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use candle_core::cuda_backend::cudarc::driver::{CudaEvent, CudaGraph, PinnedHostSlice};
 use candle_core::{DType, Device, Tensor};
 use macrl_bundle::config::{Config, Precision};
-use macrl_nn::cuda::{Engine, Real, memory};
+use macrl_nn::cuda::{Engine, ScalarType, memory};
 
 use super::batches::{DeviceBatch, HEAD, HostBatch, HostBatches};
 use super::state::DeviceState;
@@ -75,13 +75,13 @@ impl GpuStepper {
     /// # Errors
     /// Too few images for a batch, or out of memory.
     pub fn new(device: &Device, data: Arc<dyn Dataset>, config: &Config, state: &mut State) -> Result<Self> {
-        let real = match config.train.precision {
-            Precision::F32 => Real::F32,
-            Precision::Bf16 => Real::Bf16,
+        let scalar = match config.train.precision {
+            Precision::F32 => ScalarType::F32,
+            Precision::Bf16 => ScalarType::Bf16,
         };
         let engine = Engine::at(device)?;
-        let device_state = DeviceState::new(device, real, config, state)?;
-        let (batches, batch) = HostBatches::new(device, real, data, config, state.step)?;
+        let device_state = DeviceState::new(device, scalar, config, state)?;
+        let (batches, batch) = HostBatches::new(device, scalar, data, config, state.step)?;
         let count = batch.words.elem_count();
         let staging = (0..AHEAD)
             .map(|_| {

@@ -23,14 +23,14 @@ use candle_core::{Error, Result};
 use plan::{ALIGNMENT, Plan, Shape, WORKSPACE};
 
 use super::address::slice_address;
-use super::real::Real;
+use super::scalar::ScalarType;
 
 /// Alignment in bytes that a bias needs to be added in a product's epilogue.
 const BIAS_ALIGNMENT: u64 = 16;
 
 /// A row-major matrix on the device.
 #[derive(Debug, Clone, Copy)]
-pub struct Mat {
+pub struct Matrix {
     /// Address of the first value.
     pub at: u64,
     /// Distance between rows in values.
@@ -38,21 +38,21 @@ pub struct Mat {
 }
 
 /// A matrix with contiguous rows of `stride` values.
-pub fn mat(at: u64, stride: usize) -> Mat {
-    Mat { at, stride }
+pub fn matrix(at: u64, stride: usize) -> Matrix {
+    Matrix { at, stride }
 }
 
 /// The epilogue of a product: what is added to it.
 #[derive(Debug, Clone, Copy)]
-pub enum Plus {
+pub enum Addend {
     /// The result is the product alone.
-    Nothing,
+    None,
     /// Adds a bias to every row.  The bias is given by its address and has the result's dtype.
     Bias(u64),
     /// Adds a bias, and a matrix of the result's shape, which may be the result itself (addresses).
-    BiasAnd(u64, u64),
+    BiasAndMatrix(u64, u64),
     /// Adds the product to the present values of the result.
-    Result,
+    Output,
 }
 
 /// A cuBLASLt handle and the algorithms chosen so far.
@@ -74,13 +74,13 @@ unsafe impl Sync for Gemm {}
 
 /// A product in cuBLASLt's notation: D (m, n) = op(A) op(B) + ...
 struct Call {
-    a: Mat,
-    b: Mat,
-    d: Mat,
+    a: Matrix,
+    b: Matrix,
+    d: Matrix,
     transposed: [bool; 2],
     mnk: [usize; 3],
-    values: [Real; 2],
-    plus: Plus,
+    values: [ScalarType; 2],
+    addend: Addend,
 }
 
 /// Device addresses of a product's operands.
@@ -119,17 +119,17 @@ impl Gemm {
     #[allow(clippy::too_many_arguments)]
     pub unsafe fn forward(
         &self,
-        real: Real,
-        out_real: Real,
+        scalar: ScalarType,
+        out_scalar: ScalarType,
         [rows, inputs, outputs]: [usize; 3],
-        x: Mat,
-        w: Mat,
-        out: Mat,
-        plus: Plus,
+        x: Matrix,
+        w: Matrix,
+        out: Matrix,
+        addend: Addend,
     ) -> Result<()> {
         let (transposed, mnk) = ([true, false], [outputs, rows, inputs]);
         // SAFETY: as the caller promises.
-        unsafe { self.run(Call { a: w, b: x, d: out, transposed, mnk, values: [real, out_real], plus }) }
+        unsafe { self.run(Call { a: w, b: x, d: out, transposed, mnk, values: [scalar, out_scalar], addend }) }
     }
 
     /// `dx (rows, I) = dy (rows, O) w (O, I) + ...`
@@ -143,17 +143,17 @@ impl Gemm {
     #[allow(clippy::too_many_arguments)]
     pub unsafe fn input_gradient(
         &self,
-        real: Real,
-        out_real: Real,
+        scalar: ScalarType,
+        out_scalar: ScalarType,
         [rows, inputs, outputs]: [usize; 3],
-        dy: Mat,
-        w: Mat,
-        dx: Mat,
-        plus: Plus,
+        dy: Matrix,
+        w: Matrix,
+        dx: Matrix,
+        addend: Addend,
     ) -> Result<()> {
         let (transposed, mnk) = ([false, false], [inputs, rows, outputs]);
         // SAFETY: as the caller promises.
-        unsafe { self.run(Call { a: w, b: dy, d: dx, transposed, mnk, values: [real, out_real], plus }) }
+        unsafe { self.run(Call { a: w, b: dy, d: dx, transposed, mnk, values: [scalar, out_scalar], addend }) }
     }
 
     /// `dw (O, I) += dy^T (O, rows) x (rows, I)`, float32.
@@ -166,15 +166,25 @@ impl Gemm {
     /// A cuBLASLt error, for example an unsupported shape.
     pub unsafe fn weight_gradient(
         &self,
-        real: Real,
+        scalar: ScalarType,
         [rows, inputs, outputs]: [usize; 3],
-        dy: Mat,
-        x: Mat,
-        dw: Mat,
+        dy: Matrix,
+        x: Matrix,
+        dw: Matrix,
     ) -> Result<()> {
         let (transposed, mnk) = ([false, true], [inputs, outputs, rows]);
         // SAFETY: as the caller promises.
-        unsafe { self.run(Call { a: x, b: dy, d: dw, transposed, mnk, values: [real, Real::F32], plus: Plus::Result }) }
+        unsafe {
+            self.run(Call {
+                a: x,
+                b: dy,
+                d: dw,
+                transposed,
+                mnk,
+                values: [scalar, ScalarType::F32],
+                addend: Addend::Output,
+            })
+        }
     }
 
     /// # Safety
@@ -182,11 +192,11 @@ impl Gemm {
     unsafe fn run(&self, call: Call) -> Result<()> {
         // SAFETY: as the caller promises, here and below.
         let call = unsafe { self.aligned(call)? };
-        let (bias, accumulate, c) = match call.plus {
-            Plus::Nothing => (None, false, call.d.at),
-            Plus::Bias(bias) => (Some(bias), false, call.d.at),
-            Plus::BiasAnd(bias, c) => (Some(bias), true, c),
-            Plus::Result => (None, true, call.d.at),
+        let (bias, accumulate, c) = match call.addend {
+            Addend::None => (None, false, call.d.at),
+            Addend::Bias(bias) => (Some(bias), false, call.d.at),
+            Addend::BiasAndMatrix(bias, c) => (Some(bias), true, c),
+            Addend::Output => (None, true, call.d.at),
         };
         let at = Operands { a: call.a.at, b: call.b.at, c, d: call.d.at, bias, accumulate };
         let shape = Shape {
@@ -219,10 +229,10 @@ impl Gemm {
     /// # Safety
     /// As for the products above.
     unsafe fn aligned(&self, call: Call) -> Result<Call> {
-        let (bias, c) = match call.plus {
-            Plus::Bias(bias) => (bias, 0),
-            Plus::BiasAnd(bias, c) => (bias, c),
-            Plus::Nothing | Plus::Result => return Ok(call),
+        let (bias, c) = match call.addend {
+            Addend::Bias(bias) => (bias, 0),
+            Addend::BiasAndMatrix(bias, c) => (bias, c),
+            Addend::None | Addend::Output => return Ok(call),
         };
         if bias.is_multiple_of(BIAS_ALIGNMENT) {
             return Ok(call);
@@ -230,13 +240,13 @@ impl Gemm {
         let [width, rows, _] = call.mnk;
         let [grid, threads] = [(rows * width).div_ceil(256).max(1) as u32, 256];
         let (width, stride, count) = (width as i32, call.d.stride as i32, (rows * width) as u64);
-        let function = &self.bias_rows[usize::from(call.values[1] == Real::Bf16)];
+        let function = &self.bias_rows[usize::from(call.values[1] == ScalarType::Bf16)];
         let mut builder = self.stream.launch_builder(function);
         builder.arg(&bias).arg(&c).arg(&call.d.at).arg(&width).arg(&stride).arg(&count);
         let shape = LaunchConfig { grid_dim: (grid, 1, 1), block_dim: (threads, 1, 1), shared_mem_bytes: 0 };
         // SAFETY: these are the kernel's arguments; the addresses point to matrices that are valid in stream order.
         unsafe { builder.launch(shape) }.w()?;
-        Ok(Call { plus: Plus::Result, ..call })
+        Ok(Call { addend: Addend::Output, ..call })
     }
 
     /// # Safety

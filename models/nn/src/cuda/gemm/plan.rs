@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 use candle_core::cuda::cudarc::cublaslt::result::{self, CublasError};
 use candle_core::cuda::cudarc::cublaslt::sys;
 
-use crate::cuda::real::Real;
+use crate::cuda::scalar::ScalarType;
 
 /// Size of cuBLASLt's workspace in bytes: NVIDIA's recommendation for Hopper.
 pub(super) const WORKSPACE: usize = 32 << 20;
@@ -22,7 +22,7 @@ pub(super) struct Shape {
     pub(super) mnk: [usize; 3],
     pub(super) strides: [usize; 3],
     /// Number formats of the operands and of the result.
-    pub(super) values: [Real; 2],
+    pub(super) values: [ScalarType; 2],
     /// Alignment of the bias in bytes, if there is one.
     pub(super) bias: Option<u64>,
     pub(super) accumulate: bool,
@@ -50,7 +50,7 @@ impl Plan {
     ) -> Result<Self, CublasError> {
         use sys::cublasLtMatmulDescAttributes_t as Attribute;
         let [m, n, k] = shape.mnk;
-        let [real, out] = shape.values.map(data_type);
+        let [scalar, out] = shape.values.map(data_type);
         let compute = sys::cublasComputeType_t::CUBLAS_COMPUTE_32F;
         let matmul = result::create_matmul_desc(compute, sys::cudaDataType::CUDA_R_32F)?;
         let sides = [Attribute::CUBLASLT_MATMUL_DESC_TRANSA, Attribute::CUBLASLT_MATMUL_DESC_TRANSB];
@@ -59,7 +59,7 @@ impl Plan {
         }
         let stored = |transposed: bool, rows: usize, columns: usize, stride: usize| {
             let (rows, columns) = if transposed { (columns, rows) } else { (rows, columns) };
-            result::create_matrix_layout(real, rows as u64, columns as u64, stride as i64)
+            result::create_matrix_layout(scalar, rows as u64, columns as u64, stride as i64)
         };
         let layouts = [
             stored(shape.transposed[0], m, k, shape.strides[0])?,
@@ -148,9 +148,9 @@ unsafe fn set<V>(
     unsafe { result::set_matmul_desc_attribute(matmul, attribute, std::ptr::from_ref(&value).cast(), size_of::<V>()) }
 }
 
-fn data_type(real: Real) -> sys::cudaDataType {
-    match real {
-        Real::F32 => sys::cudaDataType::CUDA_R_32F,
-        Real::Bf16 => sys::cudaDataType::CUDA_R_16BF,
+fn data_type(scalar: ScalarType) -> sys::cudaDataType {
+    match scalar {
+        ScalarType::F32 => sys::cudaDataType::CUDA_R_32F,
+        ScalarType::Bf16 => sys::cudaDataType::CUDA_R_16BF,
     }
 }

@@ -5,13 +5,13 @@
 // Grid: B x H.
 
 // Shared memory: T floats per warp.
-extern "C" __global__ void NAME(attention_any_fwd)(const REAL* qkv, REAL* out, float* lse, int tokens, int heads,
+extern "C" __global__ void NAME(attention_any_fwd)(const SCALAR* qkv, SCALAR* out, float* lse, int tokens, int heads,
                                                    int d) {
     int warps = blockDim.x / 32, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     int image = blockIdx.x / heads, head = blockIdx.x % heads, width = heads * d, stride = 3 * width;
     float* p = (float*)shared_quads + warp * tokens;
-    const REAL* q = qkv + (size_t)image * tokens * stride + head * d;
-    const REAL *k = q + width, *v = q + 2 * width;
+    const SCALAR* q = qkv + (size_t)image * tokens * stride + head * d;
+    const SCALAR *k = q + width, *v = q + 2 * width;
     float scale = 1.f / sqrtf((float)d);
     for (int i = warp; i < tokens; i += warps) {
         float top = -INFINITY, sum = 0.f;
@@ -36,16 +36,16 @@ extern "C" __global__ void NAME(attention_any_fwd)(const REAL* qkv, REAL* out, f
 }
 
 // Shared memory: T floats per warp, and 2 T floats.
-extern "C" __global__ void NAME(attention_any_bwd)(const REAL* qkv, const REAL* dout, const float* lse, REAL* dqkv,
+extern "C" __global__ void NAME(attention_any_bwd)(const SCALAR* qkv, const SCALAR* dout, const float* lse, SCALAR* dqkv,
                                                    int tokens, int heads, int d) {
     int warps = blockDim.x / 32, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     int image = blockIdx.x / heads, head = blockIdx.x % heads, width = heads * d, stride = 3 * width;
     float* delta = (float*)shared_quads; // for each query: the sum over the keys of p dp
     float *p = delta + tokens + 2 * warp * tokens, *ds = p + tokens;
     size_t from = (size_t)image * tokens * stride + head * d;
-    const REAL *q = qkv + from, *k = q + width, *v = q + 2 * width;
-    const REAL* go = dout + (size_t)image * tokens * width + head * d;
-    REAL *dq = dqkv + from, *dk = dq + width, *dv = dq + 2 * width;
+    const SCALAR *q = qkv + from, *k = q + width, *v = q + 2 * width;
+    const SCALAR* go = dout + (size_t)image * tokens * width + head * d;
+    SCALAR *dq = dqkv + from, *dk = dq + width, *dv = dq + 2 * width;
     lse += (size_t)blockIdx.x * tokens;
     float scale = 1.f / sqrtf((float)d);
     for (int i = warp; i < tokens; i += warps) { // gradient of query i

@@ -1,6 +1,6 @@
 // Shared by all kernels: conversions, access to four values at a time, and sums over a warp, a block and a grid.
 //
-// Storage is float or bfloat16 (REAL), arithmetic is float.  Letters: B batch, N patches, T tokens, D width, H heads.
+// Storage is float or bfloat16 (SCALAR), arithmetic is float.  Letters: B batch, N patches, T tokens, D width, H heads.
 // The same files compile for the host with scripts/emulate/cuda_on_host.h, which runs a block's threads as fibres.
 // Therefore: no inline assembly, no static __device__ state, and every barrier is reached by the whole block or warp.
 #pragma once

@@ -3,7 +3,7 @@
 #define LN_EPS 1e-6f
 
 // Reads one row: lane l gets the four values at 4 l, 4 (l + 32), ...
-template <int QUADS> __device__ __forceinline__ void row_in(const REAL* x, int width, float4* v) {
+template <int QUADS> __device__ __forceinline__ void row_in(const SCALAR* x, int width, float4* v) {
     int lane = threadIdx.x % 32;
 #pragma unroll
     for (int i = 0; i < QUADS; i++) {
@@ -13,7 +13,7 @@ template <int QUADS> __device__ __forceinline__ void row_in(const REAL* x, int w
 }
 
 // Reads one row in its storage format.
-template <int QUADS> __device__ __forceinline__ void raw_in(const REAL* x, int width, REAL* v) {
+template <int QUADS> __device__ __forceinline__ void raw_in(const SCALAR* x, int width, SCALAR* v) {
     int lane = threadIdx.x % 32;
 #pragma unroll
     for (int i = 0; i < QUADS; i++) {
@@ -23,7 +23,7 @@ template <int QUADS> __device__ __forceinline__ void raw_in(const REAL* x, int w
 }
 
 // Mean and 1 / standard deviation of a row that a warp holds.  Two passes: E[x^2] - E[x]^2 would lose precision.
-template <int QUADS> __device__ __forceinline__ float2 row_statistics(const float4* v, int width, const REAL*) {
+template <int QUADS> __device__ __forceinline__ float2 row_statistics(const float4* v, int width, const SCALAR*) {
     int lane = threadIdx.x % 32;
     float sum = 0.f;
 #pragma unroll
@@ -41,7 +41,7 @@ template <int QUADS> __device__ __forceinline__ float2 row_statistics(const floa
 }
 
 template <int QUADS>
-__device__ __forceinline__ void ln_forward(const REAL* x, const float* gamma, const float* beta, REAL* y, int rows,
+__device__ __forceinline__ void ln_forward(const SCALAR* x, const float* gamma, const float* beta, SCALAR* y, int rows,
                                            int width) {
     int row = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
     if (row >= rows) return;
@@ -62,8 +62,8 @@ __device__ __forceinline__ void ln_forward(const REAL* x, const float* gamma, co
 // `grad` and, if `columns` is not null, dx's column sums to `columns`: the gradient of the bias before the residual.
 // partial: (gridDim.x, 3 D); counters as in finish_columns; shared memory: 3 D floats.
 template <int QUADS>
-__device__ __forceinline__ void ln_backward(const REAL* x, const float* gamma, const REAL* dy, const REAL* residual,
-                                            REAL* dx, float* grad, float* columns, float* partial, u32* counters,
+__device__ __forceinline__ void ln_backward(const SCALAR* x, const float* gamma, const SCALAR* dy, const SCALAR* residual,
+                                            SCALAR* dx, float* grad, float* columns, float* partial, u32* counters,
                                             int rows, int width) {
     float* shared = (float*)shared_quads;
     int warps = blockDim.x / 32, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -75,7 +75,7 @@ __device__ __forceinline__ void ln_backward(const REAL* x, const float* gamma, c
         float4 v[QUADS], g[QUADS];
         row_in<QUADS>(x + at, width, v);
         row_in<QUADS>(dy + at, width, g);
-        __align__(16) REAL rest[4 * QUADS]; // loaded while the row's sums are computed
+        __align__(16) SCALAR rest[4 * QUADS]; // loaded while the row's sums are computed
         if (residual) raw_in<QUADS>(residual + at, width, rest);
         float2 s = row_statistics<QUADS>(v, width, x);
         float along = 0.f, mean = 0.f;
@@ -127,12 +127,12 @@ __device__ __forceinline__ void ln_backward(const REAL* x, const float* gamma, c
 
 // BLOCKS: number of blocks of the backward pass that fit on a multiprocessor; rows.rs launches that many.
 #define LN_KERNELS(QUADS, BLOCKS)                                                                                              \
-    extern "C" __global__ void NAME(ln_fwd_##QUADS)(const REAL* x, const float* gamma, const float* beta, REAL* y,    \
+    extern "C" __global__ void NAME(ln_fwd_##QUADS)(const SCALAR* x, const float* gamma, const float* beta, SCALAR* y,    \
                                                     int rows, int width) {                                            \
         ln_forward<QUADS>(x, gamma, beta, y, rows, width);                                                             \
     }                                                                                                                  \
     extern "C" __global__ void __launch_bounds__(256, BLOCKS) NAME(ln_bwd_##QUADS)(                                          \
-        const REAL* x, const float* gamma, const REAL* dy, const REAL* residual, REAL* dx, float* grad,                \
+        const SCALAR* x, const float* gamma, const SCALAR* dy, const SCALAR* residual, SCALAR* dx, float* grad,                \
         float* columns, float* partial, u32* counters, int rows, int width) {                                          \
         ln_backward<QUADS>(x, gamma, dy, residual, dx, grad, columns, partial, counters, rows, width);                 \
     }

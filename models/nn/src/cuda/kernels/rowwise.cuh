@@ -3,9 +3,9 @@
 
 // out = gelu(h); n is a multiple of 4.  A thread loads QUADS_EACH quads, one block width apart, before it uses them.
 #define QUADS_EACH 4
-extern "C" __global__ void __launch_bounds__(256) NAME(gelu_fwd)(const REAL* h, REAL* out, size_t n) {
+extern "C" __global__ void __launch_bounds__(256) NAME(gelu_fwd)(const SCALAR* h, SCALAR* out, size_t n) {
     size_t first = 4 * ((size_t)blockIdx.x * QUADS_EACH * blockDim.x + threadIdx.x), step = 4 * blockDim.x;
-    __align__(16) REAL raw[4 * QUADS_EACH];
+    __align__(16) SCALAR raw[4 * QUADS_EACH];
 #pragma unroll
     for (int k = 0; k < QUADS_EACH; k++)
         if (first + k * step < n) copy4(raw + 4 * k, h + first + k * step);
@@ -23,7 +23,7 @@ extern "C" __global__ void __launch_bounds__(256) NAME(gelu_fwd)(const REAL* h, 
 #undef QUADS_EACH
 
 // out (rows, width), rows `stride` values apart, = bias, + add if it is not null; any width and alignment.
-extern "C" __global__ void NAME(bias_rows)(const REAL* bias, const REAL* add, REAL* out, int width, int stride,
+extern "C" __global__ void NAME(bias_rows)(const SCALAR* bias, const SCALAR* add, SCALAR* out, int width, int stride,
                                            size_t count) {
     size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= count) return;
@@ -46,13 +46,13 @@ static __device__ inline void NAME(sum_groups)(float4 mine, int quads, float* pa
 #define ROWS_EACH 2
 // `d` is the gradient of gelu(h) and is replaced by the gradient of h; gelu(h) is written to `active` if that is not
 // null; d's column sums are added to `bias`.
-extern "C" __global__ void __launch_bounds__(1024) NAME(gelu_bwd)(const REAL* h, REAL* d, REAL* active, float* bias,
+extern "C" __global__ void __launch_bounds__(1024) NAME(gelu_bwd)(const SCALAR* h, SCALAR* d, SCALAR* active, float* bias,
                                                                   float* partial, u32* counters, int rows, int width) {
     int quads = width / 4, quad = threadIdx.x % quads, group = threadIdx.x / quads, groups = blockDim.x / quads;
     float4 sum = make_float4(0.f, 0.f, 0.f, 0.f);
     int step = gridDim.x * groups;
     for (int row = blockIdx.x * groups + group; row < rows; row += ROWS_EACH * step) {
-        __align__(16) REAL values[4 * ROWS_EACH], given[4 * ROWS_EACH];
+        __align__(16) SCALAR values[4 * ROWS_EACH], given[4 * ROWS_EACH];
 #pragma unroll
         for (int k = 0; k < ROWS_EACH; k++) {
             if (row + k * step >= rows) break;
@@ -81,14 +81,14 @@ extern "C" __global__ void __launch_bounds__(1024) NAME(gelu_bwd)(const REAL* h,
 
 // Adds the column sums of `rows` rows (first, first + stride, ...) to `out`; if `sources` is not null, only of rows
 // whose source is REMOVED.
-extern "C" __global__ void __launch_bounds__(1024) NAME(column_sums)(const REAL* x, const u32* sources, float* out,
+extern "C" __global__ void __launch_bounds__(1024) NAME(column_sums)(const SCALAR* x, const u32* sources, float* out,
                                                                      float* partial, u32* counters, int rows,
                                                                      int stride, int width) {
     int quads = width / 4, quad = threadIdx.x % quads, group = threadIdx.x / quads, groups = blockDim.x / quads;
     float4 sum = make_float4(0.f, 0.f, 0.f, 0.f);
     int step = gridDim.x * groups;
     for (int row = blockIdx.x * groups + group; row < rows; row += 2 * ROWS_EACH * step) {
-        __align__(16) REAL values[8 * ROWS_EACH];
+        __align__(16) SCALAR values[8 * ROWS_EACH];
         bool counts[2 * ROWS_EACH];
 #pragma unroll
         for (int k = 0; k < 2 * ROWS_EACH; k++) {
@@ -106,7 +106,7 @@ extern "C" __global__ void __launch_bounds__(1024) NAME(column_sums)(const REAL*
 #undef ROWS_EACH
 
 // The same for any width: one thread per column.
-extern "C" __global__ void NAME(column_sums_any)(const REAL* x, float* out, int rows, int width) {
+extern "C" __global__ void NAME(column_sums_any)(const SCALAR* x, float* out, int rows, int width) {
     int c = blockIdx.x * blockDim.x + threadIdx.x;
     if (c >= width) return;
     float sum = 0.f;
@@ -115,7 +115,7 @@ extern "C" __global__ void NAME(column_sums_any)(const REAL* x, float* out, int 
 }
 
 // y = x / |x|, one warp per row; rows of zeros stay zeros.
-extern "C" __global__ void NAME(unit_fwd)(const REAL* x, REAL* y, int rows, int width) {
+extern "C" __global__ void NAME(unit_fwd)(const SCALAR* x, SCALAR* y, int rows, int width) {
     int row = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
     if (row >= rows) return;
     x += (size_t)row * width, y += (size_t)row * width;
@@ -126,7 +126,7 @@ extern "C" __global__ void NAME(unit_fwd)(const REAL* x, REAL* y, int rows, int 
 }
 
 // dx = (dy - (dy . y) y) / |x|
-extern "C" __global__ void NAME(unit_bwd)(const REAL* x, const REAL* dy, REAL* dx, int rows, int width) {
+extern "C" __global__ void NAME(unit_bwd)(const SCALAR* x, const SCALAR* dy, SCALAR* dx, int rows, int width) {
     int row = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
     if (row >= rows) return;
     size_t at = (size_t)row * width;

@@ -1,8 +1,8 @@
 // Converts between patches, encoder tokens and decoder tokens; each thread moves four values of one token.
 
 // out (B, 1 + K, D) = [class | tok + bias] + positions; tok (B K, D) are the embedded patches without their bias.
-extern "C" __global__ void NAME(embed_place)(const REAL* tok, const float* bias, const float* cls,
-                                             const float* positions, const u32* kept, REAL* out, int images, int k,
+extern "C" __global__ void NAME(embed_place)(const SCALAR* tok, const float* bias, const float* cls,
+                                             const float* positions, const u32* kept, SCALAR* out, int images, int k,
                                              int width) {
     int quads = width / 4;
     size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
@@ -21,7 +21,7 @@ extern "C" __global__ void NAME(embed_place)(const REAL* tok, const float* bias,
 }
 
 // dtok (B K, D) = dy without the class tokens.
-extern "C" __global__ void NAME(embed_take)(const REAL* dy, REAL* dtok, int images, int k, int width) {
+extern "C" __global__ void NAME(embed_take)(const SCALAR* dy, SCALAR* dtok, int images, int k, int width) {
     int quads = width / 4;
     size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= (size_t)images * k * quads) return;
@@ -31,8 +31,8 @@ extern "C" __global__ void NAME(embed_take)(const REAL* dy, REAL* dtok, int imag
 }
 
 // out (B, all, E): tok + bias where there is a source, else the mask token; plus positions (all, E).
-extern "C" __global__ void NAME(fill_place)(const REAL* tok, const float* bias, const float* mask,
-                                            const float* positions, const u32* sources, REAL* out, int images, int all,
+extern "C" __global__ void NAME(fill_place)(const SCALAR* tok, const float* bias, const float* mask,
+                                            const float* positions, const u32* sources, SCALAR* out, int images, int all,
                                             int width) {
     int quads = width / 4;
     size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
@@ -45,7 +45,7 @@ extern "C" __global__ void NAME(fill_place)(const REAL* tok, const float* bias, 
 }
 
 // dtok[source] = dy; every encoder token is the source of exactly one decoder token.
-extern "C" __global__ void NAME(fill_take)(const REAL* dy, const u32* sources, REAL* dtok, int images, int all,
+extern "C" __global__ void NAME(fill_take)(const SCALAR* dy, const u32* sources, SCALAR* dtok, int images, int all,
                                            int width) {
     int quads = width / 4;
     size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
@@ -56,12 +56,12 @@ extern "C" __global__ void NAME(fill_take)(const REAL* dy, const u32* sources, R
 }
 
 // out (B, D): the class token (mean = 0) or the mean of the patch tokens.
-extern "C" __global__ void NAME(pool_fwd)(const REAL* x, REAL* out, int images, int tokens, int width, int mean) {
+extern "C" __global__ void NAME(pool_fwd)(const SCALAR* x, SCALAR* out, int images, int tokens, int width, int mean) {
     int quads = width / 4;
     size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= (size_t)images * quads) return;
     int c = 4 * (int)(i % quads);
-    const REAL* image = x + (i / quads) * tokens * width + c;
+    const SCALAR* image = x + (i / quads) * tokens * width + c;
     float4 v = load4(image);
     if (mean) {
         v = make_float4(0.f, 0.f, 0.f, 0.f);
@@ -72,7 +72,7 @@ extern "C" __global__ void NAME(pool_fwd)(const REAL* x, REAL* out, int images, 
 }
 
 // Rows first .. first + images x tokens of dx (rows, D) get their share of dy (B, D); all other rows become 0.
-extern "C" __global__ void NAME(pool_bwd)(const REAL* dy, REAL* dx, int rows, int first, int images, int tokens,
+extern "C" __global__ void NAME(pool_bwd)(const SCALAR* dy, SCALAR* dx, int rows, int first, int images, int tokens,
                                           int width, int mean) {
     int quads = width / 4;
     size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;

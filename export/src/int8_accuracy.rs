@@ -15,7 +15,7 @@ use crate::images::ParityImages;
 use crate::outputs::{argmax, onnx_runtime};
 
 /// Written by `macrl-train evaluate`.
-pub const FILE: &str = "judged.safetensors";
+pub const FILE: &str = "evaluation_images.safetensors";
 
 /// Images of a folder that are taken at most: to look up, to classify.
 const FROM_FOLDER: [usize; 2] = [5000, 5000];
@@ -29,9 +29,9 @@ pub struct Labelled {
     pub labels: Vec<u32>,
 }
 
-/// Images to judge two graphs by.
+/// Images on which the accuracies of two graphs are compared.
 #[derive(Debug, Clone)]
-pub struct Judged {
+pub struct EvaluationImages {
     /// Neighbours are looked up among these.
     pub lookup: Labelled,
     /// These are classified.
@@ -47,8 +47,8 @@ pub struct Votes {
     pub temperature: f64,
 }
 
-impl Judged {
-    /// `judged.safetensors` of a run: `lookup_pixels` and `query_pixels` u8 (n, S, S, 3) after the evaluation transform,
+impl EvaluationImages {
+    /// `evaluation_images.safetensors` of a run: `lookup_pixels` and `query_pixels` u8 (n, S, S, 3) after the evaluation transform,
     /// `lookup_labels` and `query_labels` i64 (n).
     ///
     /// # Errors
@@ -79,15 +79,15 @@ impl Judged {
             })
             .collect();
         let [lookup, queries] = parts(&layout, &known).map(|part| load(&found, &part, preprocess));
-        let judged = Self { lookup, queries };
-        let (lookup, queries) = (judged.lookup.labels.len(), judged.queries.labels.len());
+        let images = Self { lookup, queries };
+        let (lookup, queries) = (images.lookup.labels.len(), images.queries.labels.len());
         ensure!(
             lookup > 0 && queries > 0,
             "{}: expected readable images in class sub-folders (of the bundle's classes, where it has a probe), found {lookup} \
              to look up and {queries} to classify",
             folder.display()
         );
-        Ok(judged)
+        Ok(images)
     }
 
     /// What both graphs reach on these images.

@@ -1,72 +1,23 @@
 //! Each check of the sentinel is made to fail by a real encoder or loader, and its message has to name the cause and what to try.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test fails by panicking
+
+mod common;
+
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use candle_core::{Tensor, Var};
-use image::{Rgb, RgbImage};
+use common::{config, data, images, set};
+use image::RgbImage;
 use macrl_bundle::preprocess::Preprocess;
-use macrl_nn::params::Group;
-
-use super::*;
-use crate::data::{Data, Dataset, memory::Memory};
-use crate::encode::PreparedImages;
-use crate::loader::Loader;
-use crate::online::Online;
-use crate::state::State;
-
-const SMALL: [&str; 12] = [
-    "encoder.image_size=16",
-    "encoder.width=24",
-    "encoder.depth=2",
-    "decoder.width=16",
-    "decoder.depth=1",
-    "decoder.heads=2",
-    "projector.hidden=32",
-    "projector.dim=16",
-    "contrast.bank_size=20",
-    "train.batch_size=8",
-    "train.warmup_epochs=0",
-    "train.epochs=20",
-];
-
-fn config(more: &[&str]) -> Config {
-    let set: Vec<String> = SMALL.iter().chain(more).map(|s| s.to_string()).collect();
-    Config::parse("", "test", &set).unwrap()
-}
-
-fn images() -> Memory {
-    let pixel = |i: u32, x: u32, y: u32| Rgb([(i * 40 + x * 5) as u8, (x * y + i) as u8, (y * 11) as u8]);
-    let images = (0..24).map(|i| RgbImage::from_fn(16, 16, |x, y| pixel(i, x, y))).collect();
-    Memory::new("train", images, vec![None; 24])
-}
-
-fn data() -> Data {
-    Data {
-        train: Arc::new(images()),
-        test: None,
-        classes: Vec::new(),
-        format: "test",
-        skipped: Vec::new(),
-        left_out: Vec::new(),
-        notes: Vec::new(),
-    }
-}
-
-/// Replaces a parameter's values in place.
-fn set(groups: &[&Group], name: &str, value: impl Fn(usize, f32) -> f32) {
-    let (group, parameter) =
-        groups.iter().find_map(|g| Some((g, g.parameters().iter().find(|p| p.name == name)?))).unwrap();
-    let mut values = group.values().to_vec1::<f32>().unwrap();
-    values[parameter.range.clone()].iter_mut().enumerate().for_each(|(i, v)| *v = value(i, *v));
-    let shape = values.len();
-    Var::from_tensor(group.values())
-        .unwrap()
-        .set(&Tensor::from_vec(values, shape, group.values().device()).unwrap())
-        .unwrap();
-}
+use macrl_train::data::{Dataset, memory::Memory};
+use macrl_train::encode::PreparedImages;
+use macrl_train::loader::Loader;
+use macrl_train::online::{FeatureCheck, Online};
+use macrl_train::sentinel::{FEATURE_STD_FLOOR, RANK_FLOOR, STARVED_STEPS, Sentinel, Verdict};
+use macrl_train::state::State;
 
 #[test]
 fn a_gradient_that_comes_back_is_no_death() {

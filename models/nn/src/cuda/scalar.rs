@@ -4,22 +4,22 @@ use candle_core::{DType, Result, bail};
 
 /// Number format of activations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Real {
+pub enum ScalarType {
     /// 32-bit floating point.
     F32,
     /// bfloat16: the upper 16 bits of a float32.
     Bf16,
 }
 
-impl Real {
+impl ScalarType {
     /// The number format of a tensor's dtype.
     ///
     /// # Errors
     /// The dtype is neither f32 nor bf16.
     pub fn of(dtype: DType) -> Result<Self> {
         match dtype {
-            DType::F32 => Ok(Real::F32),
-            DType::BF16 => Ok(Real::Bf16),
+            DType::F32 => Ok(ScalarType::F32),
+            DType::BF16 => Ok(ScalarType::Bf16),
             other => bail!("the CUDA operators compute in f32 or bf16, found {other:?}"),
         }
     }
@@ -27,24 +27,24 @@ impl Real {
     /// Candle's dtype of the same format.
     pub fn dtype(self) -> DType {
         match self {
-            Real::F32 => DType::F32,
-            Real::Bf16 => DType::BF16,
+            ScalarType::F32 => DType::F32,
+            ScalarType::Bf16 => DType::BF16,
         }
     }
 
     /// Size of a value in bytes.
     pub fn size(self) -> usize {
         match self {
-            Real::F32 => 4,
-            Real::Bf16 => 2,
+            ScalarType::F32 => 4,
+            ScalarType::Bf16 => 2,
         }
     }
 
     /// Name of the kernel's variant for this format: `NAME_f32` or `NAME_bf16`.
     pub fn kernel(self, name: &str) -> String {
         match self {
-            Real::F32 => format!("{name}_f32"),
-            Real::Bf16 => format!("{name}_bf16"),
+            ScalarType::F32 => format!("{name}_f32"),
+            ScalarType::Bf16 => format!("{name}_bf16"),
         }
     }
 }

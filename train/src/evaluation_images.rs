@@ -1,4 +1,5 @@
-//! `judged.safetensors`: some labelled images of both splits, kept with the run.  The export judges the 8-bit graph by them.
+//! `evaluation_images.safetensors`: some labelled images of both splits, kept with the run.  The export measures the 8-bit
+//! graph's accuracy on them.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -41,7 +42,8 @@ pub fn write(run: &Run, config: &Config, data: &Data) -> Result<()> {
         tensors.push((format!("{name}_labels"), Tensor::from_vec(labels, n, &Device::Cpu)?));
     }
     let bytes = checkpoint::to_bytes(&tensors, HashMap::new())?;
-    atomic::write_file(&run.judged(), &bytes).with_context(|| format!("cannot write {}", run.judged().display()))
+    atomic::write_file(&run.evaluation_images(), &bytes)
+        .with_context(|| format!("cannot write {}", run.evaluation_images().display()))
 }
 
 /// Whether a file is one that [`write`] wrote.

@@ -3,11 +3,13 @@
 use std::fmt::Write;
 
 use macrl_bundle::bundle::{Comparison, Parity};
-use macrl_bundle::config::{Fit, Pooling};
+use macrl_bundle::config::Pooling;
 use macrl_bundle::evaluation::{Evaluation, Row};
 use macrl_bundle::quantized::{Pair, Quantized};
+use serde_json::Value;
 
 use crate::run::TrainedRun;
+use crate::usage::{Example, usage};
 
 /// Name of the pooling in the configuration.
 pub fn pooling_name(pooling: Pooling) -> &'static str {
@@ -21,10 +23,10 @@ pub fn pooling_name(pooling: Pooling) -> &'static str {
 pub fn render(source: &TrainedRun, proof: &Parity, notes: Option<&str>) -> String {
     let sections = [
         head(source),
-        files(source, proof),
-        numbers(source),
+        files(source.probe.is_some(), source.evaluation.is_some(), proof),
+        numbers(source.evaluation.as_ref(), source.probe.is_some(), source.finetuned.as_ref()),
         parity(proof),
-        usage(source),
+        usage(&Example::of(source)),
         limits(source),
         notes.map(|text| format!("{}\n", text.trim())).unwrap_or_default(),
         provenance(source),
@@ -35,7 +37,7 @@ pub fn render(source: &TrainedRun, proof: &Parity, notes: Option<&str>) -> Strin
 fn head(source: &TrainedRun) -> String {
     let e = &source.config.encoder;
     format!(
-        "---\nlibrary_name: macrl\npipeline_tag: image-feature-extraction\ntags: [self-supervised, vit, onnx, timm]\n---\n\
+        "---\nlibrary_name: macrl\npipeline_tag: image-feature-extraction\ntags: [self-supervised, vit, onnx, timm, transformers.js]\n---\n\
          # {}\n\n\
          A Vision Transformer that turns an image into {} numbers. It was pretrained without labels by masked \
          contrastive representation learning (MACRL, arXiv 2211.06012): images of {s} x {s} pixels, patches of {p} x {p}, \
@@ -58,24 +60,29 @@ fn pooled(source: &TrainedRun) -> &'static str {
     }
 }
 
-fn files(source: &TrainedRun, proof: &Parity) -> String {
+/// The section about the bundle's files.
+pub fn files(probe: bool, evaluation: bool, proof: &Parity) -> String {
     let mut text = String::from(
         "## Files\n\n\
          | file | content |\n| --- | --- |\n\
-         | `config.json` | geometry in Hugging Face's ViT vocabulary, class names, the run's configuration |\n\
+         | `config.json` | geometry, class names, the run's configuration; entries for timm and transformers.js |\n\
+         | `config.0.json` | what transformers reads instead: timm's network in its `TimmWrapper` |\n\
          | `preprocessor_config.json` | the one transform of evaluation and serving |\n\
          | `model.safetensors` | weights under timm's names |\n\
-         | `onnx/model.onnx` | `pixel_values` (batch, 3, H, W) -> `last_hidden_state`, `pooler_output`; 32-bit |\n\
-         | `onnx/model_fp16.onnx` | the same, half precision inside, 32-bit inputs and outputs; for GPUs |\n",
+         | `onnx/model.onnx` | `pixel_values` (batch, 3, H, W) -> `last_hidden_state`, `pooler_output`",
     );
+    text += if probe { ", `logits`" } else { "" };
+    text += "; 32-bit |\n\
+             | `onnx/model_fp16.onnx` | the same, half precision inside, 32-bit inputs and outputs; for GPUs |\n";
     if proof.int8.is_some() {
         text += INT8_FILE;
     }
     text += "| `parity.json` | the proof that the graphs compute what was trained |\n";
-    if source.probe.is_some() {
-        text += "| `probe.safetensors` | linear classifier on standardised features |\n";
+    if probe {
+        text += "| `probe.safetensors` | linear classifier, on standardised features if it is a probe; the same is `head` in `model.safetensors` and \
+                 `logits` in the graphs, for features as they are |\n";
     }
-    if source.evaluation.is_some() {
+    if evaluation {
         text += "| `evaluation.json` | protocol and numbers |\n";
     }
     if proof.weights_fp16.is_some() {
@@ -83,6 +90,14 @@ fn files(source: &TrainedRun, proof: &Parity) -> String {
                  weights from `model.onnx`: keep the two together.\n";
     }
     text
+}
+
+/// A card with one section (from its heading to the next) replaced; a card without that heading stays as it is.
+pub fn with_section(card: &str, section: &str) -> String {
+    let heading = section.lines().next().unwrap_or_default();
+    let Some(start) = card.find(&format!("\n{heading}\n")).map(|at| at + 1) else { return card.to_string() };
+    let end = card[start..].find("\n## ").map_or(card.len(), |at| start + at);
+    format!("{}{section}{}", &card[..start], &card[end..])
 }
 
 const INT8_FILE: &str = "| `onnx/model_quantized.onnx` | the same, matrix products in 8 bits; for processors, and transformers.js (`dtype: \"q8\"`) |\n";
@@ -124,17 +139,28 @@ fn comparison(name: &str, c: &Comparison) -> String {
     format!("| {name} | {:.1e} | {:.7} | {same} |\n", c.max_abs_difference, c.min_cosine)
 }
 
-fn numbers(source: &TrainedRun) -> String {
-    let Some(evaluation) = &source.evaluation else {
-        return "## Numbers\n\nThe run was not evaluated before this export: there are no numbers and no class names \
-                here. `macrl-train evaluate --run RUN` measures them; export again afterwards.\n"
-            .into();
+/// Heading of the section with the numbers.
+const NUMBERS: &str = "## Data, protocol and numbers\n\n";
+
+/// The section about what was measured; `finetuned` are the results of a fine-tuned network.
+pub fn numbers(evaluation: Option<&Evaluation>, probe: bool, finetuned: Option<&Value>) -> String {
+    if let Some(result) = finetuned {
+        return NUMBERS.to_string() + &fine_tuning(result);
+    }
+    let Some(evaluation) = evaluation else {
+        return NUMBERS.to_string()
+            + if probe {
+                "The classifier came without numbers.\n"
+            } else {
+                "The run was not evaluated before this export: there are no numbers and no class names here. \
+                 `macrl-train evaluate --run RUN` measures them; export again afterwards.\n"
+            };
     };
     if evaluation.rows.is_empty() {
-        return "## Numbers\n\nThe run's images have no labels: there is no accuracy to state, and there are no class names here. \
-                `evaluation.json` holds what can be said without labels, the spread and the effective rank of the features \
-                beside those of an untrained encoder.\n"
-            .into();
+        return NUMBERS.to_string()
+            + "The run's images have no labels: there is no accuracy to state, and there are no class names here. \
+               `evaluation.json` holds what can be said without labels, the spread and the effective rank of the features \
+               beside those of an untrained encoder.\n";
     }
     let mut text = protocol(evaluation);
     text += "\n| features | kNN % | 1-NN % | linear probe % |\n| --- | --- | --- | --- |\n";
@@ -142,8 +168,29 @@ fn numbers(source: &TrainedRun) -> String {
         let [knn, knn1, linear] = [row.knn, row.knn1, row.linear].map(|v| 100.0 * v);
         let _ = writeln!(text, "| {} | {knn:.1} | {knn1:.1} | {linear:.1} |", row_name(row));
     }
-    if source.probe.is_none() {
+    if !probe {
         text += "\nThe run holds no linear probe: this bundle gives features, not classes.\n";
+    }
+    text
+}
+
+/// What `macrl-train finetune` measured; the classifier is the network's own.
+fn fine_tuning(result: &Value) -> String {
+    let mut text =
+        String::from("Fine-tuned on labels, the whole network; the classifier is its own head, not a probe.\n");
+    let p = &result["protocol"];
+    if let (Some(split), Some(train), Some(test)) =
+        (p["split"].as_str(), p["train_images"].as_u64(), p["test_images"].as_u64())
+    {
+        let _ = writeln!(text, "Data: {split}; {train} images trained on, {test} images judged.");
+    }
+    let Some(rows) = result["rows"].as_array().filter(|rows| !rows.is_empty()) else { return text };
+    text += "\n| start | accuracy after the last epoch % | after the best epoch, which these same images chose % |\n\
+             | --- | --- | --- |\n";
+    for row in rows {
+        let start = if row["features"] == "macrl" { "**pretrained: this model**" } else { "random weights" };
+        let [last, best] = ["accuracy", "best"].map(|key| 100.0 * row[key].as_f64().unwrap_or(f64::NAN));
+        let _ = writeln!(text, "| {start} | {last:.1} | {best:.1} |");
     }
     text
 }
@@ -159,7 +206,7 @@ fn row_name(row: &Row) -> &str {
 
 fn protocol(evaluation: &Evaluation) -> String {
     let p = &evaluation.protocol;
-    let mut text = String::from("## Data, protocol and numbers\n\n");
+    let mut text = String::from(NUMBERS);
     if !p.split.is_empty() {
         let _ = writeln!(text, "Data: {}.", p.split.trim_end_matches('.'));
     }
@@ -196,46 +243,6 @@ fn parity(proof: &Parity) -> String {
     text.extend(rows.iter().filter_map(|(name, c)| Some(comparison(name, (*c)?))));
     let cost = int8.map(int8_cost).unwrap_or_default();
     if cost.is_empty() { text } else { text + "\n" + &cost }
-}
-
-fn usage(source: &TrainedRun) -> String {
-    let e = &source.config.encoder;
-    let [mean, std] = [source.config.data.mean, source.config.data.std].map(|v| format!("{v:?}"));
-    let pool = if source.config.evaluate.pooling == Pooling::Mean { "avg" } else { "token" };
-    let fit = match source.config.data.fit {
-        Fit::Resize => format!("image = ImageOps.fit(image, ({s}, {s}), Image.Resampling.BICUBIC)", s = e.image_size),
-        Fit::Pad => format!(
-            "# up to {s} pixels: centred on black; larger images: ImageOps.fit(image, ({s}, {s}), Image.Resampling.BICUBIC)\n\
-             w, h = image.size\n\
-             canvas = Image.new(\"RGB\", ({s}, {s}))\n\
-             canvas.paste(image, (({s} - w + 1) // 2, ({s} - h + 1) // 2))\n\
-             image = canvas",
-            s = e.image_size
-        ),
-    };
-    format!(
-        "## Use\n\nOver HTTP:\n\n```sh\nmacrl-serve --bundle .\n\
-         curl -H 'content-type: image/png' --data-binary @image.png http://127.0.0.1:8080/embed\n```\n\n\
-         In Python with onnxruntime, numpy and pillow:\n\n```python\nimport numpy as np, onnxruntime\n\
-         from PIL import Image, ImageOps\n\n\
-         image = Image.open(\"image.png\").convert(\"RGB\")\n{fit}\n\
-         x = (np.asarray(image, np.float32) / 255 - {mean}) / {std}\n\
-         x = x.transpose(2, 0, 1)[None].astype(np.float32)                      # (1, 3, H, W)\n\
-         session = onnxruntime.InferenceSession(\"onnx/model.onnx\")\n\
-         feature = session.run([\"pooler_output\"], {{\"pixel_values\": x}})[0]   # (1, {d})\n```\n\n\
-         In timm:\n\n```python\nimport torch\nfrom safetensors.torch import load_file\n\
-         from timm.models.vision_transformer import VisionTransformer\n\n\
-         model = VisionTransformer(img_size={}, patch_size={}, embed_dim={d}, depth={}, num_heads={}, mlp_ratio={},\n\
-         \x20                         num_classes=0, global_pool=\"{pool}\", fc_norm=False).eval()\n\
-         model.load_state_dict(load_file(\"model.safetensors\"))\n\
-         feature = model(torch.from_numpy(x))                                   # (1, {d})\n```\n",
-        e.image_size,
-        e.patch_size,
-        e.depth,
-        e.heads,
-        e.mlp_ratio,
-        d = e.width,
-    )
 }
 
 fn limits(source: &TrainedRun) -> String {

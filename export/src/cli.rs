@@ -16,6 +16,7 @@ use crate::graph::Element;
 #[command(name = "macrl-export", version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 #[command(override_usage = "macrl-export <FILE.onnx> --run <DIR> [--checkpoint <WHICH>]\n       \
                             macrl-export bundle <DIR> --run <DIR> [--checkpoint <WHICH>]\n       \
+                            macrl-export upgrade <DIR> [--probe <PATH>]\n       \
                             macrl-export quantize <DIR> --data <FOLDER>")]
 pub struct Cli {
     /// Where the encoder alone is written, as ONNX
@@ -49,6 +50,15 @@ pub enum Command {
         #[command(flatten)]
         run: RunArgs,
     },
+    /// Gives a bundle of an earlier version what other programs load it by (docs/clients.md); its features stay the same
+    Upgrade {
+        /// The bundle's folder
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+        /// Another classifier: a folder that `macrl-train probe --out` wrote, or a probe.safetensors
+        #[arg(long, value_name = "PATH")]
+        probe: Option<PathBuf>,
+    },
     /// Adds the 8-bit graph, onnx/model_quantized.onnx, to a bundle of an earlier version
     Quantize {
         /// The bundle's folder
@@ -79,7 +89,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "DIR")]
     pub run: PathBuf,
 
-    /// `best`, `last` or a file [default: the one that was evaluated, else best, else last]
+    /// `best`, `last`, `finetuned` (with its own head) or a file [default: the one that was evaluated, else best, else last]
     #[arg(long, value_name = "WHICH")]
     pub checkpoint: Option<String>,
 
@@ -95,6 +105,8 @@ pub enum Job {
     Encoder(PathBuf, RunArgs),
     /// The bundle, to this folder.
     Bundle(PathBuf, RunArgs, BundleArgs),
+    /// Today's layout, for this bundle, perhaps with this probe.
+    Upgrade(PathBuf, Option<PathBuf>),
     /// The 8-bit graph, into this bundle, proven by the images of that folder.
     Quantize(PathBuf, PathBuf),
 }
@@ -104,6 +116,7 @@ impl Cli {
     pub fn job(self) -> Option<Job> {
         match (self.command, self.file, self.run) {
             (Some(Command::Bundle { dir, options, run }), ..) => Some(Job::Bundle(dir, run, options)),
+            (Some(Command::Upgrade { dir, probe }), ..) => Some(Job::Upgrade(dir, probe)),
             (Some(Command::Quantize { dir, data }), ..) => Some(Job::Quantize(dir, data)),
             (None, Some(file), Some(run)) => Some(Job::Encoder(file, run)),
             _ => None,

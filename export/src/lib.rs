@@ -43,6 +43,8 @@ pub mod folder;
 #[doc(hidden)]
 pub mod graph;
 #[doc(hidden)]
+pub mod head;
+#[doc(hidden)]
 pub mod images;
 #[doc(hidden)]
 pub mod int8_accuracy;
@@ -58,6 +60,10 @@ pub mod requantize;
 pub mod run;
 #[doc(hidden)]
 pub mod share;
+#[doc(hidden)]
+pub mod upgrade;
+#[doc(hidden)]
+pub mod usage;
 #[doc(hidden)]
 pub mod write;
 
@@ -89,6 +95,10 @@ pub fn run(job: &Job) -> Result<String, Failure> {
             let source = read(run)?;
             let proof = write::bundle(dir, &source, &Graphs::build(&source, options.weights)?, &options)?;
             (dir, source, proof)
+        }
+        Job::Upgrade(dir, probe) => {
+            let said = upgrade::bundle(dir, probe.as_deref())?;
+            return Ok(format!("{}: {said}", dir.display()));
         }
         Job::Quantize(dir, data) => {
             let proof = requantize::bundle(dir, data)?;

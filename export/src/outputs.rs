@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use candle_core::Tensor;
 use candle_onnx::onnx::ModelProto;
-use macrl_bundle::bundle::{HIDDEN, INPUT, POOLED};
+use macrl_bundle::bundle::{HIDDEN, INPUT, LOGITS, POOLED};
 use macrl_bundle::config::Pooling;
 use macrl_nn::ops::tokens::pool;
 use macrl_nn::vit::Encoder;
@@ -27,6 +27,8 @@ pub struct Outputs {
     pub hidden: Vec<f32>,
     /// `pooler_output` (n, D).
     pub pooled: Vec<f32>,
+    /// `logits` (n, C), if they were wanted of a graph.
+    pub logits: Vec<f32>,
 }
 
 impl Outputs {
@@ -66,7 +68,8 @@ pub fn onnx_runtime(graph: &Path, images: &ParityImages, wanted: &[&str]) -> Res
         let pixels = (vec![to - from, 3, s, s], &images.pixels[from * values..to * values]);
         let inputs = ort::inputs![INPUT => TensorRef::from_array_view(pixels)?];
         let results = session.run_with_options(inputs, &selected)?;
-        for (name, to) in [(HIDDEN, &mut outputs.hidden), (POOLED, &mut outputs.pooled)] {
+        let Outputs { hidden, pooled, logits } = &mut outputs;
+        for (name, to) in [(HIDDEN, hidden), (POOLED, pooled), (LOGITS, logits)] {
             if wanted.contains(&name) {
                 to.extend(results[name].try_extract_tensor::<f32>()?.1);
             }

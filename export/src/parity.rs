@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
-use macrl_bundle::bundle::{Comparison, HIDDEN, POOLED, Parity};
+use macrl_bundle::bundle::{Comparison, HIDDEN, LOGITS, POOLED, Parity};
 use macrl_bundle::probe::Probe;
 use macrl_bundle::quantized::Quantized;
 use macrl_nn::vit::Encoder;
@@ -23,7 +23,13 @@ pub const MIN_COSINE: f64 = 0.99999;
 /// Smallest cosine allowed between a half-precision pooled feature and the 32-bit one.
 pub const MIN_COSINE_HALF: f64 = 0.999;
 
-/// The outputs that are compared: all tokens, and the pooled feature.
+/// Largest difference allowed between a graph's `logits` and the probe's scores of the graph's own feature, relative to 1 plus
+/// the largest score.
+pub const MAX_LOGITS: f64 = 1e-4;
+
+/// The outputs that are compared: all tokens, the pooled feature, and the scores of a bundle with a probe.
+const ALL: [&str; 3] = [HIDDEN, POOLED, LOGITS];
+/// [`ALL`] of a bundle without a probe.
 const BOTH: [&str; 2] = [HIDDEN, POOLED];
 
 /// Compares `other` with `reference`; `width` is D.
@@ -57,6 +63,8 @@ pub struct Exported<'a> {
     pub int8: Option<&'a Path>,
     /// The network with the stored weights, where they were rounded.
     pub rounded: Option<&'a Encoder>,
+    /// Whether the graphs have the output `logits`.
+    pub logits: bool,
 }
 
 /// Compares the exports with the trained network, and applies the limits.
@@ -76,10 +84,19 @@ pub fn check(source: &TrainedRun, exported: &Exported) -> Result<Parity> {
         limits.check(name, images.count, &comparison)?;
         Ok::<_, anyhow::Error>(comparison)
     };
-    let onnxruntime = against("ONNX Runtime", onnx_runtime(exported.graph, images, &BOTH)?, &FULL)?;
+    let wanted = if exported.logits { &ALL[..] } else { &BOTH };
+    let run = |name: &str, graph: &Path| {
+        let outputs = onnx_runtime(graph, images, wanted).context(name.to_string())?;
+        logits(name, &outputs, probe)?;
+        Ok::<_, anyhow::Error>(outputs)
+    };
+    let onnxruntime = against("ONNX Runtime", run("ONNX Runtime", exported.graph)?, &FULL)?;
     let model = candle_onnx::read_file(exported.graph).context("the graph cannot be read back")?;
     let candle_onnx = against("candle-onnx", candle_onnx(&model, images)?, &FULL)?;
-    let half = |graph| against("ONNX Runtime in half precision", onnx_runtime(graph, images, &BOTH)?, &HALF);
+    let half = |graph| {
+        let name = "ONNX Runtime in half precision";
+        against(name, run(name, graph)?, &HALF)
+    };
     let rounding = |stored: &Outputs| {
         let comparison = compare(&trained, stored, width, probe)?;
         HALF.check("half-precision weights", images.count, &comparison)?;
@@ -112,10 +129,35 @@ pub fn quantized(
 ) -> Result<Quantized> {
     let [full, int8] = graphs;
     let width = reference.pooled.len() / images.count.max(1);
-    let outputs = onnx_runtime(int8, images, &BOTH).context("ONNX Runtime in 8 bits")?;
-    let features = compare(reference, &outputs, width, probe).context("ONNX Runtime in 8 bits")?;
+    let name = "ONNX Runtime in 8 bits";
+    let outputs = onnx_runtime(int8, images, &BOTH).context(name)?;
+    let features = compare(reference, &outputs, width, probe).context(name)?;
     let accuracy = labelled.map(|(labelled, votes)| labelled.accuracy(full, int8, votes, probe)).transpose()?;
     Ok(Quantized { features, accuracy })
+}
+
+/// Checks that a graph's `logits` are the probe's scores of its features; nothing without either.
+///
+/// # Errors
+/// One line with the largest difference beyond [`MAX_LOGITS`].
+pub fn logits(name: &str, outputs: &Outputs, probe: Option<&Probe>) -> Result<()> {
+    let Some(probe) = probe.filter(|_| !outputs.logits.is_empty()) else { return Ok(()) };
+    let rows = outputs.pooled.chunks_exact(probe.dim()).zip(outputs.logits.chunks_exact(probe.classes()));
+    for (feature, found) in rows {
+        let expected = probe.logits(feature);
+        let largest = expected.iter().fold(0f32, |m, v| m.max(v.abs()));
+        let beyond = |(a, b): (&f32, &f32)| {
+            let difference = f64::from((a - b).abs()) / (1.0 + f64::from(largest));
+            // False for NaN, too.
+            if difference <= MAX_LOGITS { None } else { Some(difference) }
+        };
+        if let Some(difference) = expected.iter().zip(found).find_map(beyond) {
+            bail!(
+                "parity failed: {name}: `logits` differ from the probe's scores by {difference:.1e} (at most {MAX_LOGITS:.0e}, relative)"
+            );
+        }
+    }
+    Ok(())
 }
 
 struct Limits {

@@ -13,6 +13,7 @@ use candle_onnx::onnx::tensor_proto::DataType;
 use candle_onnx::onnx::{GraphProto, ModelProto, NodeProto, StringStringEntryProto, TensorProto};
 
 use crate::graph::{Element, constant, int, node};
+use crate::head;
 
 /// Largest weight.  7 bits instead of 8: processors without VNNI add products of 8 x 8 bits in pairs in 16 bits, and
 /// 2 * 255 * 127 would not fit.  So the same graph gives the same features everywhere, and what is proven here holds there.
@@ -25,7 +26,7 @@ struct Matrix {
     values: Vec<f32>,
 }
 
-/// The same model with its matrix products in 8 bits, all but those of the names in `wide`.
+/// The same model with its matrix products in 8 bits, all but the classifier's and those of the names in `wide`.
 ///
 /// # Errors
 /// A model without such a product, or with weights in another file.
@@ -36,7 +37,8 @@ pub fn dynamic(model: &ModelProto, wide: &[&str]) -> Result<ModelProto> {
         Work { constants: Constants::of(graph), nodes: Vec::new(), added: Vec::new(), inputs: HashSet::new() };
     let mut products = 0;
     for old in std::mem::take(&mut graph.node) {
-        match work.constants.matrix_of(&old).filter(|_| !wide.contains(&old.name.as_str())) {
+        let stays = old.name == head::PRODUCT || wide.contains(&old.name.as_str());
+        match work.constants.matrix_of(&old).filter(|_| !stays) {
             Some(matrix) => {
                 work.product(&old, &matrix);
                 products += 1;

@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use candle_core::{Device, Tensor};
+use macrl_bundle::bundle;
 use macrl_bundle::config::Config;
 use macrl_bundle::evaluation::Evaluation;
 use macrl_bundle::preprocess::Preprocess;
-use macrl_bundle::probe::Probe;
+use macrl_bundle::probe::{LinearHead, Probe};
 use macrl_nn::checkpoint;
 use macrl_nn::vit::{Encoder, positions};
 use safetensors::{Dtype, SafeTensors};
@@ -21,6 +22,10 @@ use crate::int8_accuracy::{self, EvaluationImages};
 pub const POSITIONS: &str = "pos_embed";
 /// Prefix of the encoder's tensors in a training checkpoint.
 const PREFIX: &str = "encoder.";
+/// Where `macrl-train finetune` leaves the checkpoints of the pretrained encoder; `--checkpoint finetuned` means these.
+const FINETUNED: [&str; 2] = ["finetune/macrl/best.safetensors", "finetune/macrl/last.safetensors"];
+/// Results of fine-tuning in a run.
+const FINETUNE_RESULT: &str = "finetune.json";
 
 /// A training run with everything that a bundle is made of.
 #[derive(Debug)]
@@ -47,8 +52,8 @@ pub struct TrainedRun {
     pub probe: Option<Probe>,
     /// The evaluation, where the run was evaluated.
     pub evaluation: Option<Evaluation>,
-    /// Path of the run's `probe.safetensors`.
-    pub probe_file: Option<PathBuf>,
+    /// Results of fine-tuning, where the checkpoint is a fine-tuned network with a head of its own, which then is the probe.
+    pub finetuned: Option<serde_json::Value>,
     /// Path of the run's `evaluation.json`.
     pub evaluation_file: Option<PathBuf>,
 }
@@ -73,8 +78,8 @@ impl TrainedRun {
 }
 
 impl TrainedRun {
-    /// Reads a run folder; `checkpoint` is `best`, `last`, a file, or nothing: the one that was evaluated, else the
-    /// best, else the last.
+    /// Reads a run folder; `checkpoint` is `best`, `last`, `finetuned`, a file, or nothing: the one that was evaluated, else
+    /// the best, else the last.
     ///
     /// # Errors
     /// [`Failure::Usage`] where the run or the checkpoint is not there, [`Failure::Work`] where a file is damaged or
@@ -102,22 +107,37 @@ impl TrainedRun {
             .with_context(|| format!("checkpoint {}", path.display()))?;
         let note = |key: &str| checkpoint.notes.get(key).and_then(|v| v.parse().ok());
         let steps = note("steps").or_else(|| note("step")).unwrap_or(0);
-        let probe_file = existing(run.join("probe.safetensors"));
-        let probe = probe_file.as_deref().map(Probe::read).transpose()?;
-        check_evaluation(run, path, steps, &config, evaluation.as_ref(), probe.as_ref())?;
+        let old_probe = existing(run.join("probe.safetensors")).as_deref().map(Probe::read).transpose()?;
+        let head = own_head(&checkpoint.tensors, &checkpoint.notes, old_probe.as_ref())
+            .with_context(|| format!("checkpoint {}", path.display()))?;
+        let mut evaluation_images = read_evaluation_images(run, &config)?;
+        let is_finetuned = head.is_some();
+        let (probe, evaluation, evaluation_file) = match head {
+            // What was measured of the frozen encoder does not describe other weights.
+            Some(head) => {
+                let same = old_probe.as_ref().is_some_and(|probe| probe.labels == head.labels);
+                evaluation_images = evaluation_images.filter(|_| same);
+                (Some(head), None, None)
+            }
+            None => {
+                check_evaluation(run, path, steps, &config, evaluation.as_ref(), old_probe.as_ref())?;
+                (old_probe, evaluation, evaluation_file)
+            }
+        };
+        let shown = path.strip_prefix(run).ok().filter(|_| is_finetuned);
         Ok(Self {
             name: run_name(run),
             steps,
-            checkpoint: file_name(path),
+            checkpoint: shown.map_or_else(|| file_name(path), |path| path.display().to_string()),
+            finetuned: is_finetuned.then(|| finetune_result(run)),
             weights: weights(&encoder, &config)?,
             encoder,
             device: None,
             images: read_images(&run.join("samples.safetensors"), &config)?,
-            evaluation_images: read_evaluation_images(run, &config)?,
+            evaluation_images,
             config,
             probe,
             evaluation,
-            probe_file,
             evaluation_file,
         })
     }
@@ -125,6 +145,11 @@ impl TrainedRun {
     /// Class names in label order (C); empty without a probe.
     pub fn labels(&self) -> &[String] {
         self.probe.as_ref().map_or(&[], |p| &p.labels)
+    }
+
+    /// The classifier that other programs get; `None` without a probe.
+    pub fn head(&self) -> Option<LinearHead> {
+        self.probe.as_ref().map(Probe::folded)
     }
 }
 
@@ -142,6 +167,7 @@ fn checkpoint_path(run: &Path, wanted: Option<&str>, evaluation: Option<&Evaluat
     let named = |name: &str| run.join("checkpoints").join(format!("{name}.safetensors"));
     let evaluated = evaluation.and_then(|e| e.protocol.extra.get("checkpoint")).and_then(|c| c.as_str());
     let candidates = match (wanted, evaluated) {
+        (Some("finetuned"), _) => FINETUNED.map(|name| run.join(name)).to_vec(),
         (Some(name @ ("best" | "last")), _) => vec![named(name)],
         (Some(path), _) => vec![PathBuf::from(path)],
         (None, Some(name @ ("best" | "last"))) => vec![named(name), named("best"), named("last")],
@@ -187,6 +213,37 @@ fn check_evaluation(
         );
     }
     Ok(())
+}
+
+/// The head of a fine-tuned network, as a probe without standardisation; `None` in a checkpoint of pretraining.
+///
+/// Classes have the names that fine-tuning noted.  Earlier versions noted none: the run's probe names as many, or numbers do.
+fn own_head(
+    tensors: &HashMap<String, Tensor>,
+    notes: &HashMap<String, String>,
+    old: Option<&Probe>,
+) -> Result<Option<Probe>> {
+    let [Some(weight), Some(bias)] = bundle::HEAD.map(|name| tensors.get(name)) else { return Ok(None) };
+    let (classes, dim) = weight.dims2().context("head.weight")?;
+    let noted = notes.get("labels").and_then(|text| serde_json::from_str::<Vec<String>>(text).ok());
+    let fitting = |labels: &Vec<String>| labels.len() == classes;
+    let labels = noted.filter(fitting).or_else(|| old.map(|probe| probe.labels.clone()).filter(fitting));
+    let values = |tensor: &Tensor| tensor.flatten_all()?.to_vec1::<f32>();
+    let head = Probe {
+        weight: values(weight)?,
+        bias: values(bias)?,
+        mean: vec![0.0; dim],
+        std: vec![1.0; dim],
+        labels: labels.unwrap_or_else(|| (0..classes).map(|i| i.to_string()).collect()),
+    };
+    head.to_bytes().context("its head")?; // checks shapes and values
+    Ok(Some(head))
+}
+
+/// `finetune.json`, or null.
+fn finetune_result(run: &Path) -> serde_json::Value {
+    let text = std::fs::read_to_string(run.join(FINETUNE_RESULT)).ok();
+    text.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default()
 }
 
 /// Runs that were evaluated by an earlier version have none.

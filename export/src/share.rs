@@ -2,6 +2,7 @@
 //!
 //! ONNX calls it external data: a file beside the graph's own, an offset and a length.
 
+use anyhow::{Context, Result};
 use candle_onnx::onnx::tensor_proto::{DataLocation, DataType};
 use candle_onnx::onnx::{ModelProto, StringStringEntryProto, TensorProto};
 use macrl_bundle::onnx::OWNER_SHA256;
@@ -34,6 +35,28 @@ pub fn halves(model: &ModelProto, name: &str, owner: &[u8]) -> ModelProto {
         model.metadata_props.push(entry(OWNER_SHA256, sha));
     }
     model
+}
+
+/// The opposite of [`halves`]: `model` with all of its weights in its own file.
+///
+/// # Errors
+/// A tensor that does not lie in `owner`.
+pub fn whole(model: &ModelProto, owner: &[u8]) -> Result<ModelProto> {
+    let mut model = model.clone();
+    model.metadata_props.retain(|entry| entry.key != OWNER_SHA256);
+    let graph = model.graph.as_mut().context("the model has no graph")?;
+    for tensor in graph.initializer.iter_mut().filter(|t| t.data_location == DataLocation::External as i32) {
+        let number = |key: &str| -> Option<usize> {
+            tensor.external_data.iter().find(|entry| entry.key == key)?.value.parse().ok()
+        };
+        let bytes =
+            number("offset").zip(number("length")).and_then(|(at, length)| owner.get(at..at.checked_add(length)?));
+        tensor.raw_data =
+            bytes.with_context(|| format!("the weights of {} are not where it says", tensor.name))?.to_vec();
+        tensor.external_data.clear();
+        tensor.data_location = DataLocation::Default as i32;
+    }
+    Ok(model)
 }
 
 fn worth_sharing(tensor: &TensorProto) -> bool {

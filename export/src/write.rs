@@ -4,12 +4,13 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use candle_onnx::onnx::ModelProto;
 use macrl_bundle::atomic;
 use macrl_bundle::atomic::Temporary;
 use macrl_bundle::bundle::{self, Bundle, ModelConfig, Parity, Provenance};
 use macrl_bundle::preprocess::Preprocess;
+use macrl_bundle::probe::LinearHead;
 use macrl_nn::checkpoint;
 use macrl_nn::vit::Encoder;
 use prost::Message;
@@ -21,7 +22,7 @@ use crate::folder::BundleFolder;
 use crate::graph::{Element, PRODUCER, Precision};
 use crate::parity::{self, Exported};
 use crate::run::{POSITIONS, TrainedRun};
-use crate::{onnx, outlier, share};
+use crate::{head, onnx, outlier, share};
 
 /// In the proof: what was measured of an 8-bit graph that is not in the bundle.
 pub const LEFT_OUT: &str = "int8_left_out";
@@ -36,14 +37,17 @@ pub struct Graphs {
 }
 
 impl Graphs {
-    /// Builds both graphs from a run's weights.  With `weights` in halves, the weights are rounded first; the 32-bit graph stores
+    /// Builds both graphs from a run's weights, with `logits` where there is a probe.  With `weights` in halves, the weights are rounded first; the 32-bit graph stores
     /// them as halves and widens them.
     ///
     /// # Errors
     /// A tensor that is missing or misshapen.
     pub fn build(source: &TrainedRun, weights: Element) -> Result<Self> {
-        let full = graph(source, Precision { arithmetic: Element::F32, weights })?;
-        Ok(Self { full, half: graph(source, Element::F16)? })
+        let mut full = graph(source, Precision { arithmetic: Element::F32, weights })?;
+        let mut half = graph(source, Element::F16)?;
+        let classifier = source.head();
+        [&mut full, &mut half].into_iter().for_each(|graph| head::set(graph, classifier.as_ref()));
+        Ok(Self { full, half })
     }
 }
 
@@ -101,7 +105,10 @@ pub fn encoder(destination: &Path, source: &TrainedRun, graph: &ModelProto) -> R
     let staged = Temporary::beside(destination);
     let cannot_write = || format!("cannot write {}", destination.display());
     atomic::write_file(staged.path(), &graph.encode_to_vec()).with_context(cannot_write)?;
-    let proof = parity::check(source, &Exported { graph: staged.path(), half: None, int8: None, rounded: None })?;
+    let proof = parity::check(
+        source,
+        &Exported { graph: staged.path(), half: None, int8: None, rounded: None, logits: false },
+    )?;
     staged.persist().with_context(cannot_write)?;
     Ok(proof)
 }
@@ -166,26 +173,78 @@ fn fill(dir: &Path, source: &TrainedRun, graphs: &Graphs, options: &BundleOption
     let rounded = (options.weights == Element::F16).then(|| rounded(source, &tensors)).transpose()?;
     let int8 = dir.join(bundle::ONNX_INT8);
     outlier::write_int8(&graphs.full, &graph, &int8, &source.images)?;
-    let exported = Exported { graph: &graph, half: Some(&half), int8: Some(&int8), rounded: rounded.as_ref() };
+    let exported = Exported {
+        graph: &graph,
+        half: Some(&half),
+        int8: Some(&int8),
+        rounded: rounded.as_ref(),
+        logits: source.probe.is_some(),
+    };
     let mut proof = parity::check(source, &exported)?;
     keep_if_it_holds(&int8, &mut proof)?;
 
-    // PyTorch readers expect this note.
-    let weights = checkpoint::to_bytes(&tensors, HashMap::from([("format".to_string(), "pt".to_string())]))?;
-    put(bundle::WEIGHTS, &weights)?;
+    let weights = Weights::new(tensors, source.head().as_ref())?;
+    put(bundle::WEIGHTS, &weights.bytes)?;
     let config = ModelConfig::new(&source.config, source.labels(), provenance(source, &weights));
-    bundle::write_json(&dir.join(bundle::CONFIG), &config)?;
-    let preprocess = Preprocess::from_config(&source.config).to_hugging_face();
-    bundle::write_json(&dir.join(bundle::PREPROCESSOR), &preprocess)?;
-    for (file, name) in [(&source.probe_file, bundle::PROBE), (&source.evaluation_file, bundle::EVALUATION)] {
-        if let Some(file) = file {
-            put(name, &std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?)?;
-        }
+    configuration(dir, &config, &Preprocess::from_config(&source.config))?;
+    if let Some(probe) = &source.probe {
+        put(bundle::PROBE, &probe.to_bytes()?)?;
+    }
+    if let Some(file) = &source.evaluation_file {
+        put(bundle::EVALUATION, &std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?)?;
     }
     bundle::write_json(&dir.join(bundle::PARITY), &proof)?;
     put(bundle::README, card::render(source, &proof, options.notes.as_deref()).as_bytes())?;
     Bundle::open(dir).context("the bundle does not read back")?;
     Ok(proof)
+}
+
+/// Writes the files by which programs find out what the bundle is.
+///
+/// # Errors
+/// The file system's.
+pub(crate) fn configuration(dir: &Path, config: &ModelConfig, preprocess: &Preprocess) -> Result<()> {
+    bundle::write_json(&dir.join(bundle::CONFIG), config)?;
+    bundle::write_json(&dir.join(bundle::TRANSFORMERS), &config.transformers(preprocess))?;
+    bundle::write_json(&dir.join(bundle::PREPROCESSOR), &preprocess.to_hugging_face())?;
+    Ok(())
+}
+
+/// The content of `model.safetensors`.
+pub(crate) struct Weights {
+    /// The file.
+    pub(crate) bytes: Vec<u8>,
+    /// SHA-256 of the file, hexadecimal.
+    pub(crate) sha256: String,
+    /// SHA-256 of the file without a classifier, hexadecimal.
+    pub(crate) encoder_sha256: String,
+}
+
+impl Weights {
+    /// The encoder's tensors as they are, and a classifier in 32 bits.
+    ///
+    /// # Errors
+    /// A tensor operation fails.
+    pub(crate) fn new(mut tensors: Vec<(String, Tensor)>, head: Option<&LinearHead>) -> Result<Self> {
+        // PyTorch readers expect this note.
+        let file = |tensors: &[(String, Tensor)]| {
+            checkpoint::to_bytes(tensors, HashMap::from([("format".to_string(), "pt".to_string())]))
+        };
+        let mut bytes = file(&tensors)?;
+        let encoder_sha256 = hexadecimal(&bytes);
+        if let Some(head) = head {
+            let (classes, [weight, bias]) = (head.bias.len(), bundle::HEAD);
+            let shape = (classes, head.weight.len() / classes.max(1));
+            tensors.push((weight.into(), Tensor::from_slice(&head.weight, shape, &Device::Cpu)?));
+            tensors.push((bias.into(), Tensor::from_slice(&head.bias, classes, &Device::Cpu)?));
+            bytes = file(&tensors)?;
+        }
+        Ok(Self { sha256: hexadecimal(&bytes), bytes, encoder_sha256 })
+    }
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
 }
 
 /// An 8-bit graph that costs too much is left out, and the proof says so: whoever finds one may use it.
@@ -203,7 +262,9 @@ pub(crate) fn keep_if_it_holds(int8: &Path, proof: &mut Parity) -> Result<()> {
 fn stored_weights(source: &TrainedRun, precision: Element) -> Result<Vec<(String, Tensor)>> {
     let positions = source.weights.get(POSITIONS).map(|t| (POSITIONS.to_string(), t.clone()));
     let all = positions.into_iter().chain(source.encoder.named()?);
-    all.map(|(name, tensor)| Ok((name, tensor.to_dtype(precision.dtype())?))).collect()
+    // Positions are no weights: other programs read them from here and must have the same as ours, which computes them.
+    let stored = |name: &str| if name == POSITIONS { DType::F32 } else { precision.dtype() };
+    all.map(|(name, tensor)| Ok((name.clone(), tensor.to_dtype(stored(&name))?))).collect()
 }
 
 /// The network with the weights as stored.
@@ -211,14 +272,18 @@ fn rounded(source: &TrainedRun, tensors: &[(String, Tensor)]) -> Result<Encoder>
     Ok(Encoder::from_tensors(&source.config.encoder, &tensors.iter().cloned().collect(), "")?)
 }
 
-fn provenance(source: &TrainedRun, weights: &[u8]) -> Provenance {
+fn provenance(source: &TrainedRun, weights: &Weights) -> Provenance {
     let mut extra = serde_json::Map::new();
     extra.insert("checkpoint".into(), source.checkpoint.clone().into());
+    if let Some(result) = &source.finetuned {
+        extra.insert("finetune".into(), result.clone());
+    }
     Provenance {
         format: bundle::FORMAT,
         name: source.name.clone(),
         version: env!("CARGO_PKG_VERSION").into(),
-        weights_sha256: Sha256::digest(weights).iter().map(|b| format!("{b:02x}")).collect(),
+        weights_sha256: weights.sha256.clone(),
+        encoder_sha256: Some(weights.encoder_sha256.clone()),
         config: source.config.to_toml(),
         steps: source.steps,
         extra,

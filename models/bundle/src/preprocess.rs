@@ -112,7 +112,7 @@ impl Preprocess {
     pub fn to_hugging_face(&self) -> PreprocessorConfig {
         let (size, pad) = (self.image_size, self.fit == Fit::Pad);
         PreprocessorConfig {
-            image_processor_type: "ViTImageProcessor".into(),
+            image_processor_type: "BitImageProcessor".into(),
             do_convert_rgb: true,
             do_resize: !pad,
             size: ShortestEdge { shortest_edge: size },

@@ -68,7 +68,32 @@ pub struct Probe {
     pub labels: Vec<String>,
 }
 
+/// A linear classifier for raw pooled features: a probe with its standardisation folded in.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LinearHead {
+    /// (C, D), row-major.
+    pub weight: Vec<f32>,
+    /// (C), added to the scores.
+    pub bias: Vec<f32>,
+}
+
 impl Probe {
+    /// The same classifier without standardisation: weight / std, and bias - sum(weight mean / std).
+    pub fn folded(&self) -> LinearHead {
+        let rows = self.weight.chunks_exact(self.dim().max(1)).zip(&self.bias);
+        let (mut weight, mut biases) = (Vec::with_capacity(self.weight.len()), Vec::with_capacity(self.classes()));
+        for (row, bias) in rows {
+            let mut shifted = f64::from(*bias);
+            for ((w, mean), std) in row.iter().zip(&self.mean).zip(&self.std) {
+                let w = f64::from(*w) / f64::from(*std);
+                shifted -= w * f64::from(*mean);
+                weight.push(w as f32);
+            }
+            biases.push(shifted as f32);
+        }
+        LinearHead { weight, bias: biases }
+    }
+
     /// D, values per feature.
     pub fn dim(&self) -> usize {
         self.mean.len()
@@ -257,6 +282,15 @@ mod tests {
         assert!(close(&probe().logits(&[1.5, -0.5]), &[4.6, 0.7, 5.7]));
         assert!(close(&probe().probabilities(&[1.5, -0.5]), &[0.248_484, 0.005_030, 0.746_486]));
         assert!(close(&softmax(&[1000.0, 1000.0]), &[0.5, 0.5]));
+    }
+
+    #[test]
+    fn a_folded_probe_gives_the_same_scores() {
+        let (probe, x) = (probe(), [1.5, -0.5]);
+        let head = probe.folded();
+        let scores = head.weight.chunks_exact(2).zip(&head.bias).map(|(w, b)| dot(w, &x) + b);
+        assert!(scores.zip(probe.logits(&x)).all(|(a, b)| (a - b).abs() < 1e-5));
+        assert_eq!((head.weight.len(), head.bias.len()), (6, 3));
     }
 
     #[test]

@@ -61,7 +61,7 @@ pub type ContentHash = [u8; 32];
 /// Identifies the encoder that made an index's vectors.  Vectors of two encoders cannot be compared.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EncoderIdentity {
-    /// SHA-256 of the bundle's `model.safetensors`, hexadecimal.
+    /// SHA-256 of the encoder's weights, hexadecimal (`Provenance::encoder`).
     pub sha256: String,
     /// Length of its vectors, D.
     pub dim: usize,
@@ -70,7 +70,7 @@ pub struct EncoderIdentity {
 impl EncoderIdentity {
     /// The identity of a bundle's encoder.
     pub fn of(bundle: &Bundle) -> Self {
-        Self { sha256: bundle.config.macrl.weights_sha256.clone(), dim: bundle.config.hidden_size }
+        Self { sha256: bundle.config.macrl.encoder().to_string(), dim: bundle.config.hidden_size }
     }
 }
 

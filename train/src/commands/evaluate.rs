@@ -119,7 +119,7 @@ fn spread(pair: &EncoderPair, data: &Data, config: &Config, arguments: &Argument
     Ok(unlabelled::evaluation(&seen.spread, &settings(data, config)))
 }
 
-fn settings(data: &Data, config: &Config) -> Settings {
+pub(super) fn settings(data: &Data, config: &Config) -> Settings {
     Settings {
         k: config.evaluate.k,
         temperature: config.evaluate.temperature,
@@ -131,7 +131,7 @@ fn settings(data: &Data, config: &Config) -> Settings {
     }
 }
 
-fn say_left_out(files: &[LeftOut]) {
+pub(super) fn say_left_out(files: &[LeftOut]) {
     if let Some((file, why)) = files.first() {
         say!("note: {} images could not be read and are left out; the first, {file}: {why}", files.len());
     }

@@ -193,6 +193,7 @@ fn one(
             Classifier::new(encoder, config, data.classes)?,
             &training_config(config),
             origin.to_string(),
+            data.names.clone(),
         ),
     };
     std::fs::create_dir_all(files.dir()).with_context(|| format!("cannot create {}", files.dir().display()))?;

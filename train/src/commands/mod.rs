@@ -5,6 +5,7 @@ mod enough;
 mod evaluate;
 mod finetune;
 mod pretrain;
+mod probe;
 mod replay;
 mod report;
 mod shared;
@@ -38,6 +39,8 @@ enum Command {
     Evaluate(evaluate::Arguments),
     /// Train a run's encoder on the labels, end to end, and the same network from random weights for comparison.
     Finetune(finetune::Arguments),
+    /// Fit a bundle's linear probe on other labels, and put it into the bundle.
+    Probe(probe::Arguments),
     /// Compute a step that was not finite again, and name the loss, the parameters and the images.
     Replay(replay::Arguments),
     /// Write report.html, one self-contained page about a run.
@@ -56,6 +59,7 @@ pub fn run() -> ExitCode {
         Command::Pretrain(arguments) => pretrain::run(&arguments),
         Command::Evaluate(arguments) => evaluate::run(&arguments),
         Command::Finetune(arguments) => finetune::run(&arguments),
+        Command::Probe(arguments) => probe::run(&arguments),
         Command::Replay(arguments) => replay::run(&arguments),
         Command::Report(arguments) => report::run(&arguments),
         Command::Unpack(arguments) => unpack::run(&arguments),

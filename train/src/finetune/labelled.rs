@@ -18,6 +18,8 @@ pub struct Labelled {
     pub test: PreparedImages,
     /// C, the number of classes.
     pub classes: usize,
+    /// Their names (C).
+    pub names: Vec<String>,
 }
 
 impl Labelled {
@@ -38,6 +40,7 @@ impl Labelled {
             true => data.train.clone(),
             false => Arc::new(Subset::new(data.train.clone(), known)),
         };
-        Ok(Labelled { train, test, classes })
+        let names = (0..classes).map(|i| data.classes.get(i).cloned().unwrap_or_else(|| i.to_string())).collect();
+        Ok(Labelled { train, test, classes, names })
     }
 }

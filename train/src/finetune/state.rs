@@ -23,6 +23,8 @@ pub struct FinetuneState {
     pub best: Option<(f64, u64)>,
     /// Description of the data and the starting point, which must be the same when the run is resumed.
     pub origin: String,
+    /// Class names in label order; empty in states of earlier versions.
+    pub labels: Vec<String>,
 }
 
 const STEP: &str = "step";
@@ -30,12 +32,14 @@ const CLASSES: &str = "classes";
 const BEST: &str = "best_accuracy";
 const BEST_EPOCH: &str = "best_epoch";
 const ORIGIN: &str = "origin";
+/// The export names the classes by this note, a JSON list.
+const LABELS: &str = "labels";
 
 impl FinetuneState {
     /// The initial state; `derived` is the configuration as [`super::training::training_config`] derives it.
-    pub fn new(classifier: Classifier, derived: &Config, origin: String) -> Self {
+    pub fn new(classifier: Classifier, derived: &Config, origin: String, labels: Vec<String>) -> Self {
         let optimizer = AdamW::new(&classifier.trainable(), &derived.train);
-        FinetuneState { classifier, optimizer, step: 0, best: None, origin }
+        FinetuneState { classifier, optimizer, step: 0, best: None, origin, labels }
     }
 
     /// Writes a checkpoint atomically, with the run's own configuration.
@@ -49,6 +53,7 @@ impl FinetuneState {
             (STEP.to_string(), self.step.to_string()),
             (CLASSES.to_string(), self.classifier.classes().to_string()),
             (ORIGIN.to_string(), self.origin.clone()),
+            (LABELS.to_string(), serde_json::Value::from(self.labels.clone()).to_string()),
         ]);
         if let Some((accuracy, epoch)) = self.best {
             notes.insert(BEST.into(), accuracy.to_string());
@@ -73,6 +78,7 @@ impl FinetuneState {
         let optimizer = moments(&classifier.trainable(), &derive(&config), &tensors, step).with_context(named)?;
         let best = notes.get(BEST).and_then(|text| text.parse().ok()).zip(number(BEST_EPOCH).ok());
         let origin = notes.get(ORIGIN).cloned().unwrap_or_default();
-        Ok((FinetuneState { classifier, optimizer, step, best, origin }, config))
+        let labels = notes.get(LABELS).and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
+        Ok((FinetuneState { classifier, optimizer, step, best, origin, labels }, config))
     }
 }

@@ -58,7 +58,7 @@ fn labelled(config: &Config) -> Labelled {
 
 fn fresh(config: &Config) -> FinetuneState {
     let classifier = Classifier::new(Encoder::init(&config.encoder, 0).unwrap(), config, 2).unwrap();
-    FinetuneState::new(classifier, &training_config(config), "here".into())
+    FinetuneState::new(classifier, &training_config(config), "here".into(), vec!["flat".into(), "upright".into()])
 }
 
 fn place() -> (tempfile::TempDir, FinetuneFiles) {

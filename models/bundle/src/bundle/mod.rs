@@ -3,6 +3,7 @@
 //! Names and contents follow Hugging Face if it has a convention (`config.json` of a ViT, `preprocessor_config.json`).
 //! The same serde types write and read them.  Opening a bundle validates every file; an error names the faulty one.
 
+mod clients;
 mod error;
 mod files;
 mod model;

@@ -3,14 +3,17 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
+use super::clients;
 use super::names::FORMAT;
 use crate::config::{Config, EncoderConfig, Pooling};
+use crate::preprocess::Preprocess;
 
 /// The content of `config.json`: the geometry under the names of Hugging Face's ViT, and the source of the weights.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ModelConfig {
-    /// Always `["ViTModel"]`.
+    /// `["ViTForImageClassification"]` with class names, otherwise `["ViTModel"]`.
     pub architectures: Vec<String>,
     /// Always `vit`.
     pub model_type: String,
@@ -44,6 +47,9 @@ pub struct ModelConfig {
     pub label2id: BTreeMap<String, usize>,
     /// The source of the weights.
     pub macrl: Provenance,
+    /// Entries that only other programs read (see [`ModelConfig::with_clients`]), and unknown ones.
+    #[serde(flatten)]
+    pub clients: Map<String, Value>,
 }
 
 /// The source of a bundle's weights.
@@ -58,6 +64,10 @@ pub struct Provenance {
     pub version: String,
     /// SHA-256 of `model.safetensors`, hexadecimal.
     pub weights_sha256: String,
+    /// SHA-256 of `model.safetensors` as it is without a classifier: another classifier leaves the features, and an index
+    /// of them, as they were.  `None` in bundles of version 0.1.0, whose weights have no classifier.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encoder_sha256: Option<String>,
     /// The run's resolved configuration, TOML.
     pub config: String,
     /// Number of optimiser steps that the weights were trained for.
@@ -65,7 +75,14 @@ pub struct Provenance {
     pub steps: u64,
     /// Unknown entries, kept when the file is written again.
     #[serde(flatten)]
-    pub extra: serde_json::Map<String, serde_json::Value>,
+    pub extra: Map<String, Value>,
+}
+
+impl Provenance {
+    /// The name by which indexes recognise the encoder that made their vectors.
+    pub fn encoder(&self) -> &str {
+        self.encoder_sha256.as_deref().unwrap_or(&self.weights_sha256)
+    }
 }
 
 fn first_format() -> u32 {
@@ -77,7 +94,7 @@ impl ModelConfig {
     pub fn new(config: &Config, labels: &[String], provenance: Provenance) -> Self {
         let e = &config.encoder;
         Self {
-            architectures: vec!["ViTModel".into()],
+            architectures: vec![if labels.is_empty() { "ViTModel" } else { "ViTForImageClassification" }.into()],
             model_type: "vit".into(),
             image_size: e.image_size,
             patch_size: e.patch_size,
@@ -93,7 +110,21 @@ impl ModelConfig {
             id2label: labels.iter().enumerate().map(|(i, l)| (i.to_string(), l.clone())).collect(),
             label2id: labels.iter().enumerate().map(|(i, l)| (l.clone(), i)).collect(),
             macrl: Provenance { format: FORMAT, ..provenance },
+            clients: Map::new(),
         }
+        .with_clients(&Preprocess::from_config(config))
+    }
+
+    /// The same configuration with the entries by which timm, transformers and transformers.js load the bundle.
+    pub fn with_clients(mut self, preprocess: &Preprocess) -> Self {
+        let entries = clients::entries(&self, preprocess);
+        self.clients.extend(entries);
+        self
+    }
+
+    /// The content of `config.0.json`, which transformers reads instead of `config.json`.
+    pub fn transformers(&self, preprocess: &Preprocess) -> Value {
+        clients::transformers(self, preprocess)
     }
 
     /// The geometry in the form that the network uses.

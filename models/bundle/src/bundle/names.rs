@@ -4,9 +4,11 @@
 pub const FORMAT: u32 = 1;
 /// Encoder geometry, labels and provenance ([`ModelConfig`](super::ModelConfig)).
 pub const CONFIG: &str = "config.json";
+/// The file that transformers reads instead of [`CONFIG`]: the entry `configuration_files` of [`CONFIG`] names it.
+pub const TRANSFORMERS: &str = "config.0.json";
 /// The evaluation transform ([`PreprocessorConfig`](crate::preprocess::PreprocessorConfig)).
 pub const PREPROCESSOR: &str = "preprocessor_config.json";
-/// The encoder's weights under timm's names.
+/// The encoder's weights under timm's names, and the classifier as `head.weight` and `head.bias` if there is one.
 pub const WEIGHTS: &str = "model.safetensors";
 /// The ONNX graph in float32.
 pub const ONNX: &str = "onnx/model.onnx";
@@ -24,8 +26,8 @@ pub const PARITY: &str = "parity.json";
 pub const README: &str = "README.md";
 
 /// Every file that an export can write.
-pub const FILES: [&str; 10] =
-    [CONFIG, PREPROCESSOR, WEIGHTS, ONNX, ONNX_FP16, ONNX_INT8, PROBE, EVALUATION, PARITY, README];
+pub const FILES: [&str; 11] =
+    [CONFIG, TRANSFORMERS, PREPROCESSOR, WEIGHTS, ONNX, ONNX_FP16, ONNX_INT8, PROBE, EVALUATION, PARITY, README];
 /// Folder in a bundle where an export collects its new files before it moves them to their names.
 pub const COMMIT: &str = ".macrl-commit";
 
@@ -35,3 +37,7 @@ pub const INPUT: &str = "pixel_values";
 pub const HIDDEN: &str = "last_hidden_state";
 /// Name of the ONNX graph's second output, (B, D): the pooled feature, unnormalised.
 pub const POOLED: &str = "pooler_output";
+/// Name of the ONNX graph's output with the classes' scores, (B, C), if the bundle has a classifier.
+pub const LOGITS: &str = "logits";
+/// Names of the classifier's tensors in [`WEIGHTS`], as in timm: (C, D) and (C), for raw pooled features.
+pub const HEAD: [&str; 2] = ["head.weight", "head.bias"];

@@ -6,10 +6,12 @@
 pub mod bf16;
 pub mod buffer;
 pub mod matmul;
+pub mod panels;
 pub mod projection;
 pub mod rng;
 pub mod simd;
 
 pub use matmul::{MatrixView, Threads, matmul};
+pub use panels::{Panels, Start, product};
 pub use projection::{Projection, project};
 pub use rng::Rng;

@@ -8,11 +8,11 @@ use gemm_f32::gemm::f32::get_gemm_fn;
 /// A view of a matrix in a slice, with a stride between rows and one between columns.
 #[derive(Clone, Copy)]
 pub struct MatrixView<'a> {
-    data: &'a [f32],
-    rows: usize,
-    cols: usize,
-    row_stride: usize,
-    col_stride: usize,
+    pub(crate) data: &'a [f32],
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+    pub(crate) row_stride: usize,
+    pub(crate) col_stride: usize,
 }
 
 impl<'a> MatrixView<'a> {

@@ -5,7 +5,8 @@
 //! threads.
 
 use macrl_kernels::buffer::Buffer;
-use macrl_kernels::matmul::{MatrixView, Threads, matmul};
+use macrl_kernels::matmul::MatrixView;
+use macrl_kernels::panels::{Panels, Start, product, symmetric_product};
 use macrl_kernels::simd::{fma, reduce};
 use macrl_kernels::vectorised;
 
@@ -113,8 +114,8 @@ fn by_gram(x: &mut [f32], rows: usize, columns: usize) {
 /// X X^T, or X^T X where that is smaller.
 fn products(x: &[f32], rows: usize, columns: usize, out: &mut [f32]) {
     let x = MatrixView::new(x, rows, columns);
-    let (a, b, n) = if rows > columns { (x.t(), x, columns) } else { (x, x.t(), rows) };
-    matmul(a, b, 1.0, false, out, n, Threads::One);
+    let (a, b) = if rows > columns { (x.t(), x) } else { (x, x.t()) };
+    symmetric_product(a, &Panels::of(b), 1.0, Start::Zero, out);
 }
 
 /// P X, or X P where P has as many rows as X has columns; P symmetric.
@@ -122,18 +123,19 @@ fn multiply(p: &[f32], x: &[f32], rows: usize, columns: usize, out: &mut [f32]) 
     let n = rows.min(columns);
     let (p, x) = (MatrixView::new(p, n, n), MatrixView::new(x, rows, columns));
     let (a, b) = if rows > columns { (x, p) } else { (p, x) };
-    matmul(a, b, 1.0, false, out, columns, Threads::One);
+    product(a, &Panels::of(b), 1.0, Start::Zero, out, columns);
 }
 
-/// Product of (n, n) matrices.
+/// Product of symmetric (n, n) matrices that commute, which is symmetric.
 fn square(a: &[f32], b: &[f32], n: usize, out: &mut [f32]) {
-    matmul(MatrixView::new(a, n, n), MatrixView::new(b, n, n), 1.0, false, out, n, Threads::One);
+    symmetric_product(MatrixView::new(a, n, n), &Panels::of(MatrixView::new(b, n, n)), 1.0, Start::Zero, out);
 }
 
 /// a I + b A + c A^2.
 fn quintic(gram: &[f32], n: usize, out: &mut [f32]) {
     let [a, b, c] = QUINTIC;
     scaled(gram, b, out);
-    matmul(MatrixView::new(gram, n, n), MatrixView::new(gram, n, n), c, true, out, n, Threads::One);
+    let matrix = MatrixView::new(gram, n, n);
+    symmetric_product(matrix, &Panels::of(matrix), c, Start::Result, out);
     out.iter_mut().step_by(n + 1).for_each(|diagonal| *diagonal += a);
 }

@@ -27,7 +27,7 @@ fn normal<const FMA: bool>(x: f32) -> (f32, f32) {
 }
 
 vectorised! {
-    fn gelu_part(x: &[f32], out: &mut [f32]) {
+    pub(super) fn gelu_part(x: &[f32], out: &mut [f32]) {
         for (out, &x) in out.iter_mut().zip(x) {
             *out = x * normal::<FMA>(x).0;
         }
@@ -35,7 +35,16 @@ vectorised! {
 }
 
 vectorised! {
-    fn gelu_and_slope_part(x: &mut [f32], out: &mut [f32]) {
+    /// `x = gelu(x)`.
+    pub(super) fn gelu_in_place(x: &mut [f32]) {
+        for x in x {
+            *x *= normal::<FMA>(*x).0;
+        }
+    }
+}
+
+vectorised! {
+    pub(super) fn gelu_and_slope_part(x: &mut [f32], out: &mut [f32]) {
         for (out, x) in out.iter_mut().zip(x) {
             let v = *x;
             let (cdf, density) = normal::<FMA>(v);
@@ -46,7 +55,7 @@ vectorised! {
 }
 
 vectorised! {
-    fn multiply_part(values: &mut [f32], by: &[f32]) {
+    pub(super) fn multiply_part(values: &mut [f32], by: &[f32]) {
         for (value, by) in values.iter_mut().zip(by) {
             *value *= by;
         }

@@ -187,10 +187,10 @@ impl Layer for Linear {
         let mut before = Buffer::default();
         if self.gelu {
             before = Buffer::dirty(values.len());
-            linear::forward(x, weight, bias, &mut before, false);
+            linear::forward(x, weight, bias, &mut before);
             activation::gelu(&before, &mut values);
         } else {
-            linear::forward(x, weight, bias, &mut values, false);
+            linear::forward(x, weight, bias, &mut values);
         }
         Ok(Forward { values, shape, saved: save.then_some(before) })
     }
@@ -209,7 +209,7 @@ impl Layer for Linear {
         linear::backward_parameters(x, dy, dweight, dbias);
         let dx = wants_dx.then(|| {
             let mut dx = vec![0f32; x.len()];
-            linear::backward_input(dy, weight, self.outputs, &mut dx, false);
+            linear::backward_input(dy, weight, self.outputs, &mut dx);
             dx
         });
         (dx, dparams)
@@ -254,7 +254,7 @@ impl Layer for Embed {
         let (prefix, rest) = params.split_at(self.tokens.prefix * d);
         let (weight, bias) = rest.split_at(rest.len() - d);
         let mut tokens = Buffer::dirty(self.batch * k * d);
-        linear::forward(x, weight, bias, &mut tokens, false);
+        linear::forward(x, weight, bias, &mut tokens);
         let mut values = Vec::with_capacity(self.batch * self.tokens.count() * d);
         for (tokens, kept) in tokens.chunks_exact(k * d).zip(self.kept.chunks_exact(k)) {
             values.extend(prefix.iter().zip(self.positions.iter()).map(|(c, p)| c + p));
@@ -319,7 +319,7 @@ impl Layer for Fill {
         let (rest, mask) = params.split_at(params.len() - e);
         let (weight, bias) = rest.split_at(rest.len() - e);
         let mut tokens = Buffer::dirty(shape[0] * shape[1] * e);
-        linear::forward(x, weight, bias, &mut tokens, false);
+        linear::forward(x, weight, bias, &mut tokens);
         let all = self.positions.len() / e;
         let mut values = Vec::with_capacity(self.sources.len() * e);
         for (i, source) in self.sources.iter().enumerate() {
@@ -350,7 +350,7 @@ impl Layer for Fill {
         linear::backward_parameters(x, &dtokens, dweight, dbias);
         let dx = wants_dx.then(|| {
             let mut dx = vec![0f32; x.len()];
-            linear::backward_input(&dtokens, &params[..weights], e, &mut dx, false);
+            linear::backward_input(&dtokens, &params[..weights], e, &mut dx);
             dx
         });
         (dx, dparams)

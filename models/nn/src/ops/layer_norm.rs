@@ -10,7 +10,8 @@ use super::ROWS_PER_PART;
 pub const EPS: f32 = 1e-6;
 
 vectorised! {
-    fn forward_rows(x: &[f32], gamma: &[f32], beta: &[f32], out: &mut [f32]) {
+    /// [`forward`] on the rows of one thread.
+    pub(super) fn forward_rows(x: &[f32], gamma: &[f32], beta: &[f32], out: &mut [f32]) {
         let width = gamma.len();
         for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
             let (mean, scale) = statistics(x);
@@ -32,7 +33,7 @@ fn statistics(x: &[f32]) -> (f32, f32) {
 
 vectorised! {
     /// Adds the gradients of a part's rows to `dx`, and its share of gamma's and beta's to `dgamma` and `dbeta`.
-    fn backward_rows(x: &[f32], gamma: &[f32], dy: &[f32], dx: &mut [f32], dgamma: &mut [f32], dbeta: &mut [f32]) {
+    pub(super) fn backward_rows(x: &[f32], gamma: &[f32], dy: &[f32], dx: &mut [f32], dgamma: &mut [f32], dbeta: &mut [f32]) {
         let width = gamma.len();
         let n = width as f32;
         for ((x, dy), dx) in x.chunks_exact(width).zip(dy.chunks_exact(width)).zip(dx.chunks_exact_mut(width)) {

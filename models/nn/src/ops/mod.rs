@@ -6,7 +6,7 @@
 //! which selects these operators or the GPU's.
 //!
 //! Results do not depend on the number of threads: work is divided into parts of a fixed size, and partial sums are
-//! added in the order of the parts.
+//! added in the order of the parts.  A part is large enough to be worth a task and small enough for the cache of a core.
 
 pub mod activation;
 pub mod attention;

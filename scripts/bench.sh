@@ -13,6 +13,9 @@ if [ ! -x "$venv/bin/python" ]; then
 fi
 cargo build --release --locked --workspace --bins --examples
 
+# Ratios to PyTorch differ between processors: its library has no AVX-512 code for AMD's.
+printf '\nProcessor: %s, %s cores\n' "$(lscpu | sed -n 's/^Model name: *//p' | head -1)" "$(nproc)"
+
 printf '\n## Training step\n\n'
 "$venv/bin/python" bench/step.py --rounds "$rounds"
 

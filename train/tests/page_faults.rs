@@ -27,10 +27,12 @@ fn faults() -> u64 {
 #[test]
 fn steps_after_the_third_take_no_new_pages() {
     macrl_train::startup::settle();
-    let set = ["encoder.width=96", "encoder.depth=3", "encoder.heads=3", "train.batch_size=32", "contrast.bank_size=64"];
+    let set =
+        ["encoder.width=96", "encoder.depth=3", "encoder.heads=3", "train.batch_size=32", "contrast.bank_size=64"];
     let config = Config::parse("", "test", &set.map(String::from)).unwrap();
     let size = config.encoder.image_size as u32;
-    let images = (0..32).map(|i| RgbImage::from_fn(size, size, |x, y| Rgb([(i * 7) as u8, x as u8, y as u8]))).collect();
+    let images =
+        (0..32).map(|i| RgbImage::from_fn(size, size, |x, y| Rgb([(i * 7) as u8, x as u8, y as u8]))).collect();
     let source = Batches::new(Arc::new(Memory::new("train", images, vec![None; 32])), &config).unwrap();
     let (batch, schedule) = (source.make(0).unwrap(), Schedule::new(&config, 20));
     let mut state = State::init(&config).unwrap();

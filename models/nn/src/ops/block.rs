@@ -147,7 +147,8 @@ impl Block {
         let parts = self.parts();
         if !total.is_empty() {
             // a norm's weight and bias are adjacent; of a linear layer only the bias is a sum over rows
-            let starts = [&parts.norm1[0], &parts.qkv[1], &parts.proj[1], &parts.norm2[0], &parts.fc1[1], &parts.fc2[1]];
+            let starts =
+                [&parts.norm1[0], &parts.qkv[1], &parts.proj[1], &parts.norm2[0], &parts.fc1[1], &parts.fc2[1]];
             for (range, sums) in starts.into_iter().zip(sums.split(total)) {
                 dparams[range.start..][..sums.len()].copy_from_slice(sums);
             }

@@ -23,7 +23,7 @@ fn faults() -> u64 {
     after_name.split_whitespace().nth(7).unwrap().parse().unwrap()
 }
 
-/// One step of this configuration takes about 40 MB, which are 10,000 pages.
+/// The first step takes all memory: 10,000 pages and more, or 100 where the system has pages of 2 MB.
 #[test]
 fn steps_after_the_third_take_no_new_pages() {
     macrl_train::startup::settle();
@@ -42,11 +42,11 @@ fn steps_after_the_third_take_no_new_pages() {
         faults() - before
     };
     let first = step();
-    assert!(first > 2_000, "the first step took {first} pages: too few to test anything");
+    assert!(first > 40, "the first step took {first} pages: too few to test anything");
     step();
     step();
     // The median: which thread takes which part varies, and now and then an allocator's list of one thread runs empty.
     let mut later: Vec<u64> = (0..9).map(|_| step()).collect();
     later.sort_unstable();
-    assert!(later[4] < 50, "pages taken by nine steps after the third: {later:?}");
+    assert!(later[4] <= first / 20, "pages taken by the first step: {first}, by nine steps after the third: {later:?}");
 }

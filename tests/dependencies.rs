@@ -200,6 +200,7 @@ fn crates_use_only_what_their_layer_may() {
         ("macrl-train", &["macrl-export", "macrl-serve", "macrl-runtime", "ort", "tokio"]),
         ("macrl-export", &["macrl-train", "macrl-serve", "tokio"]),
         ("macrl-serve", &["macrl-train", "macrl-export", "macrl-nn", "candle-core", "candle-onnx"]),
+        ("macrl-cli", &["macrl-train", "macrl-export", "macrl-serve", "macrl-nn", "candle-core", "ort", "tokio"]),
     ];
     for (name, unwanted) in unwanted {
         let used = built_from(&metadata, name);

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use macrl_bundle::output::{answer, say};
+use macrl_export::Job;
 use macrl_export::cli::{Cli, one_line};
 
 fn main() -> ExitCode {
@@ -25,6 +26,9 @@ fn main() -> ExitCode {
     match macrl_export::run(&job) {
         Ok(summary) => {
             answer(&summary);
+            if let Job::Bundle(dir, ..) = &job {
+                say(&format!("next: macrl-serve --bundle {}", dir.display()));
+            }
             ExitCode::SUCCESS
         }
         Err(failure) => fail(failure.code(), &format!("error: {failure}")),

@@ -48,6 +48,8 @@ pub mod finetune;
 #[doc(hidden)]
 pub mod gradients;
 #[doc(hidden)]
+pub mod initial;
+#[doc(hidden)]
 pub mod inputs;
 #[doc(hidden)]
 pub mod loader;

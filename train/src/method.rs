@@ -95,8 +95,16 @@ impl Method {
     /// # Errors
     /// A tensor operation fails.
     pub fn init(config: &Config) -> Result<Self> {
+        let encoder = Encoder::init(&config.encoder, config.train.seed.wrapping_mul(4))?;
+        Self::starting_from(config, encoder)
+    }
+
+    /// A given encoder, and other networks with initial weights.
+    ///
+    /// # Errors
+    /// A tensor operation fails.
+    pub fn starting_from(config: &Config, encoder: Encoder) -> Result<Self> {
         let seed = config.train.seed.wrapping_mul(4);
-        let encoder = Encoder::init(&config.encoder, seed)?;
         let decoder = Decoder::init(config, seed + DECODER_SEED)?;
         let projector = Projector::init(config, seed + PROJECTOR_SEED)?;
         Self::assemble(config, encoder, decoder, projector, None)

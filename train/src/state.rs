@@ -9,6 +9,7 @@ use macrl_bundle::config::Config;
 use macrl_nn::checkpoint::{self, Checkpoint};
 use macrl_nn::ops::graph::with_values;
 use macrl_nn::params::Group;
+use macrl_nn::vit::Encoder;
 
 use crate::method::Method;
 use crate::optimizer::{AdamW, Moments};
@@ -43,9 +44,20 @@ impl State {
     /// # Errors
     /// A tensor operation fails.
     pub fn init(config: &Config) -> Result<Self> {
-        let method = Method::init(config)?;
+        Ok(Self::of(Method::init(config)?, config))
+    }
+
+    /// The initial state of a run that starts from a given encoder.
+    ///
+    /// # Errors
+    /// A tensor operation fails.
+    pub fn starting_from(config: &Config, encoder: Encoder) -> Result<Self> {
+        Ok(Self::of(Method::starting_from(config, encoder)?, config))
+    }
+
+    fn of(method: Method, config: &Config) -> Self {
         let optimizer = AdamW::new(&method.trainable(), &config.train);
-        Ok(State { method, optimizer, step: 0, best_knn: None, data: None })
+        State { method, optimizer, step: 0, best_knn: None, data: None }
     }
 
     /// All parameters on the host; those on a GPU are copied.

@@ -19,8 +19,8 @@ static RUNTIME: Mutex<Option<Runtime>> = Mutex::new(None);
 /// Finds and loads ONNX Runtime once; later calls return the same environment.
 ///
 /// Searched in this order: the environment variable `ORT_DYLIB_PATH` (a file, or a folder that contains one); the
-/// executable's folder; `.deps/` in the working directory, the executable's folder, or a parent of either; an installed
-/// Python package `onnxruntime`.
+/// executable's folder; `.deps/` in the working directory, the executable's folder, or a parent of either; a Python package
+/// `onnxruntime`, of the `python3` beside the executable or on the PATH.
 ///
 /// # Errors
 /// [`RuntimeError::NotFound`], [`RuntimeError::Named`] or [`RuntimeError::Start`].
@@ -109,7 +109,10 @@ fn find_below(dir: &Path, depth: usize) -> Option<PathBuf> {
 /// Asks Python for the folder of its `onnxruntime` package, without importing the package.
 fn python_library() -> Option<PathBuf> {
     let script = "import importlib.util as u; s = u.find_spec('onnxruntime'); print(s.submodule_search_locations[0] if s else '')";
-    let output = Command::new("python3").args(["-c", script]).output().ok()?;
+    // Programs that pip installed lie beside the Python that has the package, whichever is on the PATH.
+    let executable = std::env::current_exe().ok();
+    let beside = executable.map(|program| program.with_file_name("python3")).filter(|python| python.exists());
+    let output = Command::new(beside.unwrap_or_else(|| "python3".into())).args(["-c", script]).output().ok()?;
     let folder = String::from_utf8(output.stdout).ok()?;
     let folder = folder.trim();
     if folder.is_empty() { None } else { library_in(&Path::new(folder).join("capi")) }

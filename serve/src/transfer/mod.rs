@@ -1,6 +1,6 @@
 //! `macrl-serve export`, `import` and `backup`: an index as one file that other tools read, and back.
 //!
-//! Parquet (`.parquet`) holds everything: `id`, `vector` as a list of floats, `metadata` as JSON, `image` as the stored
+//! Parquet (`.parquet`) holds everything: `id`, `vector` as a list of floats, `metadata` as JSON in plain text, `image` as the stored
 //! thumbnail (PNG), `sha256` of the file that the item was made from, and the encoder's identity in the file's own metadata.
 //! NumPy (`.npy`) holds the vectors (n, D).  A file of the same name that ends in `.jsonl` holds ids and metadata, a line of
 //! JSON for each row.  There are no thumbnails.

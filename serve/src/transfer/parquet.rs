@@ -21,7 +21,7 @@ use crate::index::{ContentHash, EncoderIdentity, JsonMap, Metadata};
 const SCHEMA: &str = "message items {
     required binary id (UTF8);
     required group vector (LIST) { repeated group list { required float element; } }
-    required binary metadata (JSON);
+    required binary metadata (UTF8);
     optional binary image;
     optional binary sha256;
 }";

@@ -65,6 +65,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
         .with_context(|| format!("cannot write {}", run.evaluation().display()))?;
     let text = if without_labels { unlabelled::table(&evaluation) } else { table(&evaluation) };
     answer(&if arguments.json { json } else { text });
+    let dir = run.dir().display();
+    say!("next: macrl-export bundle {dir}/bundle --run {dir}");
     Ok(())
 }
 

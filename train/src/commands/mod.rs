@@ -1,7 +1,9 @@
 //! The command line: arguments -> one function per command -> exit code.
 
+mod choose;
 mod claim;
 mod enough;
+mod estimate;
 mod evaluate;
 mod finetune;
 mod pretrain;

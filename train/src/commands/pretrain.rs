@@ -11,11 +11,12 @@ use macrl_bundle::{atomic, say};
 use macrl_nn::{checkpoint, device};
 
 use super::claim::Claim;
-use super::enough;
 use super::shared::{Stopped, Usage, check_data, data_dir, open_data, path_line, stop_on_ctrl_c};
+use super::{choose, enough, estimate};
 use crate::data::Data;
 use crate::data::identity::identity;
 use crate::ending::Ending;
+use crate::initial::Initial;
 use crate::run::Run;
 use crate::state::State;
 use crate::trainer::pretrain;
@@ -26,16 +27,24 @@ const LENGTH: &str = "train.epochs";
 /// Arguments of `macrl-train pretrain`.
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// Configuration file of the run (see configs/).
+    /// Configuration file of the run (see configs/); if not given, one is chosen for the images and the time.
     #[arg(long)]
-    config: PathBuf,
+    config: Option<PathBuf>,
+    /// Without --config: about how long the run may take [default: 30].
+    #[arg(long, value_name = "N", conflicts_with = "config")]
+    minutes: Option<f64>,
     /// Images: a folder (classes and train/val/test from the names of sub-folders), CIFAR binaries, a Tiny-ImageNet tree,
     /// IDX files or Parquet; docs/data.md has the rules.
     #[arg(long)]
     data: Option<PathBuf>,
-    /// Folder of the run; if not given, runs/NAME for a configuration NAME.toml.
+    /// Folder of the run; if not given, runs/NAME for a configuration NAME.toml, or for the folder NAME of the images.
     #[arg(long)]
     out: Option<PathBuf>,
+    /// Start from these weights instead of random ones: a bundle's folder, a checkpoint, or a safetensors file of a ViT with
+    /// timm's names and fixed sine-cosine positions (MAE's).  They decide [encoder], and a bundle's or checkpoint's [data] mean,
+    /// std and fit.
+    #[arg(long, value_name = "PATH", conflicts_with = "resume")]
+    init: Option<PathBuf>,
     /// Overrides one key, for example --set train.epochs=5; may be repeated.
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
     set: Vec<String>,
@@ -49,18 +58,24 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let (device, named) = device::open(arguments.device).map_err(|why| Usage(why.to_string()))?;
-    let config = Config::load(&arguments.config, &arguments.set)?;
+    let run = Run::new(&out(arguments)?);
+    let initial =
+        arguments.init.as_deref().map(Initial::read).transpose().map_err(|why| Usage(format!("--init: {why:#}")))?;
+    let config = configuration(arguments, initial.as_ref(), &run, &device)?;
     if config.train.precision == Precision::Bf16 && device.is_cpu() {
         return Err(Usage("`train.precision` = \"bf16\" needs --device cuda; on the CPU use \"f32\"".into()).into());
     }
-    let run = Run::new(
-        &arguments
-            .out
-            .clone()
-            .unwrap_or_else(|| PathBuf::from("runs").join(arguments.config.file_stem().unwrap_or_default())),
-    );
     let mut claim = Claim::take(run.dir(), RUN, "macrl-train pretrain")?;
     let (mut state, saved) = begin(arguments, &run, &claim, &config)?;
+    if let Some(initial) = &initial {
+        let encoder = initial.encoder(&config.encoder).map_err(|why| Usage(format!("--init: {why:#}")))?;
+        state = State::starting_from(&config, encoder)?;
+        let left = if initial.left.is_empty() { "nothing".to_string() } else { initial.left.join(", ") };
+        say!(
+            "--init: the encoder's {} tensors are taken; left: {left}; decoder and projector are new",
+            initial.taken()
+        );
+    }
     let dir = match &arguments.data {
         Some(dir) => dir.clone(),
         None => data_dir(&None, &run)?,
@@ -76,14 +91,62 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let absolute = dir.canonicalize().unwrap_or(dir);
     atomic::write_file(&run.data(), &path_line(&absolute)).context("cannot write data.txt")?;
     announce(&run, &config, &named);
+    estimate::announce(&config, &data, &device, state.step)?;
     let stop = stop_on_ctrl_c()?;
     match pretrain(&run, &config, &data, state, &device, &stop)? {
         Ending::Finished => {
             say!("done: {}", run.last().display());
+            say!("next: macrl-train evaluate --run {}", run.dir().display());
             Ok(())
         }
         Ending::Interrupted(step) => Err(Stopped::at(step, "").into()),
     }
+}
+
+/// The folder of the run.
+fn out(arguments: &Arguments) -> Result<PathBuf> {
+    if let Some(out) = &arguments.out {
+        return Ok(out.clone());
+    }
+    let data = || arguments.data.as_deref().map(|data| data.canonicalize().unwrap_or_else(|_| data.to_path_buf()));
+    let named = match &arguments.config {
+        Some(config) => config.file_stem().map(Into::into),
+        None => data().and_then(|data| data.file_name().map(PathBuf::from)),
+    };
+    let missing = || Usage("expected --config FILE, or --data DIR to choose one for, found neither".into());
+    Ok(PathBuf::from("runs").join(named.ok_or_else(missing)?))
+}
+
+/// The given configuration, the one of the run that is resumed, or one that suits the images.
+fn configuration(
+    arguments: &Arguments,
+    initial: Option<&Initial>,
+    run: &Run,
+    device: &candle_core::Device,
+) -> Result<Config> {
+    let fixed = initial.map_or(&[][..], |initial| initial.settings.as_slice());
+    let set = [fixed, arguments.set.as_slice()].concat();
+    if let Some(file) = &arguments.config {
+        return Ok(Config::load(file, &set)?);
+    }
+    if arguments.resume && run.config().exists() {
+        let written = Config::load_resolved(&run.config())?;
+        return Ok(Config::parse(&written.to_toml(), "the run's configuration", &arguments.set)?);
+    }
+    let minutes = arguments.minutes.unwrap_or(choose::MINUTES);
+    if !(minutes > 0.0 && minutes <= 1e6) {
+        return Err(Usage(format!("--minutes must be above 0, found {minutes}")).into());
+    }
+    let Some(dir) = &arguments.data else {
+        return Err(Usage("without --config, --data DIR names the images to choose a configuration for".into()).into());
+    };
+    let first = Config::parse("", "the defaults", &set)?;
+    let data = crate::data::open(dir, &first)?;
+    let choice = choose::choose(&data, minutes, &set, device)?;
+    say!("no --config: chosen for these images and {minutes} minutes");
+    choice.why.iter().for_each(|why| say!("  {why}"));
+    say!("  every value is in {} once the run begins", run.config().display());
+    Ok(choice.config)
 }
 
 /// Prepares the run's folder, and writes the configuration.

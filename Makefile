@@ -22,6 +22,7 @@ test: setup
 	cargo fmt --all --check
 	cargo clippy --release --locked --workspace --all-targets -- -D warnings
 	cargo test --release --locked --workspace
+	@scripts/test-page.sh
 
 # Compared with PyTorch in the same run; BENCH_ROUNDS=5 sets the rounds.
 bench: setup

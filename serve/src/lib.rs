@@ -78,6 +78,7 @@ pub mod image_folder;
 pub mod ingest;
 #[doc(hidden)]
 pub mod keys;
+pub mod labels;
 #[doc(hidden)]
 pub mod metrics;
 #[doc(hidden)]

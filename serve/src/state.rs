@@ -15,6 +15,7 @@ use crate::error::ApiError;
 use crate::host_policy::HostPolicy;
 use crate::index::{self, EncoderIdentity, Index, IndexError, Location, OpenOptions};
 use crate::keys::{Keys, Role};
+use crate::labels::{LabelStore, Labels};
 use crate::limits::Limits;
 use crate::metrics::{Gauges, Metrics};
 use crate::origin::Origin;
@@ -88,6 +89,10 @@ pub struct App {
     pub buffered: Arc<Budget>,
     /// Budget of the bytes of all large responses that are being sent.
     pub responses: Arc<Budget>,
+    /// Labels that people give to items; `None` if the index keeps none.
+    pub labels: Option<Labels>,
+    /// Held while a map is drawn.
+    pub map_turn: tokio::sync::Mutex<()>,
     /// When the server was started.
     pub started: Instant,
     bundle_dir: PathBuf,
@@ -115,11 +120,14 @@ impl App {
         Ok(Arc::new(Self {
             metrics: Arc::default(),
             index: index::open(&settings.index, &EncoderIdentity::of(bundle), &options)?,
+            // After the index, which makes sure that no other process has the folder open.
+            labels: LabelStore::open(&settings.index)?.map(Labels::new),
             pool: Pool::new(decoders),
             large_image_pool: LowPriorityPool::new(slow_decoders),
             admitted: Budget::new(limits.queue),
             buffered: Budget::new(limits.buffered_bytes),
             responses: Budget::new(limits.response_bytes),
+            map_turn: tokio::sync::Mutex::new(()),
             started: Instant::now(),
             bundle_dir: bundle.dir.clone(),
             model: RwLock::new(None),

@@ -1,10 +1,11 @@
-//! Arithmetic on plain slices: vectorised loops, matrix products, a buffer pool, random numbers, and a projection to
-//! two dimensions.
+//! Arithmetic on plain slices: vectorised loops, matrix products, a buffer pool, random numbers, L-BFGS, and a
+//! projection to two dimensions.
 //!
 //! This crate knows neither tensors nor files.
 
 pub mod bf16;
 pub mod buffer;
+pub mod lbfgs;
 pub mod matmul;
 pub mod panels;
 pub mod projection;

@@ -25,7 +25,9 @@ pub struct Projection {
 /// ```
 pub fn project(vectors: &[f32], dim: usize) -> Projection {
     let (coordinates, explained) = principal_components(vectors, dim);
-    Projection { points: fit(&coordinates), explained: explained.map(|share| share as f32) }
+    let frame = Frame::around(&coordinates);
+    let points = coordinates.iter().map(|p| frame.place(p).map(|v| v as f32)).collect();
+    Projection { points, explained: explained.map(|share| share as f32) }
 }
 
 /// Coordinates (n, 2) along the two directions of largest variance, and the share of the variance in each.
@@ -36,35 +38,77 @@ pub fn principal_components(vectors: &[f32], dim: usize) -> (Vec<[f64; 2]>, [f64
     if dim == 0 || vectors.is_empty() {
         return (Vec::new(), [0.0; 2]);
     }
-    let n = vectors.len() / dim;
-    let mut centred = vectors.to_vec();
-    let mut mean = vec![0f64; dim];
-    let share = |x: &f32| f64::from(*x) / n as f64;
-    vectors.chunks_exact(dim).for_each(|row| mean.iter_mut().zip(row).for_each(|(m, x)| *m += share(x)));
-    centred.chunks_exact_mut(dim).for_each(|row| row.iter_mut().zip(&mean).for_each(|(x, m)| *x -= *m as f32));
-    let mut covariance = vec![0f32; dim * dim];
-    let rows = MatrixView::new(&centred, n, dim);
-    matmul(rows.t(), rows, 1.0 / n as f32, false, &mut covariance, dim, Threads::One);
-    let covariance: Vec<f64> = covariance.into_iter().map(f64::from).collect();
-    let total: f64 = (0..dim).map(|i| covariance[i * dim + i]).sum();
-    let first = dominant(&covariance, dim, None);
-    let second = dominant(&covariance, dim, Some(&first));
-    let axes = [first, second];
-    let explained = [0, 1].map(|a| dot(&axes[a], &product(&covariance, &axes[a])) / total.max(1e-30));
-    let along = |row: &[f32], axis: &[f64]| row.iter().zip(axis).map(|(x, a)| f64::from(*x) * a).sum::<f64>();
-    let coordinates = centred.chunks_exact(dim).map(|row| [0, 1].map(|a| along(row, &axes[a]))).collect();
-    (coordinates, explained)
+    let plane = Plane::fit(vectors, dim);
+    (vectors.chunks_exact(dim).map(|row| plane.place(row)).collect(), plane.explained)
 }
 
-/// Shifts and scales the coordinates into [-1, 1], both axes by the same factor.
-fn fit(coordinates: &[[f64; 2]]) -> Vec<[f32; 2]> {
-    let ends = [0, 1].map(|axis| {
-        let values = coordinates.iter().map(|p| p[axis]);
-        (values.clone().fold(f64::INFINITY, f64::min), values.fold(f64::NEG_INFINITY, f64::max))
-    });
-    let half = ends.iter().map(|(low, high)| (high - low) / 2.0).fold(1e-12, f64::max);
-    let scaled = |p: &[f64; 2]| [0, 1].map(|a| ((p[a] - (ends[a].0 + ends[a].1) / 2.0) / half) as f32);
-    coordinates.iter().map(scaled).collect()
+/// The plane through the mean of some vectors, along the two directions in which they vary most.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plane {
+    /// Mean of the vectors (D).
+    pub mean: Vec<f32>,
+    /// Two directions (D) of length 1.
+    pub axes: [Vec<f64>; 2],
+    /// Share of the variance along each axis.
+    pub explained: [f64; 2],
+}
+
+impl Plane {
+    /// The plane of these vectors, of which there is at least one.
+    ///
+    /// # Shapes
+    /// `vectors` (n, D), flat; D is `dim`.
+    pub fn fit(vectors: &[f32], dim: usize) -> Self {
+        let n = vectors.len() / dim;
+        let mut centred = vectors.to_vec();
+        let mut mean = vec![0f64; dim];
+        let share = |x: &f32| f64::from(*x) / n as f64;
+        vectors.chunks_exact(dim).for_each(|row| mean.iter_mut().zip(row).for_each(|(m, x)| *m += share(x)));
+        let mean: Vec<f32> = mean.into_iter().map(|m| m as f32).collect();
+        centred.chunks_exact_mut(dim).for_each(|row| row.iter_mut().zip(&mean).for_each(|(x, m)| *x -= m));
+        let mut covariance = vec![0f32; dim * dim];
+        let rows = MatrixView::new(&centred, n, dim);
+        matmul(rows.t(), rows, 1.0 / n as f32, false, &mut covariance, dim, Threads::One);
+        let covariance: Vec<f64> = covariance.into_iter().map(f64::from).collect();
+        let total: f64 = (0..dim).map(|i| covariance[i * dim + i]).sum();
+        let first = dominant(&covariance, dim, None);
+        let second = dominant(&covariance, dim, Some(&first));
+        let axes = [first, second];
+        let explained = [0, 1].map(|a| dot(&axes[a], &product(&covariance, &axes[a])) / total.max(1e-30));
+        Self { mean, axes, explained }
+    }
+
+    /// Coordinates of a vector (D) along the axes.
+    pub fn place(&self, row: &[f32]) -> [f64; 2] {
+        let centred = || row.iter().zip(&self.mean).map(|(x, m)| f64::from(x - m));
+        [0, 1].map(|a| centred().zip(&self.axes[a]).map(|(x, along)| x * along).sum())
+    }
+}
+
+/// A shift and a scale, the same for both axes, that bring coordinates into [-1, 1].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Frame {
+    /// The middle of the coordinates.
+    pub middle: [f64; 2],
+    /// Half the larger extent.
+    pub half: f64,
+}
+
+impl Frame {
+    /// The frame of these coordinates.
+    pub fn around(coordinates: &[[f64; 2]]) -> Self {
+        let ends = [0, 1].map(|axis| {
+            let values = coordinates.iter().map(|p| p[axis]);
+            (values.clone().fold(f64::INFINITY, f64::min), values.fold(f64::NEG_INFINITY, f64::max))
+        });
+        let half = ends.iter().map(|(low, high)| (high - low) / 2.0).fold(1e-12, f64::max);
+        Self { middle: ends.map(|(low, high)| (low + high) / 2.0), half }
+    }
+
+    /// The coordinates within the frame.
+    pub fn place(&self, point: &[f64; 2]) -> [f64; 2] {
+        [0, 1].map(|a| (point[a] - self.middle[a]) / self.half)
+    }
 }
 
 /// The eigenvector of the largest eigenvalue among those orthogonal to `against`, by power iteration; its largest

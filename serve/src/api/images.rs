@@ -20,6 +20,18 @@ pub(crate) struct ImageOptions {
     /// classes per image, for /classify (default 5)
     #[param(nullable = false, minimum = 1)]
     pub(crate) top_k: Option<usize>,
+    /// for /classify: bundle (default), or labels, the classifier trained from the labels of /labels
+    #[param(nullable = false)]
+    pub(crate) probe: Option<ProbeChoice>,
+}
+
+/// The classifier of `/classify`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum ProbeChoice {
+    #[default]
+    Bundle,
+    Labels,
 }
 
 /// Images as base64 or `data:` URIs.

@@ -4,6 +4,7 @@ pub(crate) mod bounded;
 pub(crate) mod errors;
 pub(crate) mod images;
 pub(crate) mod items;
+pub(crate) mod labels;
 pub(crate) mod openai;
 pub(crate) mod openai_input;
 pub(crate) mod search;

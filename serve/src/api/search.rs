@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::bounded::{Numbers, RawObject};
+use super::images::Prediction;
 use crate::index::duplicates::Group;
 use crate::index::{Hit, Metadata};
 
@@ -18,6 +19,12 @@ pub(crate) struct SearchParams {
     /// no approximation
     #[param(nullable = false)]
     pub(crate) exact: Option<bool>,
+    /// with so many classes of the image, if the bundle has a linear probe
+    #[param(nullable = false, minimum = 1)]
+    pub(crate) top_k: Option<usize>,
+    /// with the vector that was searched with
+    #[param(required = false)]
+    pub(crate) vector: bool,
 }
 
 /// Exactly one of `vector`, `id` and `image`.
@@ -51,6 +58,14 @@ pub(crate) struct SearchBody {
 pub(crate) struct Hits {
     /// At most `k` items, the most similar first.
     pub(crate) hits: Vec<HitBody>,
+    /// The most probable classes of an image that was searched with; only if the query asks for them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(required = false, nullable = false)]
+    pub(crate) predictions: Option<Vec<Prediction>>,
+    /// What was searched with, of length 1; only if the query asks for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<f32>>, required = false, nullable = false)]
+    pub(crate) vector: Option<Vec<f64>>,
 }
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -119,7 +134,7 @@ impl From<Group> for DuplicatesOf {
 }
 
 /// Most points of a map.
-pub(crate) const MAX_POINTS: usize = 5000;
+pub(crate) const MAX_POINTS: usize = 100_000;
 
 /// Options of `/map` in the query.
 #[derive(Debug, Default, Deserialize, IntoParams)]
@@ -137,8 +152,23 @@ pub(crate) struct MapBody {
     /// Share of the variance along x and y.
     #[schema(value_type = [f32; 2])]
     pub(crate) explained: [f64; 2],
+    /// Where any vector has its place; left out if there are no points.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(required = false, nullable = false)]
+    pub(crate) plane: Option<MapPlane>,
     /// Items in the index.
     pub(crate) total: usize,
+}
+
+/// The coordinates of a vector of length 1 are its products with `x` and with `y`, plus `offset`.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct MapPlane {
+    #[schema(value_type = Vec<f32>)]
+    pub(crate) x: Vec<f64>,
+    #[schema(value_type = Vec<f32>)]
+    pub(crate) y: Vec<f64>,
+    #[schema(value_type = [f32; 2])]
+    pub(crate) offset: [f64; 2],
 }
 
 #[derive(Debug, Serialize, ToSchema)]

@@ -6,14 +6,16 @@ use axum::extract::State;
 use macrl_bundle::bundle::Bundle;
 use serde_json::Value;
 
+use super::labels::ensure_trained;
 use super::parse;
-use super::responses::{BODY, IMAGES, KEY, MODEL, error_responses};
+use super::responses::{BODY, IMAGES, INDEX, KEY, MODEL, error_responses};
 use crate::api::bounded::{CappedList, MAX_LIST};
-use crate::api::images::{Embeddings, ImageOptions, ImagesBody, Prediction, Predictions};
+use crate::api::images::{Embeddings, ImageOptions, ImagesBody, Prediction, Predictions, ProbeChoice};
 use crate::body::{Kind, RequestBody};
 use crate::error::{ApiError, ErrorKind, Failure};
 use crate::features::{self, Feature};
 use crate::index::normalized;
+use crate::labels::TrainedProbe;
 use crate::state::{App, AppState};
 
 /// The images and options of a request, in whichever of the three forms they were sent.
@@ -95,9 +97,13 @@ pub(crate) async fn embed(State(app): State<AppState>, body: RequestBody) -> Res
     Ok(Json(Embeddings { model: model.name().to_string(), dim: model.dim(), embeddings }))
 }
 
-error_responses!(ClassifyErrors, ErrorBody, [KEY, BODY, IMAGES, MODEL, &[ErrorKind::NotFound]]);
+error_responses!(
+    ClassifyErrors,
+    ErrorBody,
+    [KEY, BODY, IMAGES, MODEL, INDEX, &[ErrorKind::NotFound, ErrorKind::Conflict]]
+);
 
-/// The most probable classes of each image, by the bundle's linear probe.
+/// The most probable classes of each image, by the bundle's linear probe or by the classifier trained from labels.
 #[utoipa::path(
     post,
     path = "/classify",
@@ -108,7 +114,9 @@ error_responses!(ClassifyErrors, ErrorBody, [KEY, BODY, IMAGES, MODEL, &[ErrorKi
 )]
 pub(crate) async fn classify(State(app): State<AppState>, body: RequestBody) -> Result<Json<Predictions>, Failure> {
     let model = app.model()?;
-    if model.bundle.probe.is_none() {
+    let choice: ImageOptions = parse::query(&body.parts.uri)?;
+    let by_labels = choice.probe.unwrap_or_default() == ProbeChoice::Labels;
+    if !by_labels && model.bundle.probe.is_none() {
         return Err(ApiError::NotFound("this bundle has no linear probe to classify with".into()).into());
     }
     let (images, options) = images(body, &app).await?;
@@ -117,11 +125,23 @@ pub(crate) async fn classify(State(app): State<AppState>, body: RequestBody) -> 
         return Err(ApiError::malformed("top_k must be at least 1, found 0").into());
     }
     let features = features::all(&app, &model, images).await?;
-    let predictions = features.iter().map(|f| predict(&model.bundle, &f.raw, top_k)).collect();
+    let predictions = if by_labels {
+        let probe = ensure_trained(&app).await?;
+        features.into_iter().map(|f| predict_by_labels(&probe, f.raw, top_k)).collect::<Result<_, ApiError>>()?
+    } else {
+        features.iter().map(|f| predict(&model.bundle, &f.raw, top_k)).collect()
+    };
     Ok(Json(Predictions { model: model.name().to_string(), predictions }))
 }
 
-fn predict(bundle: &Bundle, feature: &[f32], top_k: usize) -> Vec<Prediction> {
+fn predict_by_labels(probe: &TrainedProbe, raw: Vec<f32>, top_k: usize) -> Result<Vec<Prediction>, ApiError> {
+    let vector = normalized(raw).map_err(ApiError::Internal)?;
+    let best = probe.classes(&vector).into_iter().take(top_k);
+    Ok(best.map(|(label, score)| Prediction { label: label.into(), score: score.into() }).collect())
+}
+
+/// The `top_k` most probable classes of a feature by the bundle's probe, best first.
+pub(super) fn predict(bundle: &Bundle, feature: &[f32], top_k: usize) -> Vec<Prediction> {
     let Some(probe) = &bundle.probe else { return Vec::new() };
     let mut scored: Vec<(f32, &String)> = probe.probabilities(feature).into_iter().zip(&probe.labels).collect();
     scored.sort_by(|a, b| b.0.total_cmp(&a.0));

@@ -3,11 +3,13 @@
 use axum::Json;
 use axum::extract::State;
 use axum::http::request::Parts;
-use macrl_kernels::projection::{Projection, project};
+use macrl_kernels::projection::{Frame, Plane};
 
 use super::parse;
 use super::responses::{INDEX, KEY, error_responses};
-use crate::api::search::{DuplicatesOf, DuplicatesPage, DuplicatesParams, MAX_POINTS, MapBody, MapParams, MapPoint};
+use crate::api::search::{
+    DuplicatesOf, DuplicatesPage, DuplicatesParams, MAX_POINTS, MapBody, MapParams, MapPlane, MapPoint,
+};
 use crate::error::{ApiError, ErrorKind, Failure};
 use crate::index::Item;
 use crate::index::duplicates::{DuplicateQuery, duplicates as find};
@@ -57,20 +59,44 @@ pub(crate) async fn map(State(app): State<AppState>, parts: Parts) -> Result<Jso
     if !(1..=MAX_POINTS).contains(&points) {
         return Err(ApiError::malformed(format!("points must be in 1..={MAX_POINTS}, found {points}")).into());
     }
+    // One at a time: a large map takes the memory of all its vectors.
+    let _turn = app.map_turn.lock().await;
     let total = app.index.status().await?.items;
     let items = app.index.sample(points).await?;
-    Ok(Json(app.pool.run(move || Ok::<_, ApiError>(draw_map(items, total))).await?))
+    Ok(Json(app.pool.run(move || draw_map(items, total)).await?))
 }
 
-fn draw_map(items: Vec<Item>, total: usize) -> MapBody {
-    let dim = items.first().map_or(0, |item| item.vector.len());
-    let vectors: Vec<f32> = items.iter().flat_map(|item| item.vector.iter().copied()).collect();
-    let Projection { points, explained } = project(&vectors, dim);
-    let point = |(item, [x, y]): (Item, [f32; 2])| {
+/// Vectors that the plane is fitted to: more would not move it visibly.
+const FITTED: usize = 5000;
+
+/// Most bytes of metadata in a map.
+const MAX_METADATA: usize = 96 << 20;
+
+fn draw_map(items: Vec<Item>, total: usize) -> Result<MapBody, ApiError> {
+    let metadata: usize = items.iter().map(|item| item.metadata.as_str().len()).sum();
+    if metadata > MAX_METADATA {
+        let found = format!("found {metadata} in {} items: ask for fewer points", items.len());
+        return Err(ApiError::malformed(format!("a map has at most {MAX_METADATA} bytes of metadata, {found}")));
+    }
+    let Some(dim) = items.first().map(|item| item.vector.len()).filter(|dim| *dim > 0) else {
+        return Ok(MapBody { points: Vec::new(), explained: [0.0; 2], plane: None, total });
+    };
+    let step = items.len().div_ceil(FITTED);
+    let fitted: Vec<f32> = items.iter().step_by(step).flat_map(|item| item.vector.iter().copied()).collect();
+    let plane = Plane::fit(&fitted, dim);
+    let coordinates: Vec<[f64; 2]> = items.iter().map(|item| plane.place(&item.vector)).collect();
+    let frame = Frame::around(&coordinates);
+    let point = |(item, coordinates): (Item, &[f64; 2])| {
         // Four digits are a twentieth of a pixel.
-        let [x, y] = [x, y].map(|v| (f64::from(v) * 1e4).round() / 1e4);
+        let [x, y] = frame.place(coordinates).map(|v| (v * 1e4).round() / 1e4);
         MapPoint { id: item.id, x, y, metadata: item.metadata, image: item.has_image }
     };
-    let points = items.into_iter().zip(points).map(point).collect();
-    MapBody { points, explained: explained.map(f64::from), total }
+    let points = items.into_iter().zip(&coordinates).map(point).collect();
+    Ok(MapBody { points, explained: plane.explained, plane: Some(plane_body(&plane, frame)), total })
+}
+
+fn plane_body(plane: &Plane, frame: Frame) -> MapPlane {
+    let origin = plane.place(&vec![0.0; plane.mean.len()]);
+    let [x, y] = [0, 1].map(|a| plane.axes[a].iter().map(|v| v / frame.half).collect());
+    MapPlane { x, y, offset: frame.place(&origin) }
 }

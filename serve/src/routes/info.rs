@@ -53,7 +53,7 @@ pub(crate) async fn info(State(app): State<AppState>) -> Result<Json<Value>, Fai
             "cors_origins": app.settings.cors_origins.iter().map(Origin::to_string).collect::<Vec<_>>(),
             "warnings": app.access_warnings(),
         },
-        "index": { "kind": app.index.kind(), "items": index.items, "approximate_items": index.approximate },
+        "index": { "kind": app.index.kind(), "items": index.items, "approximate_items": index.approximate, "labels": app.labels.is_some() },
         "limits": describe_limits(&app),
         "uptime_seconds": app.started.elapsed().as_secs(),
     })))

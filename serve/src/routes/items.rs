@@ -18,6 +18,7 @@ use crate::body::{Kind, RequestBody};
 use crate::error::{ApiError, ErrorKind, Failure};
 use crate::index::{ListQuery, check_id};
 use crate::state::AppState;
+use crate::thumbnail;
 
 type Id = Result<Path<String>, PathRejection>;
 
@@ -127,22 +128,23 @@ pub(crate) async fn get(State(app): State<AppState>, id: Id, uri: Uri) -> Result
     Ok(Json(item.into()))
 }
 
-/// `GET /items/{id}/image`: the thumbnail (PNG) of an item that was made from an image.
+/// `GET /items/{id}/image`: the thumbnail (PNG or JPEG) of an item that was made from an image.
 #[utoipa::path(
     get,
     path = "/items/{id}/image",
     tag = "items",
     params(("id" = String, Path, description = "1 to 512 bytes without control characters")),
     responses(
-        (status = 200, description = "a small picture", body = Vec<u8>, content_type = "image/png"),
+        (status = 200, description = "a small picture", content((Vec<u8> = "image/png"), (Vec<u8> = "image/jpeg"))),
         ItemErrors,
     )
 )]
 pub(crate) async fn image(State(app): State<AppState>, id: Id) -> Result<Response, Failure> {
     let id = path_id(id)?;
     let item = app.index.get(&id).await?.ok_or_else(|| unknown(&id))?;
-    let png = item.image.ok_or_else(|| ApiError::NotFound(format!("item `{id}` came without an image")))?;
-    Ok(([(CONTENT_TYPE, "image/png"), (CACHE_CONTROL, "no-cache")], png.to_vec()).into_response())
+    let bytes = item.image.ok_or_else(|| ApiError::NotFound(format!("item `{id}` came without an image")))?;
+    let headers = [(CONTENT_TYPE, thumbnail::media_type(&bytes)), (CACHE_CONTROL, "no-cache")];
+    Ok((headers, bytes.to_vec()).into_response())
 }
 
 /// `DELETE /items/{id}`.

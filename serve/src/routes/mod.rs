@@ -4,29 +4,25 @@ mod embed;
 mod explore;
 mod info;
 mod items;
+mod labels;
 mod middleware;
 mod openai;
 mod openapi;
+mod pages;
 mod parse;
 mod responses;
 mod search;
 mod security_headers;
 mod store_items;
 
-use std::sync::LazyLock;
-
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::http::Uri;
 use axum::routing::{get, post, put};
 
-use self::security_headers::Page;
 use crate::error::{ApiError, Failure};
 use crate::keys::Role;
 use crate::state::AppState;
-
-static SEARCH_PAGE: LazyLock<Page> = LazyLock::new(|| Page::new(include_str!("../pages/index.html")));
-static DOCS_PAGE: LazyLock<Page> = LazyLock::new(|| Page::new(include_str!("../pages/docs.html")));
 
 /// The whole server as a service.
 pub fn app(state: AppState) -> Router {
@@ -43,17 +39,21 @@ pub fn app(state: AppState) -> Router {
         .route("/items/{id}/image", get(items::image))
         .route("/duplicates", get(explore::duplicates))
         .route("/map", get(explore::map))
+        .route("/labels", get(labels::list))
+        .route("/probe", get(labels::get).post(labels::train))
         .route("/info", get(info::info))
         .route("/metrics", get(info::metrics))
         .route_layer(guard(Role::Read));
     let write = Router::new()
         .route("/items", post(items::post))
+        .route("/labels", post(labels::change))
         .route("/items/{id}", put(items::put).delete(items::delete))
         .route_layer(guard(Role::Write));
     let admin = Router::new().route("/admin/reload", post(info::reload)).route_layer(guard(Role::Admin));
     let open = Router::new()
-        .route("/", get(async || SEARCH_PAGE.response()))
-        .route("/docs", get(async || DOCS_PAGE.response()))
+        .route("/", get(pages::search))
+        .route("/docs", get(pages::docs))
+        .route("/page/{file}", get(pages::file))
         .route("/openapi.json", get(openapi::document))
         .route("/health", get(info::health))
         .route("/ready", get(info::ready));

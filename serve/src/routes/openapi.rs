@@ -5,7 +5,7 @@ use axum::extract::State;
 use serde_json::Value;
 use utoipa::OpenApi;
 
-use super::{embed, explore, info, items, openai, search};
+use super::{embed, explore, info, items, labels, openai, search};
 use crate::api::errors::{ErrorBody, OpenAiErrorBody};
 use crate::api::search::MAX_POINTS;
 use crate::error::{ApiError, Failure};
@@ -44,6 +44,10 @@ fn document_for(limits: &Limits) -> serde_json::Result<Value> {
         items::image,
         explore::duplicates,
         explore::map,
+        labels::list,
+        labels::change,
+        labels::get,
+        labels::train,
         info::info,
         info::health,
         info::ready,
@@ -101,7 +105,7 @@ mod tests {
         let text = after.to_string();
         let count = |needle: &str| text.matches(needle).count();
         assert_eq!((count("\"maxItems\":7"), count("\"maxItems\":17"), count("\"maximum\":11")), (2, 1, 4));
-        assert_eq!((count("\"maximum\":5000"), count("At most 13 bytes")), (1, 1));
+        assert_eq!((count("\"maximum\":100000"), count("At most 13 bytes")), (1, 1));
         for part in text.split("#/components/schemas/").skip(1) {
             let name = part.split('"').next().unwrap();
             assert!(after["components"]["schemas"].get(name).is_some(), "there is no schema {name}");

@@ -4,6 +4,7 @@ use axum::Json;
 use axum::body::Bytes;
 use axum::extract::State;
 
+use super::embed::predict;
 use super::parse;
 use super::responses::{BODY, IMAGES, INDEX, KEY, MODEL, error_responses};
 use crate::api::bounded::Numbers;
@@ -27,6 +28,8 @@ struct Request {
     filter: Filter,
     exact: bool,
     k: usize,
+    top_k: Option<usize>,
+    with_vector: bool,
 }
 
 const OWN: &[ErrorKind] = &[ErrorKind::NotFound, ErrorKind::Dimension, ErrorKind::Conflict];
@@ -45,19 +48,23 @@ error_responses!(SearchErrors, ErrorBody, [KEY, BODY, IMAGES, MODEL, INDEX, OWN]
 pub(crate) async fn search(State(app): State<AppState>, body: RequestBody) -> Result<Json<Hits>, Failure> {
     let model = app.model()?;
     let request = parse_request(body, &app).await?;
+    let mut predictions = None;
     let (vector, except) = match request.target {
         Target::Vector(vector) => (check_vector(vector, &model)?, None),
         Target::Item(id) => (item_vector(&app, &id).await?, Some(id)),
         Target::Image(bytes) => {
             let mut found = features::all(&app, &model, vec![bytes]).await?;
             let raw = found.pop().map(|f| f.raw).unwrap_or_default();
+            let top_k = request.top_k.filter(|_| model.bundle.probe.is_some());
+            predictions = top_k.map(|top_k| predict(&model.bundle, &raw, top_k));
             (normalized(raw).map_err(ApiError::Internal)?, None)
         }
     };
-    let Request { filter, exact, k, .. } = request;
+    let Request { filter, exact, k, with_vector, .. } = request;
+    let asked = with_vector.then(|| vector.iter().copied().map(f64::from).collect());
     let query = Query { vector, k, filter, exact, except };
     let found = app.index.search(vec![query]).await?;
-    Ok(Json(Hits { hits: found.into_iter().flatten().map(HitBody::from).collect() }))
+    Ok(Json(Hits { hits: found.into_iter().flatten().map(HitBody::from).collect(), predictions, vector: asked }))
 }
 
 async fn item_vector(app: &AppState, id: &str) -> Result<Vec<f32>, ApiError> {
@@ -84,8 +91,12 @@ async fn parse_request(body: RequestBody, app: &AppState) -> Result<Request, Fai
     if !(1..=limit).contains(&k) {
         return Err(ApiError::malformed(format!("k must be in 1..={limit}, found {k}")).into());
     }
+    if params.top_k == Some(0) {
+        return Err(ApiError::malformed("top_k must be at least 1, found 0").into());
+    }
     let exact = rest.exact.or(params.exact).unwrap_or(false);
-    Ok(Request { target, filter: parse::filter(rest.filter.as_ref(), &app.settings.limits)?, exact, k })
+    let filter = parse::filter(rest.filter.as_ref(), &app.settings.limits)?;
+    Ok(Request { target, filter, exact, k, top_k: params.top_k, with_vector: params.vector })
 }
 
 fn from_json(mut body: SearchBody) -> Result<(Target, SearchBody), ApiError> {

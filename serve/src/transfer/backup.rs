@@ -10,6 +10,7 @@ use macrl_bundle::output::elapsed;
 
 use crate::arguments::UsageError;
 use crate::index::{EmbeddedIndex, Location};
+use crate::labels;
 
 /// Copy an index in a folder as it is at one moment, also while a server is using it.
 #[derive(Debug, Args)]
@@ -32,6 +33,7 @@ pub fn backup(args: &BackupArgs) -> Result<()> {
         return Err(UsageError(message.into()).into());
     };
     let items = EmbeddedIndex::back_up(dir, &args.to)?;
+    labels::back_up(dir, &args.to)?;
     answer!("{items} items in {} ({})", args.to.display(), elapsed(since.elapsed()));
     Ok(())
 }

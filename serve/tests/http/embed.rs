@@ -104,6 +104,13 @@ async fn classes_are_the_probes_best_first() {
     let all = server.post_image("/classify?top_k=50", png(0)).await.json();
     assert_eq!(all["predictions"][0].as_array().unwrap().len(), 3);
     assert_eq!(server.post_image("/classify?top_k=0", png(0)).await.status, 400);
+    // A search can have the classes, too: the image is sent once.
+    let both = server.post_image("/search?top_k=2&vector=true", png(0)).await.json();
+    assert_eq!(both["predictions"], answer["predictions"][0]);
+    assert_eq!(both["vector"].as_array().unwrap().len(), DIM);
+    assert_eq!(server.post_image("/search?top_k=0", png(0)).await.status, 400);
+    let plain = server.post_image("/search", png(0)).await.json();
+    assert!(plain.get("predictions").is_none() && plain.get("vector").is_none());
 }
 
 #[tokio::test]
@@ -161,6 +168,11 @@ async fn pages_and_the_description_need_no_network() {
         let page = String::from_utf8(answer.body).unwrap();
         assert!(!page.contains("src=\"http") && !page.contains("href=\"http") && !page.contains("@import"));
     }
+    for (file, kind) in [("search.js", "text/javascript"), ("search.css", "text/css")] {
+        let answer = server.get(&format!("/page/{file}")).await;
+        assert!(answer.status == 200 && answer.headers["content-type"].to_str().unwrap().starts_with(kind), "{file}");
+    }
+    assert_eq!(server.get("/page/..%2Findex.html").await.code(), "not_found");
     let document = server.get("/openapi.json").await.json();
     assert!(document["openapi"].as_str().unwrap().starts_with("3.1"));
     for (path, method) in [
@@ -175,6 +187,10 @@ async fn pages_and_the_description_need_no_network() {
         ("/items/{id}/image", "get"),
         ("/duplicates", "get"),
         ("/map", "get"),
+        ("/labels", "get"),
+        ("/labels", "post"),
+        ("/probe", "get"),
+        ("/probe", "post"),
         ("/v1/embeddings", "post"),
         ("/v1/models", "get"),
         ("/v1/models/{model}", "get"),

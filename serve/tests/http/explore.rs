@@ -67,7 +67,7 @@ async fn mistakes_in_filters_and_bounds_are_400() {
         "/duplicates?limit=1001",
         "/duplicates?filter=%7B",
         "/map?points=0",
-        "/map?points=5001",
+        "/map?points=100001",
         "/map?points=many",
     ] {
         assert_eq!(server.get(path).await.code(), "malformed", "{path}");
@@ -104,6 +104,15 @@ async fn the_map_shows_items_in_their_order() {
     assert!(x.windows(2).all(|w| w[0] < w[1]) || x.windows(2).all(|w| w[0] > w[1]), "{x:?}");
     assert!((x[0].abs() - 1.0).abs() < 1e-3 && points[3]["metadata"]["label"] == "dog");
     assert!(map["explained"][0].as_f64().unwrap() > 0.9);
+    // The vector that a search was made with has its item's place.
+    let found = server.post_json("/search?vector=true&k=1", json!({ "id": "i03" })).await.json();
+    let numbers = |list: &Value| list.as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect::<Vec<_>>();
+    let vector = numbers(&found["vector"]);
+    for (i, axis) in ["x", "y"].into_iter().enumerate() {
+        let along: f64 = numbers(&map["plane"][axis]).iter().zip(&vector).map(|(a, v)| a * v).sum();
+        let (found, given) = (along + numbers(&map["plane"]["offset"])[i], points[3][axis].as_f64().unwrap());
+        assert!((found - given).abs() < 1e-3, "{axis}: {found}, not {given}");
+    }
     assert!(server.get("/map?points=5").await.json()["points"].as_array().unwrap().len() <= 10);
     let empty = crate::support::server().get("/map").await.json();
     assert_eq!((&empty["points"], &empty["total"]), (&json!([]), &json!(0)));

@@ -12,6 +12,7 @@ mod explore;
 mod images;
 mod ingest;
 mod items;
+mod labels;
 mod limits;
 mod openai;
 mod process;

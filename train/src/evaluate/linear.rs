@@ -4,12 +4,12 @@
 //! `LogisticRegression(C = 1 / (l2 n))` after `StandardScaler`.
 
 use macrl_bundle::probe::Probe;
+use macrl_kernels::lbfgs::{Stop, minimise};
 use rayon::prelude::*;
 
 use super::cholesky::{Inverse, divide, semidefinite};
 use super::draw::shuffled;
 use super::features::Features;
-use super::lbfgs::{Stop, minimise};
 use super::matrix::{View, accumulate, gram, multiply, products};
 
 /// L2 strengths tried, strongest first: each fit starts from the one before.

@@ -1,5 +1,6 @@
 //! Matrix products and eigenvalues on plain slices.
 
+pub(crate) use macrl_kernels::lbfgs::dot;
 use rayon::prelude::*;
 
 /// Rows or columns of a block; a block of each operand fits into the cache.
@@ -153,19 +154,6 @@ pub(crate) fn products(values: &[f64], dim: usize) -> Vec<f64> {
         accumulate(View::new(own, own.len() / dim, dim), all, out, n, 0.0, 1.0, false);
     });
     out
-}
-
-/// Sum of products, in eight lanes so that it vectorises.
-pub(crate) fn dot(a: &[f64], b: &[f64]) -> f64 {
-    let mut lanes = [0.0f64; 8];
-    let (a8, b8) = (a.chunks_exact(8), b.chunks_exact(8));
-    let rest: f64 = a8.remainder().iter().zip(b8.remainder()).map(|(x, y)| x * y).sum();
-    for (x, y) in a8.zip(b8) {
-        for i in 0..8 {
-            lanes[i] += x[i] * y[i];
-        }
-    }
-    lanes.iter().sum::<f64>() + rest
 }
 
 /// Eigenvalues of a symmetric matrix (D, D), in no order: Householder's reduction to three diagonals, then QL steps

@@ -10,7 +10,6 @@ pub mod export;
 pub mod features;
 pub mod few_shot;
 pub mod knn;
-mod lbfgs;
 pub mod linear;
 pub(crate) mod matrix;
 pub mod nearest;

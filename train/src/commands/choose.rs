@@ -9,6 +9,7 @@ use anyhow::Result;
 use candle_core::Device;
 use macrl_bundle::config::Config;
 use macrl_bundle::output::duration;
+use macrl_bundle::say;
 
 use super::enough::smaller;
 use super::estimate::seconds_per_step;
@@ -70,7 +71,8 @@ fn candidates(edge: u32) -> Vec<Candidate> {
 /// An override that is not valid, or images that cannot be read.
 pub(super) fn choose(data: &Data, minutes: f64, set: &[String], device: &Device) -> Result<Choice> {
     let (images, edge) = (data.train.len(), typical_edge(data.train.as_ref()));
-    let (batch, bank) = sizes(images);
+    let (batch, bank) = sizes(images, if edge <= SMALL_EDGE { 64 } else { 32 });
+    say!("choosing a configuration: a few steps of each candidate are measured");
     let mut why = vec![format!(
         "{images} training images, about {edge} pixels on the shorter edge: {}",
         if edge <= SMALL_EDGE { "small images" } else { "photographs" }
@@ -139,9 +141,9 @@ fn allowed(minutes: f64) -> String {
     duration(Duration::from_secs_f64((minutes * 60.0).clamp(0.0, 1e9)))
 }
 
-/// Batch and bank for so many images: an epoch has at least four steps, and a key stays in the bank for an eighth of an epoch.
-fn sizes(images: usize) -> (usize, usize) {
-    let batch = smaller(images / 4).clamp(8, 64);
+/// Batch (of at most `most`) and bank for so many images: an epoch has at least four steps, and a key stays in the bank for an eighth of an epoch.
+fn sizes(images: usize, most: usize) -> (usize, usize) {
+    let batch = smaller(images / 4).clamp(8, most);
     (batch, (images / 8 / batch * batch).min(4096))
 }
 
@@ -171,8 +173,9 @@ mod tests {
 
     #[test]
     fn small_sets_get_small_batches_and_banks() {
-        let all = [8, 35, 270, 9_000, 1_000_000].map(sizes);
+        let all = [8, 35, 270, 9_000, 1_000_000].map(|images| sizes(images, 64));
         assert_eq!(all, [(8, 0), (8, 0), (64, 0), (64, 1088), (64, 4096)]);
+        assert_eq!(sizes(270, 32), (32, 32));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! How long a run will take, from a few steps that are made and thrown away.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use candle_core::Device;
@@ -15,6 +15,8 @@ use crate::step;
 
 /// Steps that are measured, after one that warms up.
 const MEASURED: usize = 3;
+/// Time after which one measured step is enough.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// Steps of a run below which nothing is measured: it is over soon.
 const SHORT: u64 = 200;
 
@@ -29,8 +31,8 @@ pub(super) fn seconds_per_step(config: &Config, data: &Data, device: &Device) ->
     let mut state = State::init(config)?;
     let mut stepper = step::open(device, data.train.clone(), config, &mut state)?;
     let schedule = Schedule::new(config, stepper.steps_per_epoch());
-    let mut seconds = Vec::with_capacity(MEASURED + 1);
-    while seconds.len() <= MEASURED {
+    let (mut seconds, since) = (Vec::with_capacity(MEASURED + 1), Instant::now());
+    while seconds.len() <= MEASURED && (seconds.len() < 2 || since.elapsed() < PATIENCE) {
         seconds.extend(stepper.advance(&mut state, &schedule)?.iter().map(|done| done.seconds));
     }
     let mut measured = seconds.split_off(1);
@@ -52,7 +54,7 @@ pub(super) fn announce(config: &Config, data: &Data, device: &Device, done: u64)
     let time = duration(Duration::from_secs_f64((seconds * left as f64).min(1e12)));
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     say!(
-        "about {time} on {cores} cores: {left} steps of {seconds:.3} s, measured on {MEASURED}; evaluations come on top. Ctrl-C saves \
+        "about {time} on {cores} cores: {left} steps of {seconds:.3} s, measured on a few; evaluations come on top. Ctrl-C saves \
          the run, --resume continues it"
     );
     Ok(())

@@ -3,6 +3,7 @@
 //! Accuracies are shares in [0, 1].  Unknown keys are kept, so that a file written by a newer version passes through
 //! unchanged.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -73,11 +74,17 @@ pub struct Row {
     pub knn: f64,
     /// Accuracy of the single nearest neighbour.
     pub knn1: f64,
+    /// Accuracy of the k-nearest-neighbour vote with whitened features.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub knn_whitened: Option<f64>,
     /// Accuracy of the linear probe.
     pub linear: f64,
     /// Accuracy of a linear probe fitted on a few images per class.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub few_shot: Option<f64>,
+    /// The same by the number of images per class.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub few_labels: BTreeMap<usize, f64>,
     /// L2 penalty of the probe (on the mean loss), chosen on a held-out part of the training images.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub l2: Option<f64>,
@@ -160,7 +167,10 @@ impl Evaluation {
         }
         for (i, row) in self.rows.iter().enumerate() {
             let named = [("knn", row.knn), ("knn1", row.knn1), ("linear", row.linear)];
-            for (field, value) in named.into_iter().chain(row.few_shot.map(|v| ("few_shot", v))) {
+            let optional = [("few_shot", row.few_shot), ("knn_whitened", row.knn_whitened)];
+            let optional = optional.into_iter().filter_map(|(field, value)| Some((field, value?)));
+            let few = row.few_labels.values().map(|value| ("few_labels", *value));
+            for (field, value) in named.into_iter().chain(optional).chain(few) {
                 if !(0.0..=1.0).contains(&value) {
                     return wrong(format!("rows[{i}].{field}"), "must be an accuracy in [0, 1]", value.to_string());
                 }

@@ -18,6 +18,7 @@ pub mod table;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod unlabelled;
+pub mod whitening;
 
 use anyhow::{Context, Result};
 use macrl_bundle::config::Pooling;
@@ -27,9 +28,11 @@ use serde_json::Map;
 
 pub use features::{Features, Pixels, Split, average, pixel_edge, pixel_features};
 pub use table::table;
+use whitening::Whitening;
 
-/// The effective rank of wider features is not computed: its cost grows with the cube of the width, and only pixels are so wide.
-const RANK_WIDTH: usize = 1024;
+/// The effective rank of wider features and their whitening are not computed: the cost grows with the cube of the width, and only
+/// pixels are so wide.
+const SPECTRUM_WIDTH: usize = 1024;
 
 /// The settings of the protocol.
 #[derive(Debug, Clone, PartialEq)]
@@ -63,7 +66,7 @@ pub fn evaluate(
     let (mut rows, mut first, mut counts) = (Vec::new(), None, (0, 0));
     for set in sets {
         let (name, split) = set?;
-        let (row, probe) = judge(&name, &split, settings)?;
+        let (row, probe) = evaluate_set(&name, &split, settings)?;
         if first.is_none() {
             counts = (split.train.len(), split.test.len());
         }
@@ -78,25 +81,33 @@ pub fn evaluate(
 ///
 /// # Errors
 /// Features that don't fit together or aren't finite.
-pub fn judge(name: &str, split: &Split, settings: &Settings) -> Result<(Row, Probe)> {
+pub fn evaluate_set(name: &str, split: &Split, settings: &Settings) -> Result<(Row, Probe)> {
     split.check(name)?;
     let Split { train, test } = split;
     let classes = train.classes().max(test.classes()).max(settings.labels.len());
     let labels: Vec<String> =
         (0..classes).map(|i| settings.labels.get(i).cloned().unwrap_or_else(|| i.to_string())).collect();
     let near = knn::accuracy(train, test, settings.k, settings.temperature);
+    let narrow = test.dim <= SPECTRUM_WIDTH;
+    let whitened = narrow.then(|| {
+        let Split { train, test } = Whitening::fit(&train.values, train.dim).apply_to(split);
+        knn::accuracy(&train, &test, settings.k, settings.temperature).knn
+    });
     let fit = linear::fit(train, &labels, settings.seed);
+    let few_labels = few_shot::curve(split, &labels, settings.seed);
     let confusion = confusion(&linear::predict(&fit.probe, test), &test.labels, classes);
     let row = Row {
         features: name.into(),
         dim: train.dim,
         knn: near.knn,
         knn1: near.knn1,
+        knn_whitened: whitened,
         linear: trace(&confusion) as f64 / test.len() as f64,
-        few_shot: Some(few_shot::accuracy(split, &labels, settings.seed)),
+        few_shot: few_labels.get(&few_shot::SHOTS).copied(),
+        few_labels,
         l2: Some(fit.l2),
         feature_std: Some(diagnostics::feature_std(&test.values, test.dim)),
-        rank: (test.dim <= RANK_WIDTH).then(|| diagnostics::effective_rank(&test.values, test.dim)),
+        rank: (narrow).then(|| diagnostics::effective_rank(&test.values, test.dim)),
         per_class: confusion.iter().enumerate().map(|(i, row)| share(row[i], row)).collect(),
         confusion,
         extra: Map::new(),
@@ -123,9 +134,17 @@ pub fn evaluation(rows: Vec<Row>, counts: (usize, usize), settings: &Settings) -
         extra: Map::from_iter([
             ("knn".to_string(), "cosine; votes weighted by exp(similarity / temperature)".into()),
             (
+                "knn_whitened".to_string(),
+                format!(
+                    "the same after a linear map that whitens the training images' features ({} of the mean variance added)",
+                    whitening::DAMPING
+                )
+                .into(),
+            ),
+            (
                 "few_shot".to_string(),
                 format!(
-                    "the linear probe on {} training images per class with L2 {}, mean of {} draws",
+                    "the linear probe on {} training images per class (few_labels: also on others) with L2 {}, mean of {} draws",
                     few_shot::SHOTS,
                     few_shot::L2,
                     few_shot::DRAWS
@@ -211,7 +230,7 @@ mod tests {
     fn unsound_features_are_refused() {
         let mut bad = split();
         bad.test.values[5] = f32::INFINITY;
-        let error = judge("macrl", &bad, &settings()).unwrap_err().to_string();
+        let error = evaluate_set("macrl", &bad, &settings()).unwrap_err().to_string();
         assert_eq!(error, "test features `macrl`: expected finite features, found inf at image 1");
         assert!(evaluate(Vec::new(), &settings()).is_err());
     }

@@ -8,7 +8,7 @@ use super::metrics::Metrics;
 use crate::evaluate::unlabelled;
 
 /// Name of a column and the number it shows.
-type Column = (&'static str, fn(&Row) -> f64);
+type Column = (&'static str, fn(&Row) -> Option<f64>);
 
 /// Title and the numbers that matter most.
 pub(super) fn headline(name: &str, evaluation: Option<&Evaluation>, metrics: &Metrics) -> String {
@@ -83,9 +83,9 @@ pub(super) fn sections(evaluation: Option<&Evaluation>, run: &str, metrics: &Met
 /// Explains why the online kNN of the curve differs from the table's kNN.
 fn two_numbers(evaluation: &Evaluation, metrics: &Metrics) -> String {
     let Some(online) = metrics.last_check("knn") else { return String::new() };
-    let judged = evaluation.row("macrl").map_or_else(String::new, |row| format!(" ({} %)", percent(row.knn)));
+    let accuracy = evaluation.row("macrl").map_or_else(String::new, |row| format!(" ({} %)", percent(row.knn)));
     format!(
-        "<p class=\"note\">There are two kNN accuracies. The one here{judged} is that of the test images, with all training images as the look-up \
+        "<p class=\"note\">There are two kNN accuracies. The one here{accuracy} is that of the test images, with all training images as the look-up \
          set. The online kNN in the curve below (last {} %) uses only some training images, as queries and as look-up set; the \
          best checkpoint was chosen by it, without any test image. Its look-up set is smaller, so it is usually lower.</p>",
         percent(online)
@@ -113,13 +113,17 @@ fn spread_table(rows: &[unlabelled::Row], evaluation: &Evaluation) -> String {
 }
 
 fn table(evaluation: &Evaluation) -> String {
-    let best = |value: fn(&Row) -> f64| evaluation.rows.iter().map(value).fold(0.0, f64::max);
-    let columns: [Column; 4] = [
-        ("kNN", |r| r.knn),
-        ("1-NN", |r| r.knn1),
-        ("linear", |r| r.linear),
-        ("10-shot", |r| r.few_shot.unwrap_or(0.0)),
+    let columns: [Column; 5] = [
+        ("kNN", |r| Some(r.knn)),
+        ("1-NN", |r| Some(r.knn1)),
+        ("kNN, whitened", |r| r.knn_whitened),
+        ("linear", |r| Some(r.linear)),
+        ("10-shot", |r| r.few_shot),
     ];
+    // A column that nothing was measured for is left out: an older evaluation has fewer.
+    let shown = columns.into_iter().filter(|(_, value)| evaluation.rows.iter().any(|row| value(row).is_some()));
+    let columns: Vec<Column> = shown.collect();
+    let best = |value: fn(&Row) -> Option<f64>| evaluation.rows.iter().filter_map(value).fold(0.0, f64::max);
     let mut out =
         String::from("<div class=\"scroll\"><table><thead><tr><th>features</th><th class=\"wide-screen\">values</th>");
     columns.iter().for_each(|(name, _)| out.push_str(&format!("<th>{name}</th>")));
@@ -130,9 +134,9 @@ fn table(evaluation: &Evaluation) -> String {
             escape(described(&row.features)),
             row.dim
         ));
-        for (_, value) in columns {
-            let class = if value(row) == best(value) { " class=\"best\"" } else { "" };
-            out.push_str(&format!("<td{class}>{}</td>", percent(value(row))));
+        for (_, value) in &columns {
+            let class = if value(row) == Some(best(*value)) { " class=\"best\"" } else { "" };
+            out.push_str(&format!("<td{class}>{}</td>", value(row).map_or_else(|| "–".into(), percent)));
         }
         out.push_str(&format!("<td class=\"wide-screen\">{}</td></tr>", row.rank.map_or_else(|| "–".into(), short)));
     }
@@ -157,6 +161,7 @@ fn protocol(evaluation: &Evaluation) -> String {
         ("split", p.split.clone()),
         ("pooling", pooling),
         ("kNN", format!("k = {}, temperature {}; {}", p.k, p.temperature, text("knn")).trim_end_matches("; ").into()),
+        ("kNN, whitened", text("knn_whitened").into()),
         ("linear", p.linear.clone()),
         ("10-shot", text("few_shot").into()),
         ("pixels", text("pixels").into()),

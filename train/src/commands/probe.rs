@@ -22,7 +22,7 @@ use super::evaluate::{say_left_out, settings};
 use super::shared::{Usage, open_data_once};
 use crate::data::Dataset;
 use crate::encode::{LeftOut, labelled, pixels_to_tensor, stream};
-use crate::evaluate::{Features, Split, evaluation, judge, table};
+use crate::evaluate::{Features, Split, evaluate_set, evaluation, table};
 
 /// Arguments of `macrl-train probe`.
 #[derive(Debug, Args)]
@@ -59,7 +59,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     say_left_out(&left_out);
     let settings = settings(&data, &config);
     let split = Split { train, test };
-    let (row, probe) = judge("macrl", &split, &settings)?;
+    let (row, probe) = evaluate_set("macrl", &split, &settings)?;
     let evaluation = evaluation(vec![row], (split.train.len(), split.test.len()), &settings);
     answer(&table(&evaluation));
     match &arguments.out {

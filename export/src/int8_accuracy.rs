@@ -9,6 +9,7 @@ use macrl_bundle::folder::{Arrangement, Assignment, LabelFrom, Split, Walk, arra
 use macrl_bundle::preprocess::Preprocess;
 use macrl_bundle::probe::Probe;
 use macrl_bundle::quantized::{Pair, QuantizedAccuracy};
+use macrl_bundle::regular;
 use safetensors::{Dtype, SafeTensors};
 
 use crate::images::ParityImages;
@@ -54,7 +55,8 @@ impl EvaluationImages {
     /// # Errors
     /// A damaged file, or images of another size.
     pub fn read(path: &Path, preprocess: &Preprocess) -> Result<Self> {
-        let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let bytes =
+            regular::read_up_to(path, regular::MAX_IMAGE).with_context(|| format!("cannot read {}", path.display()))?;
         let named = || format!("{} is not a whole file of labelled images", path.display());
         let file = SafeTensors::deserialize(&bytes).with_context(named)?;
         let part = |name: &str| labelled(&file, name, preprocess).with_context(named);
@@ -188,7 +190,7 @@ fn spread(list: &[(usize, u32)], count: usize) -> Vec<(usize, u32)> {
 /// Those that can be read.
 fn load(found: &Walk, list: &[(usize, u32)], preprocess: &Preprocess) -> Labelled {
     let read = |(i, label): &(usize, u32)| {
-        let bytes = std::fs::read(&found.images[*i].path).ok()?;
+        let bytes = regular::read_up_to(&found.images[*i].path, regular::MAX_IMAGE).ok()?;
         let image = decode_to(&bytes, &DecodeLimits::default(), preprocess.shortest()).ok()?;
         Some((preprocess.fit(&image).into_raw(), *label))
     };

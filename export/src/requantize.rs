@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use macrl_bundle::atomic;
-use macrl_bundle::bundle::{self, Bundle, FILES, HIDDEN, POOLED, Parity};
+use macrl_bundle::bundle::{self, Bundle, FILES, HIDDEN, ModelConfig, POOLED, Parity};
 
 use crate::error::Failure;
 use crate::folder::BundleFolder;
@@ -48,6 +48,9 @@ fn fill(old: &Bundle, new: &Path, folder: &Path) -> Result<Parity> {
     proof.int8 = Some(parity::quantized([&full, &int8], (&reference, &images), Some((&labelled, votes)), probe)?);
     write::keep_if_it_holds(&int8, &mut proof)?;
     bundle::write_json(&new.join(bundle::PARITY), &proof)?;
+    let mut config: ModelConfig = bundle::read_json(&new.join(bundle::CONFIG))?;
+    config.macrl.files_sha256 = bundle::hashes(new)?;
+    bundle::write_json(&new.join(bundle::CONFIG), &config)?;
     if let Ok(text) = std::fs::read_to_string(new.join(bundle::README)) {
         let text = card::with_int8(&text, &proof);
         atomic::write_file(&new.join(bundle::README), text.as_bytes()).context("cannot write README.md")?;

@@ -255,7 +255,7 @@ fn read_evaluation_images(run: &Path, config: &Config) -> Result<Option<Evaluati
 /// `samples.safetensors`: `pixels` u8 (n, S, S, 3), held-out images after the evaluation transform.
 fn read_images(path: &Path, config: &Config) -> Result<ParityImages> {
     let name = path.display();
-    let bytes = std::fs::read(path).with_context(|| {
+    let bytes = macrl_bundle::regular::read(path).with_context(|| {
         format!("cannot read {name}, the run's held-out images for the parity proof (`macrl-train pretrain` writes it)")
     })?;
     let file = SafeTensors::deserialize(&bytes).with_context(|| format!("{name} is not a whole safetensors file"))?;

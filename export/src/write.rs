@@ -11,6 +11,7 @@ use macrl_bundle::atomic::Temporary;
 use macrl_bundle::bundle::{self, Bundle, ModelConfig, Parity, Provenance};
 use macrl_bundle::preprocess::Preprocess;
 use macrl_bundle::probe::LinearHead;
+use macrl_bundle::regular;
 use macrl_nn::checkpoint;
 use macrl_nn::vit::Encoder;
 use prost::Message;
@@ -115,7 +116,7 @@ pub fn encoder(destination: &Path, source: &TrainedRun, graph: &ModelProto) -> R
 
 /// Checks that an existing file is one of our graphs.
 fn check_file(destination: &Path) -> Result<(), Failure> {
-    let ours = match std::fs::read(destination) {
+    let ours = match regular::read(destination) {
         Ok(bytes) => ModelProto::decode(bytes.as_slice()).is_ok_and(|model| model.producer_name == PRODUCER),
         Err(e) => e.kind() == std::io::ErrorKind::NotFound,
     };
@@ -185,15 +186,15 @@ fn fill(dir: &Path, source: &TrainedRun, graphs: &Graphs, options: &BundleOption
 
     let weights = Weights::new(tensors, source.head().as_ref())?;
     put(bundle::WEIGHTS, &weights.bytes)?;
-    let config = ModelConfig::new(&source.config, source.labels(), provenance(source, &weights));
-    configuration(dir, &config, &Preprocess::from_config(&source.config))?;
     if let Some(probe) = &source.probe {
         put(bundle::PROBE, &probe.to_bytes()?)?;
     }
     if let Some(file) = &source.evaluation_file {
-        put(bundle::EVALUATION, &std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?)?;
+        put(bundle::EVALUATION, &regular::read(file).with_context(|| format!("cannot read {}", file.display()))?)?;
     }
     bundle::write_json(&dir.join(bundle::PARITY), &proof)?;
+    let config = ModelConfig::new(&source.config, source.labels(), provenance(source, &weights));
+    configuration(dir, &config, &Preprocess::from_config(&source.config))?;
     put(bundle::README, card::render(source, &proof, options.notes.as_deref()).as_bytes())?;
     Bundle::open(dir).context("the bundle does not read back")?;
     Ok(proof)
@@ -204,7 +205,9 @@ fn fill(dir: &Path, source: &TrainedRun, graphs: &Graphs, options: &BundleOption
 /// # Errors
 /// The file system's.
 pub(crate) fn configuration(dir: &Path, config: &ModelConfig, preprocess: &Preprocess) -> Result<()> {
-    bundle::write_json(&dir.join(bundle::CONFIG), config)?;
+    let mut config = config.clone();
+    config.macrl.files_sha256 = bundle::hashes(dir)?;
+    bundle::write_json(&dir.join(bundle::CONFIG), &config)?;
     bundle::write_json(&dir.join(bundle::TRANSFORMERS), &config.transformers(preprocess))?;
     bundle::write_json(&dir.join(bundle::PREPROCESSOR), &preprocess.to_hugging_face())?;
     Ok(())
@@ -286,6 +289,7 @@ fn provenance(source: &TrainedRun, weights: &Weights) -> Provenance {
         encoder_sha256: Some(weights.encoder_sha256.clone()),
         config: source.config.to_toml(),
         steps: source.steps,
+        files_sha256: Default::default(),
         extra,
     }
 }

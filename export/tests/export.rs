@@ -96,6 +96,8 @@ fn weights_travel_under_timms_names() {
     let bundle = Bundle::open(&target).unwrap();
     let sha: String = Sha256::digest(fs::read(&file).unwrap()).iter().map(|b| format!("{b:02x}")).collect();
     assert_eq!(bundle.config.macrl.weights_sha256, sha);
+    assert_eq!(bundle.unverified, [""; 0]);
+    assert!(bundle.config.macrl.files_sha256.contains_key("onnx/model.onnx"));
     let card = fs::read_to_string(target.join("README.md")).unwrap();
     assert!(bundle.probe.is_none() && bundle.evaluation.is_none() && card.contains("was not evaluated"));
 }

@@ -184,6 +184,7 @@ fn an_older_bundle_gets_one() {
     let proof = bundle.parity.unwrap().int8.unwrap();
     let accuracy = proof.accuracy.unwrap();
     assert_eq!((accuracy.lookup_images, accuracy.query_images), (8, 4));
+    assert_eq!(bundle.unverified, [""; 0]);
     assert!(bundle.onnx_int8.is_some() && accuracy.linear.is_some() && fs::read(target.join(ONNX)).unwrap() == model);
     let card = fs::read_to_string(target.join(README)).unwrap();
     for once in ["| `onnx/model_quantized.onnx`", "| ONNX Runtime, `model_quantized.onnx`", "\n8 bits: "] {

@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 use crate::budget::Reservation;
 use crate::connection::Connection;
 use crate::content_encoding::{codings, decode};
+use crate::deadline::Deadline;
 use crate::error::{ApiError, Failure};
 use crate::state::{App, AppState};
 
@@ -26,7 +27,8 @@ pub enum Kind {
     Json,
 }
 
-/// A complete body.  Its bytes count against the buffer budget until it is dropped.
+/// A complete body.  Its bytes count against the buffer budget until the last copy of them is dropped: an image's, once it is
+/// decoded.
 pub struct RequestBody {
     /// What the `Content-Type` says that the body is.
     pub kind: Kind,
@@ -34,7 +36,23 @@ pub struct RequestBody {
     pub parts: Parts,
     /// Its bytes, without their content coding.
     pub bytes: Bytes,
-    _reservation: Reservation,
+    reservation: Arc<Reservation>,
+}
+
+/// Bytes that keep a reservation.
+struct Held {
+    bytes: Bytes,
+    _reservation: Arc<Reservation>,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+fn hold(bytes: Bytes, reservation: &Arc<Reservation>) -> Bytes {
+    Bytes::from_owner(Held { bytes, _reservation: reservation.clone() })
 }
 
 impl FromRequest<AppState> for RequestBody {
@@ -54,11 +72,20 @@ impl FromRequest<AppState> for RequestBody {
             };
             (bytes, reservation) = state.pool.run(work).await?;
         }
-        Ok(Self { kind, parts, bytes, _reservation: reservation })
+        if let Some(deadline) = parts.extensions.get::<Arc<Deadline>>() {
+            deadline.start();
+        }
+        let reservation = Arc::new(reservation);
+        Ok(Self { kind, parts, bytes: hold(bytes, &reservation), reservation })
     }
 }
 
 impl RequestBody {
+    /// Bytes that were made from a part of the body, with its reservation: they count until they are dropped.
+    pub fn hold(&self, bytes: Bytes) -> Bytes {
+        hold(bytes, &self.reservation)
+    }
+
     /// The body as JSON, parsed on a blocking thread unless it is small.
     ///
     /// # Errors

@@ -68,6 +68,9 @@ struct ServeArgs {
     /// Device of the inference: auto, cpu or cuda.
     #[arg(long, default_value = "auto", value_parser = parse_device)]
     device: Device,
+    /// ONNX Runtime's shared library, or its folder [or environment ORT_DYLIB_PATH; default: beside the program].
+    #[arg(long, value_name = "PATH")]
+    onnx_runtime: Option<PathBuf>,
     /// Precision of the matrix products: f32, int8 (on a CPU), or auto, which is int8 if the bundle has an 8-bit graph with its
     /// proof and it is faster here.  In 8 bits an embedding depends slightly on the images in its batch.
     #[arg(long, default_value = "f32", value_name = "auto|f32|int8")]
@@ -180,6 +183,9 @@ impl ServeArgs {
         }
         let mut settings = self.settings()?;
         start_log(self.log, self.log_level);
+        if let Some(path) = &self.onnx_runtime {
+            macrl_runtime::choose_library(path);
+        }
         settings.limits.connections = connections_within_files(settings.limits.connections);
         self.warn(&settings);
         // Few async threads: inference needs the cores, and passing work between async threads costs more than most of it.

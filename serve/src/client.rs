@@ -6,6 +6,7 @@ use anyhow::{Context, Result, anyhow};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use macrl_bundle::progress::Progress;
+use macrl_bundle::regular;
 use serde_json::{Value, json};
 use ureq::http::{Response, StatusCode};
 use ureq::typestate::WithoutBody;
@@ -149,7 +150,8 @@ impl Client {
 }
 
 fn item(image: &ImageFile, metadata: &JsonMap) -> Result<Value> {
-    let bytes = std::fs::read(&image.path).with_context(|| format!("cannot read {}", image.path.display()))?;
+    let bytes = regular::read_up_to(&image.path, regular::MAX_IMAGE)
+        .with_context(|| format!("cannot read {}", image.path.display()))?;
     Ok(json!({ "id": image.id, "image": STANDARD.encode(bytes), "metadata": metadata }))
 }
 

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 use macrl_bundle::answer;
 use macrl_bundle::output::elapsed;
+use macrl_bundle::regular;
 use serde_json::Value;
 
 use crate::arguments::UsageError;
@@ -98,7 +99,7 @@ pub fn run(args: &DemoArgs) -> Result<()> {
 }
 
 fn ask(client: &Client, query: &ImageFile, k: usize, dim: usize, has_probe: bool) -> Result<Answer> {
-    let bytes = std::fs::read(&query.path)?;
+    let bytes = regular::read_up_to(&query.path, regular::MAX_IMAGE)?;
     // The server looks at the content; of the type, only `image/` matters.
     let post = |path: &str| client.post(path, "image/png", &bytes);
     let (first, second) = (embedding(&post("/embed")?, dim)?, embedding(&post("/embed")?, dim)?);
@@ -184,7 +185,7 @@ fn draw_contact_sheet(args: &DemoArgs, queries: &[ImageFile], answers: &[Answer]
 
 /// Only a contact sheet of an earlier call is replaced.
 fn check_output(out: &Path) -> Result<()> {
-    let ours = match std::fs::read(out) {
+    let ours = match regular::read(out) {
         Ok(png) => png.get(HEADER..).is_some_and(|rest| rest.starts_with(SIGNATURE)),
         Err(e) => e.kind() == std::io::ErrorKind::NotFound,
     };
@@ -196,7 +197,8 @@ fn check_output(out: &Path) -> Result<()> {
 }
 
 fn open(path: &Path) -> Result<image::RgbImage> {
-    let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let bytes =
+        regular::read_up_to(path, regular::MAX_IMAGE).with_context(|| format!("cannot read {}", path.display()))?;
     macrl_bundle::decode::decode(&bytes, &Default::default()).with_context(|| path.display().to_string())
 }
 

@@ -19,6 +19,10 @@ use crate::thumbnail;
 
 /// Images with more pixels are decoded by the low-priority pool: a few of them must not delay the small ones.
 const LARGE: u64 = 4_000_000;
+/// So are files of more than [`DENSE_FILE`] bytes with more bytes a pixel than this.  No photograph has them: a file of 64 x 64 pixels
+/// and 7.5 MB took 1.7 s.
+const DENSE: u64 = 16;
+const DENSE_FILE: u64 = 64 << 10;
 
 /// Images with at most so many pixels and bytes are decoded by the worker that embeds them.  That takes a tenth of a
 /// millisecond, and some 20 ms for a file that is made to take long.
@@ -95,7 +99,7 @@ async fn one(app: &Arc<App>, model: &Arc<Model>, bytes: Bytes, thumbnails: bool)
     let announced = announced_pixels(&bytes);
     let (decoder, preparing) = (app.clone(), model.clone());
     let small = bytes.len() <= SMALL_FILE && announced.is_some_and(|pixels| pixels <= SMALL);
-    let large = announced.is_some_and(|pixels| pixels > LARGE);
+    let large = announced.is_some_and(|pixels| is_slow(pixels, bytes.len() as u64));
     if small && !thumbnails && model.engine.prepares() {
         let prepare = Box::new(move || Ok(decoded(&decoder, &preparing.bundle, &bytes)?.0));
         let raw = model.engine.embed(Pixels::Deferred(prepare)).await?;
@@ -111,11 +115,22 @@ async fn one(app: &Arc<App>, model: &Arc<Model>, bytes: Bytes, thumbnails: bool)
         };
         Ok::<_, ApiError>((pixels, kept))
     };
-    let prepared = if large { app.large_image_pool.run(prepare).await } else { app.pool.run(prepare).await };
+    let prepared = if large {
+        // They take their time: they may take a part of the queue, so that small images find room.
+        let _place = app.large_images.reserve(1).ok_or_else(|| app.queue_full())?;
+        app.large_image_pool.run(prepare).await
+    } else {
+        app.pool.run(prepare).await
+    };
     let (pixels, kept) = prepared?;
     let raw = model.engine.embed(Pixels::Ready(pixels)).await?;
     let (thumbnail, hash) = kept.unzip();
     Ok(Feature { raw, thumbnail, hash })
+}
+
+/// Whether an image may take long to decode, by its pixels and the bytes of its file.
+fn is_slow(pixels: u64, bytes: u64) -> bool {
+    pixels > LARGE || bytes > DENSE_FILE && bytes > pixels.saturating_mul(DENSE)
 }
 
 /// The encoder's input (S, S, 3) u8 and the image that it was made from.
@@ -125,4 +140,23 @@ fn decoded(app: &App, bundle: &Bundle, bytes: &[u8]) -> Result<(Vec<u8>, RgbImag
     let pixels = bundle.preprocess.fit(&image).into_raw();
     app.metrics.decode_seconds.time(started.elapsed());
     Ok((pixels, image))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_images_and_dense_files_are_slow() {
+        for (pixels, bytes, slow) in [
+            (4_000_001, 100, true),
+            (4_000_000, 30_000_000, false),
+            (64 * 64, 7_500_000, true),
+            (64 * 64, 64 << 10, false),
+            (64 * 64, (64 << 10) + 1, true),
+            (640 * 480, 900_000, false),
+        ] {
+            assert_eq!(is_slow(pixels, bytes), slow, "{pixels} pixels in {bytes} bytes");
+        }
+    }
 }

@@ -78,7 +78,9 @@ impl RequestBody {
         let request = Request::from_parts(self.parts.clone(), Body::from(self.bytes.clone()));
         let (limit, runtime) = (app.settings.limits.images, Handle::current());
         // The body is complete, so the parser never waits.
-        app.pool.run(move || runtime.block_on(parse(request, limit))).await
+        let parts = app.pool.run(move || runtime.block_on(parse(request, limit))).await?;
+        // They are copies of parts of the body, which is dropped before they are.
+        Ok(parts.into_iter().map(|part| Part { bytes: self.hold(part.bytes), ..part }).collect())
     }
 }
 

@@ -38,10 +38,12 @@ pub use routes::app;
 pub use server::serve;
 pub use state::{App, AppState, Settings};
 
+mod admission;
 mod api;
 mod budget;
 mod content_disposition;
 mod content_encoding;
+mod deadline;
 mod foreign_page;
 mod response_body;
 mod text_encoding;

@@ -109,6 +109,12 @@ fn open(dir: &Path) -> JoinHandle<Result<Bundle>> {
     tokio::task::spawn_blocking(move || {
         let bundle = Bundle::open(&dir)?;
         macrl_runtime::load()?;
+        let path = macrl_runtime::library_path().unwrap_or_default();
+        tracing::info!(library = %path.display(), "ONNX Runtime loaded");
+        if !bundle.unverified.is_empty() {
+            let files = bundle.unverified.join(", ");
+            tracing::info!(files, "the bundle does not record the SHA-256 of these files; they were not verified");
+        }
         Ok(bundle)
     })
 }

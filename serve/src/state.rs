@@ -85,6 +85,8 @@ pub struct App {
     pub large_image_pool: LowPriorityPool,
     /// Budget of images that are admitted at once.
     pub admitted: Arc<Budget>,
+    /// Budget of those of them that the low-priority pool decodes.
+    pub large_images: Arc<Budget>,
     /// Budget of the bytes of all bodies in memory.
     pub buffered: Arc<Budget>,
     /// Budget of the bytes of all large responses that are being sent.
@@ -125,6 +127,8 @@ impl App {
             pool: Pool::new(decoders),
             large_image_pool: LowPriorityPool::new(slow_decoders),
             admitted: Budget::new(limits.queue),
+            // Half of the queue, but never less than one request may have.
+            large_images: Budget::new((limits.queue / 2).max(limits.images)),
             buffered: Budget::new(limits.buffered_bytes),
             responses: Budget::new(limits.response_bytes),
             map_turn: tokio::sync::Mutex::new(()),

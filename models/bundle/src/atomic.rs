@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -41,6 +42,14 @@ impl Temporary {
         File::create_new(&self.path)
     }
 
+    /// Creates the file, empty, so that only its owner can read it; for a library that then opens it by its name.
+    ///
+    /// # Errors
+    /// As for [`Temporary::create`].
+    pub fn create_private(&self) -> io::Result<()> {
+        create_private(&self.path)
+    }
+
     /// Renames the file to its final path, replacing an existing file.
     ///
     /// # Errors
@@ -55,6 +64,14 @@ impl Drop for Temporary {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.path); // fails after `persist`, when the file has its final name
     }
+}
+
+/// Creates an empty file that only its owner can read.
+///
+/// # Errors
+/// The I/O error; `AlreadyExists` for a file or a link that exists.
+pub fn create_private(path: &Path) -> io::Result<()> {
+    File::options().write(true).create_new(true).mode(0o600).open(path).map(drop)
 }
 
 /// The folder that holds `path`.
@@ -111,7 +128,9 @@ pub fn write_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
 /// The I/O error; `to` is then unchanged.
 pub fn link_file(from: &Path, to: &Path) -> io::Result<()> {
     let temporary = sibling(to, "tmp");
-    let linked = fs::hard_link(from, &temporary).or_else(|_| fs::copy(from, &temporary).map(|_| ()));
+    // Not `fs::copy`, which follows a link that somebody put there.
+    let copy = || io::copy(&mut File::open(from)?, &mut File::create_new(&temporary)?).map(|_| ());
+    let linked = fs::hard_link(from, &temporary).or_else(|_| copy());
     let moved = linked.and_then(|()| fs::rename(&temporary, to));
     if moved.is_err() {
         let _ = fs::remove_file(&temporary);

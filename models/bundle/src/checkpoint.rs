@@ -9,6 +9,7 @@ use safetensors::{SafeTensorError, SafeTensors, View};
 
 use crate::atomic;
 use crate::config::{Config, ConfigError};
+use crate::regular;
 
 /// What is wrong with a checkpoint.
 #[derive(Debug, thiserror::Error)]
@@ -50,7 +51,7 @@ impl CheckpointFile {
     /// Every [`CheckpointError`] except `Tensor`.
     pub fn read(path: &Path) -> Result<Self, CheckpointError> {
         let at = || path.to_path_buf();
-        let bytes = std::fs::read(path).map_err(|e| CheckpointError::Io(at(), e))?;
+        let bytes = regular::read(path).map_err(|e| CheckpointError::Io(at(), e))?;
         let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| format_error(path, &e))?;
         let mut notes = header.metadata().clone().unwrap_or_default();
         let text = notes.remove(CONFIG).ok_or_else(|| CheckpointError::NoConfig(at()))?;

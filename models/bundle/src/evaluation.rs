@@ -127,7 +127,8 @@ impl Evaluation {
     /// [`EvaluationError`], with the file's name.
     pub fn read(path: &Path) -> Result<Self, EvaluationError> {
         let name = path.display().to_string();
-        let bytes = std::fs::read(path).map_err(|cause| EvaluationError::Read { path: name.clone(), cause })?;
+        let bytes = crate::regular::read_up_to(path, crate::regular::MAX_TEXT)
+            .map_err(|cause| EvaluationError::Read { path: name.clone(), cause })?;
         Self::from_json(&bytes, &name)
     }
 

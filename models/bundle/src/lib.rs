@@ -33,10 +33,12 @@ pub mod onnx;
 pub mod output;
 pub mod owned;
 pub mod parameters;
+pub mod places;
 pub mod preprocess;
 pub mod probe;
 pub mod progress;
 pub mod quantized;
+pub mod regular;
 pub mod tokens;
 
 pub use bundle::{Bundle, BundleError};

@@ -8,6 +8,8 @@ use std::path::Path;
 use prost::Message;
 use sha2::{Digest, Sha256};
 
+use crate::regular;
+
 /// Metadata key of a model with external weights: the SHA-256 of the model file that contains them, hexadecimal.
 pub const OWNER_SHA256: &str = "external_sha256";
 
@@ -206,7 +208,7 @@ impl Model {
     /// # Errors
     /// A message, if the file cannot be read or is not an ONNX model.
     pub fn read(path: &Path) -> Result<Self, String> {
-        let bytes = std::fs::read(path).map_err(|e| e.to_string())?;
+        let bytes = regular::read(path).map_err(|e| e.to_string())?;
         Self::decode(bytes.as_slice()).map_err(|e| e.to_string())
     }
 
@@ -241,8 +243,12 @@ pub fn check_external(path: &Path) -> Result<(), String> {
     let Some(tensor) = graph.and_then(|g| g.initializer.iter().find(external)) else { return Ok(()) };
     let location = tensor.external_data.iter().find(|e| e.key == "location").map_or("", |e| e.value.as_str());
     let Some(expected) = model.metadata(OWNER_SHA256) else { return Ok(()) };
+    // Elsewhere would be outside the bundle.
+    if Path::new(location).file_name().is_none_or(|name| name != location) {
+        return Err(format!("its weights are in {location:?}: expected a file beside it"));
+    }
     let owner = path.with_file_name(location);
-    let bytes = std::fs::read(&owner).map_err(|e| format!("its weights are in {}: {e}", owner.display()))?;
+    let bytes = regular::read(&owner).map_err(|e| format!("its weights are in {}: {e}", owner.display()))?;
     let found: String = Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect();
     if found == expected {
         return Ok(());

@@ -3,14 +3,13 @@
 //! macrl replaces and removes only files that a marker covers.  All other files belong to the user.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::atomic;
+use crate::{atomic, regular};
 
 /// Name of the marker file.
 pub const MARKER: &str = ".macrl.json";
@@ -49,7 +48,7 @@ impl Marker {
     /// # Errors
     /// The I/O error of a marker file that exists but cannot be read.
     pub fn read(dir: &Path) -> io::Result<Option<Self>> {
-        match std::fs::read(dir.join(MARKER)) {
+        match regular::read(&dir.join(MARKER)) {
             Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok().filter(Marker::stays_inside)),
             Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
             Err(e) => Err(e),
@@ -77,7 +76,7 @@ impl Marker {
 /// # Errors
 /// The I/O error of a file that exists but cannot be read.
 pub fn digest(path: &Path) -> io::Result<Option<String>> {
-    let mut file = match File::open(path) {
+    let mut file = match regular::open(path) {
         Ok(file) => file,
         Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(None),
         Err(e) => return Err(e),

@@ -125,7 +125,7 @@ impl Probe {
     /// [`ProbeError`], with the file's name.
     pub fn read(path: &Path) -> Result<Self, ProbeError> {
         let name = path.display().to_string();
-        let bytes = std::fs::read(path).map_err(|cause| ProbeError::Read { path: name.clone(), cause })?;
+        let bytes = crate::regular::read(path).map_err(|cause| ProbeError::Read { path: name.clone(), cause })?;
         Self::from_bytes(&bytes, &name)
     }
 

@@ -14,9 +14,9 @@ pub enum RuntimeError {
         /// Libraries that were found but did not load; empty if there are none.
         looked: String,
     },
-    /// The library that `ORT_DYLIB_PATH` names does not load.
-    #[error("ORT_DYLIB_PATH={path} is not a usable ONNX Runtime library: {cause}; unset it, or run `make setup`")]
-    Named { path: String, cause: String },
+    /// The library that the option or the environment variable names does not load.
+    #[error("{by} is not a usable ONNX Runtime library: {cause}; unset it, or run `make setup`")]
+    Named { by: String, cause: String },
     /// The library was loaded, but its environment could not be created.
     #[error("ONNX Runtime does not start: {0}")]
     Start(String),

@@ -19,7 +19,7 @@ mod session;
 mod weights;
 
 pub use error::RuntimeError;
-pub use library::{library_path, load};
+pub use library::{choose_library, library_path, load};
 pub use macrl_bundle::device::Device;
 pub use session::{Loaded, SessionOptions, session};
 pub use weights::SharedWeights;

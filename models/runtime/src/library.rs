@@ -2,8 +2,9 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 
+use macrl_bundle::places::near_program;
 use ort::environment::Environment;
 
 use crate::error::{RuntimeError, one_line};
@@ -16,11 +17,19 @@ struct Runtime {
 /// Kept until the process ends: `ort` holds only a weak reference and allows one environment.
 static RUNTIME: Mutex<Option<Runtime>> = Mutex::new(None);
 
+/// The library that an option names, instead of the environment variable.
+static CHOSEN: OnceLock<PathBuf> = OnceLock::new();
+
+/// Makes [`load`] load this library: a file, or the folder that contains it.  Has no effect after the first call.
+pub fn choose_library(path: &Path) {
+    CHOSEN.get_or_init(|| path.to_path_buf());
+}
+
 /// Finds and loads ONNX Runtime once; later calls return the same environment.
 ///
-/// Searched in this order: the environment variable `ORT_DYLIB_PATH` (a file, or a folder that contains one); the
-/// executable's folder; `.deps/` in the working directory, the executable's folder, or a parent of either; a Python package
-/// `onnxruntime`, of the `python3` beside the executable or on the PATH.
+/// Searched in this order: what [`choose_library`] names; the environment variable `ORT_DYLIB_PATH` (a file, or a folder that
+/// contains one); the program's folder and the `.deps` of its source tree ([`macrl_bundle::places`]); a Python package
+/// `onnxruntime`, of the `python3` beside the program or on the PATH.  Never in the working directory: a library that is loaded runs.
 ///
 /// # Errors
 /// [`RuntimeError::NotFound`], [`RuntimeError::Named`] or [`RuntimeError::Start`].
@@ -29,9 +38,11 @@ pub fn load() -> Result<Environment, RuntimeError> {
     if let Some(runtime) = slot.as_ref() {
         return Ok(runtime.environment.clone());
     }
-    let (builder, path) = match std::env::var_os("ORT_DYLIB_PATH").filter(|v| !v.is_empty()) {
-        Some(named) => load_named(Path::new(&named))?,
-        None => load_first()?,
+    let variable = std::env::var_os("ORT_DYLIB_PATH").filter(|v| !v.is_empty()).map(PathBuf::from);
+    let (builder, path) = match (CHOSEN.get(), variable) {
+        (Some(chosen), _) => load_named("--onnx-runtime ", chosen)?,
+        (None, Some(named)) => load_named("ORT_DYLIB_PATH=", &named)?,
+        (None, None) => load_first()?,
     };
     let environment =
         builder.with_name("macrl").with_telemetry(false).build().map_err(|e| RuntimeError::Start(one_line(&e)))?;
@@ -46,8 +57,8 @@ pub fn library_path() -> Option<PathBuf> {
 
 type Found = (ort::environment::EnvironmentBuilder, PathBuf);
 
-fn load_named(named: &Path) -> Result<Found, RuntimeError> {
-    let fault = |cause: String| RuntimeError::Named { path: named.display().to_string(), cause };
+fn load_named(by: &str, named: &Path) -> Result<Found, RuntimeError> {
+    let fault = |cause: String| RuntimeError::Named { by: format!("{by}{}", named.display()), cause };
     let path = match named {
         dir if dir.is_dir() => library_in(dir).ok_or_else(|| fault("the folder holds no libonnxruntime.so".into()))?,
         file if file.is_file() => file.to_path_buf(),
@@ -71,15 +82,11 @@ fn load_first() -> Result<Found, RuntimeError> {
 
 /// Candidate paths in the order that [`load`] documents; Python is asked only if all others fail.
 fn candidates() -> impl Iterator<Item = PathBuf> {
-    let executable = std::env::current_exe().ok().and_then(|e| Some(e.parent()?.to_path_buf()));
-    let working = std::env::current_dir().ok();
-    let beside = executable.iter().filter_map(|dir| library_in(dir)).collect::<Vec<_>>();
-    let deps = [working, executable]
-        .into_iter()
-        .flatten()
-        .flat_map(|dir| dir.ancestors().map(|a| a.join(".deps")).collect::<Vec<_>>())
-        .filter_map(|deps| find_below(&deps, 5));
-    beside.into_iter().chain(deps).chain(std::iter::once_with(python_library).flatten())
+    let places = near_program().into_iter();
+    // Libraries lie somewhere below `.deps`; below the program's folder, which may be any, only the folder itself counts.
+    let found =
+        places.filter_map(|place| if place.ends_with(".deps") { find_below(&place, 5) } else { library_in(&place) });
+    found.chain(std::iter::once_with(python_library).flatten())
 }
 
 fn is_library(path: &Path) -> bool {
@@ -107,12 +114,16 @@ fn find_below(dir: &Path, depth: usize) -> Option<PathBuf> {
 }
 
 /// Asks Python for the folder of its `onnxruntime` package, without importing the package.
+///
+/// Isolated (`-I`) and in the root folder: Python would otherwise import modules of the working directory, of the user's
+/// folder, and of what `PYTHONPATH` names.
 fn python_library() -> Option<PathBuf> {
     let script = "import importlib.util as u; s = u.find_spec('onnxruntime'); print(s.submodule_search_locations[0] if s else '')";
     // Programs that pip installed lie beside the Python that has the package, whichever is on the PATH.
-    let executable = std::env::current_exe().ok();
-    let beside = executable.map(|program| program.with_file_name("python3")).filter(|python| python.exists());
-    let output = Command::new(beside.unwrap_or_else(|| "python3".into())).args(["-c", script]).output().ok()?;
+    let program = std::env::current_exe().ok();
+    let beside = program.map(|program| program.with_file_name("python3")).filter(|python| python.exists());
+    let mut python = Command::new(beside.unwrap_or_else(|| "python3".into()));
+    let output = python.args(["-I", "-c", script]).current_dir("/").output().ok()?;
     let folder = String::from_utf8(output.stdout).ok()?;
     let folder = folder.trim();
     if folder.is_empty() { None } else { library_in(&Path::new(folder).join("capi")) }

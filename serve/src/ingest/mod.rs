@@ -62,6 +62,9 @@ pub struct IngestArgs {
     /// Device of the inference: auto, cpu or cuda.
     #[arg(long, default_value = "auto", value_parser = parse_device)]
     device: Device,
+    /// ONNX Runtime's shared library, or its folder [or environment ORT_DYLIB_PATH; default: beside the program].
+    #[arg(long, value_name = "PATH")]
+    onnx_runtime: Option<PathBuf>,
     /// Precision of the matrix products: f32, int8 (on a CPU), or auto, which is int8 if the bundle has an 8-bit graph with its
     /// proof and it is faster here.  In 8 bits an embedding depends slightly on the images in its batch.
     #[arg(long, default_value = "f32", value_name = "auto|f32|int8")]
@@ -72,6 +75,9 @@ pub struct IngestArgs {
     /// Pixels (width x height) above which an image is refused.
     #[arg(long, default_value_t = DecodeLimits::DEFAULT.max_pixels, value_name = "PIXELS")]
     max_pixels: u64,
+    /// Bytes of memory that the items of the index may take; further items are refused.
+    #[arg(long, default_value_t = OpenOptions::default().max_bytes, value_name = "BYTES")]
+    max_index: usize,
     /// Decode large JPEGs at their full size, not at 1/2, 1/4 or 1/8 of it where that is enough.
     #[arg(long)]
     exact_decoding: bool,
@@ -106,12 +112,16 @@ pub fn run(args: &IngestArgs) -> Result<()> {
             job.finish(to_server(&job, &client)?)?
         }
         (None, Some(bundle), Some(location)) => {
+            if let Some(path) = &args.onnx_runtime {
+                macrl_runtime::choose_library(path);
+            }
             let mut bundle = Bundle::open(bundle)?;
             if args.exact_decoding {
                 bundle.preprocess.jpeg_decoding = JpegDecoding::Exact;
             }
             let encoder = EncoderIdentity::of(&bundle);
-            let index = index::open(location, &encoder, &OpenOptions::default())?;
+            let options = OpenOptions { max_bytes: args.max_index, ..OpenOptions::default() };
+            let index = index::open(location, &encoder, &options)?;
             let runtime = Runtime::new()?;
             let local = OpenIndex { index: index.as_ref(), runtime: &runtime };
             let job = Job::new(args, &folder, &local)?;

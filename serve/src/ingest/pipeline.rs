@@ -63,7 +63,8 @@ impl Preparation<'_> {
 
     fn prepare(&self, image: &ImageFile, metadata: &JsonMap, known: Option<ContentHash>) -> Result<Prepared> {
         check_id(&image.id).map_err(anyhow::Error::msg)?;
-        let bytes = std::fs::read(&image.path).context("cannot be read")?;
+        let bytes = macrl_bundle::regular::read_up_to(&image.path, macrl_bundle::regular::MAX_IMAGE)
+            .context("cannot be read")?;
         let hash: ContentHash = Sha256::digest(&bytes).into();
         if known == Some(hash) {
             return Ok(Prepared::Unchanged);

@@ -29,7 +29,8 @@ async fn images(body: RequestBody, app: &App) -> Result<(Vec<Bytes>, ImageOption
             options.normalize = json.normalize.or(options.normalize);
             options.encoding_format = json.encoding_format.or(options.encoding_format);
             options.top_k = json.top_k.or(options.top_k);
-            decode_all(json.images, app).await?
+            let images = decode_all(json.images, app).await?;
+            images.into_iter().map(|image| body.hold(image)).collect()
         }
     };
     if images.is_empty() {

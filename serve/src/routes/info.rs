@@ -37,6 +37,10 @@ pub(crate) async fn info(State(app): State<AppState>) -> Result<Json<Value>, Fai
         "device": model.engine.devices().first().copied().unwrap_or("none"),
         "sessions": model.engine.devices(),
         "device_fallback": model.engine.fallback(),
+        "libraries": {
+            "onnxruntime": macrl_runtime::library_path(),
+            "libheif": macrl_bundle::decode::heif::library_path(),
+        },
         "precision": model.engine.precision(),
         "precision_note": model.engine.precision_note(),
         "batching": {
@@ -71,6 +75,7 @@ fn describe_model(model: &Model) -> Value {
         "labels": labels,
         "jpeg_decoding": model.bundle.preprocess.jpeg_decoding,
         "weights_sha256": config.macrl.weights_sha256,
+        "unverified_files": model.bundle.unverified,
         "evaluation": model.bundle.evaluation,
         "parity": model.bundle.parity,
     })
@@ -167,6 +172,10 @@ pub(crate) async fn reload(State(app): State<AppState>) -> Result<Json<Reloaded>
     if !app.asks_for_key() {
         return Err(ApiError::NotFound("reloading over HTTP needs a server with a key".into()).into());
     }
-    app.reload().await.map_err(|e| ApiError::Conflict(format!("the old bundle keeps serving: {e:#}")))?;
+    // In a task of its own: it must not end half-way if the client leaves or the time of a request is over.
+    let reloading = app.clone();
+    let outcome = tokio::spawn(async move { reloading.reload().await }).await;
+    let outcome = outcome.map_err(|e| ApiError::Internal(e.to_string()))?;
+    outcome.map_err(|e| ApiError::Conflict(format!("the old bundle keeps serving: {e:#}")))?;
     Ok(Json(Reloaded { status: "reloaded", model: app.model()?.name().to_string() }))
 }

@@ -50,7 +50,7 @@ pub(crate) async fn put(State(app): State<AppState>, id: Id, body: RequestBody) 
     let draft = match body.kind {
         Kind::Image => raw_draft(id, &body, &app)?,
         Kind::Form => form_draft(id, &body, &app).await?,
-        Kind::Json => json_draft(body.json::<ItemBody>(&app).await?, Some(&id), &app.settings.limits)?,
+        Kind::Json => json_draft(body.json::<ItemBody>(&app).await?, Some(&id), &app.settings.limits)?.holding(&body),
     };
     let mut outcomes = store(&app, &model, vec![Ok(draft)]).await?;
     let (id, created) = outcomes.pop().unwrap_or(Err(ApiError::Internal("no outcome".into())))?;
@@ -85,7 +85,8 @@ pub(crate) async fn post(State(app): State<AppState>, body: RequestBody) -> Resu
                 let draft = |item| json_draft(item, None, &limits);
                 Ok::<_, ApiError>(json.items.kept.into_iter().map(draft).collect())
             };
-            app.pool.run(drafts).await?
+            let drafts: Vec<Result<Draft, ApiError>> = app.pool.run(drafts).await?;
+            drafts.into_iter().map(|draft| draft.map(|draft| draft.holding(&body))).collect()
         }
         Kind::Form => form_drafts(body.form(&app).await?, &app.settings.limits)?,
         Kind::Image => {

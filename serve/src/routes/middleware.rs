@@ -11,10 +11,12 @@ use axum::http::header::{AUTHORIZATION, CONNECTION, HeaderName, RETRY_AFTER};
 use axum::http::{HeaderMap, HeaderValue, Method};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
+use hyper::body::Body as _;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 use crate::connection::Connection;
+use crate::deadline::Deadline;
 use crate::error::{ApiError, ErrorCode, Failure};
 use crate::foreign_page;
 use crate::keys::Role;
@@ -88,8 +90,22 @@ pub(super) async fn authorize(State((app, needed)): State<(AppState, Role)>, req
         scheme.eq_ignore_ascii_case(b"bearer ").then(|| key.trim_ascii())
     });
     match foreign_page::check(&app, &parts).and_then(|()| app.authorize(given, needed)) {
-        Ok(()) => next.run(Request::from_parts(parts, body)).await,
+        Ok(()) => in_time(&app, Request::from_parts(parts, body), next).await,
         Err(error) => Failure::from(error).into_response(),
+    }
+}
+
+/// Answers 503 if there is no answer within the time of a request, whatever the route does.
+async fn in_time(app: &AppState, mut request: Request, next: Next) -> Response {
+    let limits = &app.settings.limits;
+    let (limit, deadline) = (limits.request_timeout, Arc::new(Deadline::new(limits.body_timeout)));
+    if request.body().is_end_stream() {
+        deadline.start();
+    }
+    request.extensions_mut().insert(deadline.clone());
+    tokio::select! {
+        response = next.run(request) => response,
+        () = deadline.passed(limit) => Failure::from(ApiError::Timeout(limit.as_secs())).into_response(),
     }
 }
 

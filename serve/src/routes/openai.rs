@@ -1,5 +1,6 @@
 //! OpenAI's routes, for its clients: `POST /v1/embeddings`, `GET /v1/models`.
 
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::Json;
@@ -16,6 +17,7 @@ use crate::api::images::EncodingFormat;
 use crate::api::openai::{OpenAiBody, OpenAiEmbedding, OpenAiEmbeddings, OpenAiModel, OpenAiModels, OpenAiUsage};
 use crate::api::openai_input::{EXPECTED, Input};
 use crate::body::{Kind, RequestBody};
+use crate::deadline::Deadline;
 use crate::error::{ApiError, ErrorKind, Failure};
 use crate::features;
 use crate::limits::MAX_INPUTS;
@@ -46,6 +48,11 @@ pub(crate) async fn embeddings(
     let format = encoding_format(request.encoding_format.as_deref())?;
     check_dimensions(request.dimensions, model.dim())?;
     let images = images(request.input, &app).await.map_err(caused_by_input)?;
+    let images: Vec<Bytes> = images.into_iter().map(|image| body.hold(image)).collect();
+    if let Some(deadline) = body.parts.extensions.get::<Arc<Deadline>>() {
+        deadline.allow_steps(images.len().div_ceil(app.settings.limits.images));
+    }
+    drop(body);
     let tokens = images.len() * model.bundle.config.encoder().tokens().count();
     let features = features::all_in_steps(&app, &model, images).await.map_err(caused_by_input)?;
     let mut data = Vec::with_capacity(features.len());

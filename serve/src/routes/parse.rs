@@ -40,6 +40,9 @@ pub(super) fn filter_text(text: Option<&str>, limits: &Limits) -> Result<Filter,
 /// White space and escapes may make metadata so many times longer than its compact form, which the limit is for.
 const MAX_METADATA_EXPANSION: usize = 4;
 
+/// Most fields of an item's metadata.  Each may take a kilobyte of the index.
+const MAX_FIELDS: usize = 256;
+
 /// An item's metadata, in compact form.  Its length is checked before it is parsed, and again in compact form.
 pub(super) fn metadata(text: &str, limits: &Limits) -> Result<Metadata, ApiError> {
     let limit = limits.metadata_bytes;
@@ -50,6 +53,10 @@ pub(super) fn metadata(text: &str, limits: &Limits) -> Result<Metadata, ApiError
     }
     let map: JsonMap =
         serde_json::from_str(text).map_err(|e| ApiError::malformed(format!("metadata must be a JSON object: {e}")))?;
+    if map.len() > MAX_FIELDS {
+        let found = map.len();
+        return Err(ApiError::malformed(format!("metadata must have at most {MAX_FIELDS} fields, found {found}")));
+    }
     let metadata = Metadata::from(map);
     let found = metadata.as_str().len();
     if found <= limit { Ok(metadata) } else { Err(too_long(found)) }

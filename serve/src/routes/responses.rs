@@ -8,9 +8,14 @@ use utoipa::openapi::{ContentBuilder, Ref, RefOr, Response, ResponseBuilder};
 
 use crate::error::ErrorKind;
 
-/// Errors of routes that check who asks: the key, the web page, the host name.
-pub(super) const KEY: &[ErrorKind] =
-    &[ErrorKind::Unauthorized, ErrorKind::Forbidden, ErrorKind::ForeignOrigin, ErrorKind::UnknownHost];
+/// Errors of all routes but the open ones: who asks (the key, the web page, the host name), and the time.
+pub(super) const KEY: &[ErrorKind] = &[
+    ErrorKind::Unauthorized,
+    ErrorKind::Forbidden,
+    ErrorKind::ForeignOrigin,
+    ErrorKind::UnknownHost,
+    ErrorKind::Timeout,
+];
 
 /// Errors while a body is received and parsed.
 pub(super) const BODY: &[ErrorKind] = &[

@@ -85,7 +85,10 @@ async fn parse_request(body: RequestBody, app: &AppState) -> Result<Request, Fai
     let (target, rest) = match body.kind {
         Kind::Image => (Target::Image(body.bytes.clone()), SearchBody::default()),
         Kind::Form => from_form(&body, app).await?,
-        Kind::Json => from_json(body.json(app).await?)?,
+        Kind::Json => match from_json(body.json(app).await?)? {
+            (Target::Image(image), rest) => (Target::Image(body.hold(image)), rest),
+            other => other,
+        },
     };
     let (k, limit) = (params.k.or(rest.k).unwrap_or(10), app.settings.limits.hits);
     if !(1..=limit).contains(&k) {

@@ -135,6 +135,17 @@ pub(super) async fn store(
     Ok(outcomes.into_iter().map(|o| o.and_then(|id| Ok((id, next()?)))).collect())
 }
 
+impl Draft {
+    /// The draft, whose image keeps the reservation of the body that it came in.
+    pub(super) fn holding(self, body: &RequestBody) -> Self {
+        let content = match self.content {
+            ItemContent::Image(bytes) => ItemContent::Image(body.hold(bytes)),
+            vector => vector,
+        };
+        Self { content, ..self }
+    }
+}
+
 impl ItemContent {
     fn image(&self) -> Option<&Bytes> {
         match self {

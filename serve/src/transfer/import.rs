@@ -30,6 +30,9 @@ pub struct ImportArgs {
     /// FILE.parquet with columns id, vector and, optionally, metadata (JSON); image (PNG) and sha256 of an export are read, too.
     /// Or FILE.npy (n, D) with FILE.jsonl beside it (a line `{"id", "metadata"}` for each row); without it, row numbers are ids.
     file: PathBuf,
+    /// Bytes of memory that the items of the index may take.
+    #[arg(long, default_value_t = OpenOptions::default().max_bytes, value_name = "BYTES")]
+    max_index: usize,
 }
 
 /// Runs `macrl-serve import`.
@@ -49,7 +52,8 @@ pub fn import(args: &ImportArgs) -> Result<()> {
         bail!("{file} holds vectors of encoder {given}, the bundle's is {encoder}");
     }
     let runtime = Runtime::new()?;
-    let index = index::open(&args.index, &encoder, &OpenOptions::default())?;
+    let options = OpenOptions { max_bytes: args.max_index, ..OpenOptions::default() };
+    let index = index::open(&args.index, &encoder, &options)?;
     let mut stored = 0;
     loop {
         let rows = reader.next().with_context(|| format!("after {stored} items"))?;

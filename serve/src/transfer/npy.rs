@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use macrl_bundle::atomic::Temporary;
 use macrl_bundle::npy::{self, HEADER, MAGIC};
+use macrl_bundle::regular;
 use serde::Deserialize;
 use serde_json::json;
 
@@ -35,9 +36,9 @@ fn paths(file: &Path) -> [PathBuf; 2] {
 pub(super) fn is_own(file: &Path) -> bool {
     let [array, lines] = paths(file);
     let mut start = [0; HEADER];
-    let array = File::open(array).and_then(|mut array| array.read_exact(&mut start)).is_ok();
+    let array = regular::open(&array).and_then(|mut array| array.read_exact(&mut start)).is_ok();
     let dictionary = start.starts_with(&[&MAGIC[..], &[1, 0, (HEADER - 10) as u8, 0], b"{'descr': '<f4'"].concat());
-    let first = File::open(lines).ok().map(|lines| BufReader::new(lines).lines().next());
+    let first = regular::open(&lines).ok().map(|lines| BufReader::new(lines).lines().next());
     let ours = match first {
         Some(Some(line)) => line.is_ok_and(|line| serde_json::from_str::<Line>(&line).is_ok()),
         Some(None) => true, // the index was empty
@@ -107,13 +108,13 @@ pub(super) struct Reader {
 
 impl Reader {
     pub(super) fn open(file: &Path) -> Result<Self> {
-        let opened = File::open(file).with_context(|| format!("cannot read {}", file.display()))?;
+        let opened = regular::open(file).with_context(|| format!("cannot read {}", file.display()))?;
         let mut vectors = BufReader::new(opened);
         let dictionary = read_header(&mut vectors).with_context(|| format!("{} is not a .npy file", file.display()))?;
         let (rows, dim, width) = parse_header(&dictionary)
             .with_context(|| format!("{} must hold (n, D) floats in C order, found {dictionary}", file.display()))?;
         let beside = file.with_extension("jsonl");
-        let lines = match File::open(&beside) {
+        let lines = match regular::open(&beside) {
             Ok(opened) => Some(BufReader::new(opened).lines()),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
             Err(e) => return Err(e).with_context(|| format!("cannot read {}", beside.display())),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 use macrl_bundle::atomic::Temporary;
+use macrl_bundle::regular;
 use parquet::basic::{Compression, Type as Physical};
 use parquet::column::reader::{ColumnReader, ColumnReaderImpl};
 use parquet::data_type::{ByteArray, ByteArrayType, DataType, DoubleType, FloatType};
@@ -36,7 +37,7 @@ pub(super) struct Writer {
 
 /// Whether an export wrote this file.
 pub(super) fn is_own(place: &Path) -> bool {
-    let file = File::open(place).ok().and_then(|file| SerializedFileReader::new(file).ok());
+    let file = regular::open(place).ok().and_then(|file| SerializedFileReader::new(file).ok());
     let notes = file.as_ref().and_then(|file| file.metadata().file_metadata().key_value_metadata());
     notes.is_some_and(|notes| notes.iter().any(|note| note.key == ENCODER))
 }
@@ -120,7 +121,7 @@ pub(super) struct Reader {
 
 impl Reader {
     pub(super) fn open(path: &Path) -> Result<Self> {
-        let opened = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let opened = regular::open(path).with_context(|| format!("cannot read {}", path.display()))?;
         let file =
             SerializedFileReader::new(opened).with_context(|| format!("{} is not a Parquet file", path.display()))?;
         let schema = file.metadata().file_metadata().schema_descr_ptr();

@@ -121,7 +121,7 @@ async fn the_map_shows_items_in_their_order() {
 #[tokio::test]
 async fn a_full_index_refuses_items_that_do_not_fit_and_stores_the_others() {
     let server = server_with(Settings {
-        limits: macrl_serve::limits::Limits { index_bytes: 1200, ..settings().limits },
+        limits: macrl_serve::limits::Limits { index_bytes: 2000, ..settings().limits },
         ..settings()
     });
     let item =

@@ -228,6 +228,60 @@ fn a_missing_runtime_is_one_sentence() {
     assert!(line.contains("ORT_DYLIB_PATH=/nowhere.so") && line.contains("make setup"), "{line}");
 }
 
+/// A library that anybody can have put into the working directory must not run.
+#[test]
+fn a_library_in_the_working_directory_is_not_loaded() {
+    macrl_runtime::load().unwrap();
+    let real = macrl_runtime::library_path().unwrap();
+    let (dir, place) = (bundle(), tempfile::tempdir().unwrap());
+    let working = place.path().join("a/b");
+    std::fs::create_dir_all(&working).unwrap();
+    for planted in [place.path(), &working].map(|folder| folder.join(".deps")) {
+        std::fs::create_dir(&planted).unwrap();
+        std::os::unix::fs::symlink(&real, planted.join("libonnxruntime.so")).unwrap();
+    }
+    let start = |more: &[&str]| {
+        let mut command = Command::new(BINARY);
+        command.args(["--listen", "127.0.0.1:0", "--device", "cpu", "--bundle"]).arg(dir.path()).args(more);
+        let mut child = command.current_dir(&working).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let url = lines.next().unwrap().unwrap().strip_prefix("listening on ").unwrap().to_string();
+        assert!(lines.next().unwrap().unwrap().starts_with("ready: tiny on "));
+        let server = Process { child, url };
+        let answer = server.ask(b"GET /info HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        let info: serde_json::Value = serde_json::from_str(answer.split("\r\n\r\n").last().unwrap()).unwrap();
+        std::path::PathBuf::from(info["libraries"]["onnxruntime"].as_str().unwrap())
+    };
+    let loaded = start(&[]);
+    assert!(loaded.is_absolute() && !loaded.starts_with(place.path()), "{}", loaded.display());
+    // Named, it is used.
+    let named = working.join(".deps");
+    assert_eq!(start(&["--onnx-runtime", named.to_str().unwrap()]), named.join("libonnxruntime.so"));
+}
+
+#[test]
+fn a_bundle_that_was_changed_or_holds_a_pipe_ends_the_start() {
+    let dir = bundle();
+    let path = dir.path().to_str().unwrap();
+    let weights = dir.path().join("model.safetensors");
+    let mut bytes = std::fs::read(&weights).unwrap();
+    let hash = macrl_bundle::owned::digest(&weights).unwrap().unwrap();
+    let config = dir.path().join("config.json");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text.replace("\"weights_sha256\": \"tiny\"", &format!("\"weights_sha256\": \"{hash}\"")))
+        .unwrap();
+    *bytes.last_mut().unwrap() ^= 0x80; // a sign
+    std::fs::write(&weights, &bytes).unwrap();
+    let output = run(&["--bundle", path]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(one_line(&output).contains("model.safetensors was changed after the export: expected SHA-256"));
+    std::fs::remove_file(&config).unwrap();
+    assert!(Command::new("mkfifo").arg(&config).status().unwrap().success());
+    let output = run(&["--bundle", path]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(one_line(&output).contains("config.json: expected a regular file"));
+}
+
 #[test]
 fn an_unwritable_log_does_not_end_the_server() {
     let dir = bundle();

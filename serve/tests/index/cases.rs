@@ -7,6 +7,7 @@ use serde_json::json;
 
 use crate::backends::*;
 pub(crate) use crate::duplicates::*;
+pub(crate) use crate::model::random_operations_agree_with_a_model;
 
 pub(crate) async fn items_are_stored_replaced_and_deleted(backend: &dyn Backend) {
     let index = backend.open(&encoder(2)).await.unwrap();

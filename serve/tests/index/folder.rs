@@ -26,6 +26,44 @@ async fn a_second_process_is_told_which_process_has_the_folder() {
 }
 
 #[tokio::test]
+async fn only_the_owner_can_read_an_index_and_its_backup() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let (place, copy) = (dir.path().join("index"), dir.path().join("copy"));
+    let modes = |folder: &Path| {
+        let files = fs::read_dir(folder).unwrap().map(|file| file.unwrap());
+        files.map(|f| (f.file_name(), f.metadata().unwrap().permissions().mode() & 0o777)).collect::<Vec<_>>()
+    };
+    let index = EmbeddedIndex::open(&place, &encoder(2), &options()).unwrap();
+    fill(&index, vec![item("a", &[1.0, 0.0], json!({}))]).await;
+    EmbeddedIndex::back_up(&place, &copy).unwrap();
+    let while_open = modes(&place);
+    assert!(while_open.len() >= 3, "the database, its log and the lock: {while_open:?}");
+    for (name, mode) in while_open.into_iter().chain(modes(&copy)) {
+        assert_eq!(mode, 0o600, "{name:?}");
+    }
+    drop(index);
+    // Permissions that an operator has set are kept.
+    fs::set_permissions(place.join("items.sqlite"), fs::Permissions::from_mode(0o640)).unwrap();
+    drop(EmbeddedIndex::open(&place, &encoder(2), &options()).unwrap());
+    assert!(modes(&place).contains(&("items.sqlite".into(), 0o640)));
+}
+
+#[tokio::test]
+async fn an_index_that_takes_more_memory_than_it_may_is_not_opened() {
+    let dir = tempfile::tempdir().unwrap();
+    let index = EmbeddedIndex::open(dir.path(), &encoder(2), &options()).unwrap();
+    // Fields of their own: about 1,100 bytes each, of which the texts are 20.
+    let fields = |i: usize| (0..100).map(|f| (format!("field {i} {f}"), json!(1))).collect::<serde_json::Map<_, _>>();
+    fill(&index, (0..20).map(|i| item(&i.to_string(), &[1.0, i as f32], fields(i).into())).collect()).await;
+    drop(index);
+    let open = |max_bytes| EmbeddedIndex::open(dir.path(), &encoder(2), &OpenOptions { max_bytes, ..options() });
+    let Some(IndexError::Open(message)) = open(2_000_000).err() else { panic!("opened") };
+    assert!(message.contains("raise --max-index") && !message.contains('\n'), "{message}");
+    assert!(open(3_000_000).is_ok());
+}
+
+#[tokio::test]
 async fn reading_does_not_create_an_index() {
     let dir = tempfile::tempdir().unwrap();
     let nowhere = dir.path().join("nothing");

@@ -9,6 +9,7 @@ mod folder;
 mod formats;
 mod kill;
 mod matrix;
+mod model;
 mod outage;
 mod postgres;
 mod power;
@@ -60,6 +61,7 @@ macro_rules! whole_suite {
                 changes_after_the_graph_was_built_are_seen,
                 concurrent_changes_are_all_applied,
                 all_items_are_there_after_reopening,
+                random_operations_agree_with_a_model,
             ]
         );
     };

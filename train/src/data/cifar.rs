@@ -76,7 +76,7 @@ impl Layout {
         let (mut images, mut labels) = (Vec::new(), Vec::new());
         for file in files {
             let name = file.display();
-            let bytes = std::fs::read(file).with_context(|| format!("cannot read {name}"))?;
+            let bytes = macrl_bundle::regular::read(file).with_context(|| format!("cannot read {name}"))?;
             let record = self.label_bytes + PIXELS;
             if bytes.is_empty() || bytes.len() % record != 0 {
                 bail!("{name} is damaged: expected a multiple of {record} bytes, found {}", bytes.len());

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use anyhow::{Context, Result};
 use image::RgbImage;
 use macrl_bundle::folder::text;
+use macrl_bundle::regular;
 
 use super::dataset::Dataset;
 use super::reading::{Decoding, Reading};
@@ -48,7 +49,7 @@ impl Files {
 
 /// Reads and decodes one file.
 pub(super) fn decode_file(path: &Path, how: Decoding) -> Result<RgbImage> {
-    Ok(how.decode(&std::fs::read(path).context("cannot be read")?)?)
+    Ok(how.decode(&regular::read_up_to(path, regular::MAX_IMAGE).context("cannot be read")?)?)
 }
 
 impl Dataset for Files {

@@ -4,7 +4,6 @@
 //! This module chooses the evaluation split and reads images into memory.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
 use std::io::BufReader;
 use std::path::Path;
 use std::sync::Arc;
@@ -13,6 +12,7 @@ use anyhow::{Context, Result, bail};
 use macrl_bundle::decode::{DecodeLimits, announced};
 use macrl_bundle::folder::{Arrangement, Excluded, LabelFrom, Split, Walk, arrange, text, walk};
 use macrl_bundle::progress::Progress;
+use macrl_bundle::regular;
 use rayon::prelude::*;
 
 use super::dataset::Dataset;
@@ -210,7 +210,7 @@ fn counted<T: Send>(doing: &str, split: &str, entries: &[Entry], each: impl Fn(&
 
 /// Bytes of an image as RGB8, from its header.
 fn decoded_bytes(path: &Path, limits: &DecodeLimits) -> Result<u64> {
-    let file = File::open(path).context("cannot be opened")?;
+    let file = regular::open(path).context("cannot be opened")?;
     Ok(3 * announced(BufReader::new(file), limits)?)
 }
 

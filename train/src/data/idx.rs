@@ -7,6 +7,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use flate2::read::MultiGzDecoder;
 use image::RgbImage;
+use macrl_bundle::regular;
 
 use super::memory::{Memory, pad};
 use super::names;
@@ -98,15 +99,13 @@ fn labels(file: &Path, images: usize) -> Result<Vec<Option<u32>>> {
 /// Sizes of the `dims` dimensions and the bytes after the header, of exactly the length that the header promises.
 fn open(file: &Path, magic: u32, dims: usize) -> Result<(Vec<usize>, Vec<u8>)> {
     let name = file.display();
-    let raw = std::fs::read(file).with_context(|| format!("cannot read {name}"))?;
+    let raw = regular::read(file).with_context(|| format!("cannot read {name}"))?;
+    let header = 4 * (1 + dims);
     let bytes = if raw.starts_with(&[0x1f, 0x8b]) {
-        let mut plain = Vec::new();
-        MultiGzDecoder::new(&raw[..]).read_to_end(&mut plain).with_context(|| format!("{name} is damaged (gzip)"))?;
-        plain
+        unpack(&raw, header).with_context(|| format!("{name} is damaged (gzip)"))?
     } else {
         raw
     };
-    let header = 4 * (1 + dims);
     if bytes.len() < header {
         bail!("{name} is truncated: expected a header of {header} bytes, found {} bytes", bytes.len());
     }
@@ -121,6 +120,16 @@ fn open(file: &Path, magic: u32, dims: usize) -> Result<(Vec<usize>, Vec<u8>)> {
         bail!("{name} is truncated: expected {expected} bytes, found {}", bytes.len());
     }
     Ok((sizes, bytes[header..].to_vec()))
+}
+
+/// Unpacks a file, but not further than a byte beyond the length that its header promises: kilobytes may unpack to gigabytes.
+fn unpack(packed: &[u8], header: usize) -> std::io::Result<Vec<u8>> {
+    let (mut plain, mut decoder) = (Vec::new(), MultiGzDecoder::new(packed));
+    decoder.by_ref().take(header as u64).read_to_end(&mut plain)?;
+    let sizes = plain.chunks_exact(4).skip(1).map(|s| u64::from(u32::from_be_bytes([s[0], s[1], s[2], s[3]])));
+    let promised = sizes.fold(1u64, u64::saturating_mul);
+    decoder.take(promised.saturating_add(1)).read_to_end(&mut plain)?;
+    Ok(plain)
 }
 
 #[cfg(test)]
@@ -180,6 +189,14 @@ mod tests {
         fashion.iter().for_each(|(folder, below)| assert_eq!(first_class(folder, below), "T-shirt/top", "{folder}"));
         let digits = [("old-fashioned/mnist", ""), ("fashion-week", ""), ("data2", "MNIST/raw"), ("fashion/raw2", "")];
         digits.iter().for_each(|(folder, below)| assert_eq!(first_class(folder, below), "0", "{folder}"));
+    }
+
+    #[test]
+    fn a_file_unpacks_no_further_than_its_header_says() {
+        let mut bytes = idx(LABELS, &[2], &[1, 2]);
+        assert_eq!(unpack(&gzip(&bytes), 8).unwrap(), bytes);
+        bytes.resize(100_000_000, 0);
+        assert_eq!(unpack(&gzip(&bytes), 8).unwrap().len(), 8 + 2 + 1);
     }
 
     #[test]

@@ -133,7 +133,7 @@ pub(super) fn without_labels(split: &str, images: usize) -> String {
 
 /// Lines of a small text file beside the data (class names), empty lines left out; `None` where it is missing.
 pub(super) fn lines_of(path: &Path) -> Option<Vec<String>> {
-    let text = std::fs::read_to_string(path).ok()?;
+    let text = macrl_bundle::regular::read_text(path).ok()?;
     let lines: Vec<String> = text.lines().map(str::trim).filter(|l| !l.is_empty()).map(String::from).collect();
     (!lines.is_empty()).then_some(lines)
 }

@@ -120,7 +120,7 @@ fn annotations(list: &Path, numbers: &[String]) -> Result<Vec<(String, u32)>> {
     if !list.is_file() {
         return Ok(Vec::new());
     }
-    let text = std::fs::read_to_string(list).with_context(|| format!("cannot read {}", list.display()))?;
+    let text = macrl_bundle::regular::read_text(list).with_context(|| format!("cannot read {}", list.display()))?;
     let labels: HashMap<&str, u32> = numbers.iter().zip(0..).map(|(n, label)| (n.as_str(), label)).collect();
     let entry = |(i, line): (usize, &str)| -> Result<(String, u32)> {
         let mut fields = line.split('\t');

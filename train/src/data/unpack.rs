@@ -1,9 +1,12 @@
 //! Writes a split as PNG files in class sub-folders.
 
 use std::collections::HashMap;
+use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use macrl_bundle::atomic::Temporary;
+use macrl_bundle::regular;
 
 use super::dataset::Dataset;
 
@@ -53,14 +56,16 @@ pub fn unpack(
 /// Writes a new file, or accepts one with the same content.  Any other file may be the user's.
 fn put(path: &Path, bytes: &[u8]) -> Result<()> {
     let cannot = || format!("cannot write {}", path.display());
-    match std::fs::read(path) {
+    match regular::read(path) {
         Ok(there) if there == bytes => return Ok(()),
         Ok(_) => bail!("{} exists with other content: name a new folder, or move it", path.display()),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
         Err(e) => return Err(e).with_context(cannot),
     }
-    let temporary = path.with_extension("png.tmp");
-    std::fs::write(&temporary, bytes).and_then(|()| std::fs::rename(&temporary, path)).with_context(cannot)
+    // Not `fs::write`, which follows a link that somebody put there.
+    let temporary = Temporary::beside(path);
+    let written = temporary.create().and_then(|mut file| file.write_all(bytes));
+    written.and_then(|()| std::fs::rename(temporary.path(), path)).with_context(cannot)
 }
 
 /// A class name as the name of one folder.
@@ -69,4 +74,25 @@ fn folder_name(label: Option<u32>, classes: &[String]) -> String {
     let name = classes.get(label as usize).cloned().unwrap_or_else(|| label.to_string());
     let safe: String = name.chars().map(|c| if c == '/' || c == '\\' || c.is_control() { '_' } else { c }).collect();
     if safe.starts_with('.') { format!("_{safe}") } else { safe }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_at_a_temporary_name_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, theirs) = (dir.path().join("000001.png"), dir.path().join("theirs"));
+        std::fs::write(&theirs, "kept").unwrap();
+        std::os::unix::fs::symlink(&theirs, file.with_extension("png.tmp")).unwrap();
+        put(&file, b"image").unwrap();
+        assert_eq!(
+            (std::fs::read(&file).unwrap(), std::fs::read(&theirs).unwrap()),
+            (b"image".to_vec(), b"kept".to_vec())
+        );
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 3);
+        put(&file, b"image").unwrap();
+        assert!(put(&file, b"other").is_err());
+    }
 }

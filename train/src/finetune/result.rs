@@ -79,7 +79,7 @@ pub fn read(run: &Run) -> Result<Option<Value>> {
     if !path.exists() {
         return Ok(None);
     }
-    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let text = macrl_bundle::regular::read_text(&path).with_context(|| format!("cannot read {}", path.display()))?;
     serde_json::from_str(&text).map(Some).with_context(|| format!("{} is not valid JSON", path.display()))
 }
 

@@ -47,6 +47,11 @@ pub enum BundleError {
     /// The graph's weights are in another file, which is missing or has changed.
     #[error("{path}: {cause}; `macrl-export bundle` writes both")]
     External { path: PathBuf, cause: String },
+    /// A file is not the one that was exported.
+    #[error(
+        "{path} was changed after the export: expected SHA-256 {expected:.8}..., found {found:.8}...; export it again"
+    )]
+    Changed { path: PathBuf, expected: String, found: String },
     /// The probe is invalid.
     #[error(transparent)]
     Probe(#[from] ProbeError),

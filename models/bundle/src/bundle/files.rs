@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::error::BundleError;
-use crate::atomic;
+use crate::{atomic, regular};
 
 /// Writes one of the bundle's JSON files, indented and atomically.
 ///
@@ -28,7 +28,7 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, BundleError> {
 
 /// Reads a file; one that does not exist is [`BundleError::Missing`].
 pub(super) fn read(path: &Path) -> Result<Vec<u8>, BundleError> {
-    std::fs::read(path).map_err(|cause| match cause.kind() {
+    regular::read(path).map_err(|cause| match cause.kind() {
         std::io::ErrorKind::NotFound => BundleError::Missing(path.into()),
         _ => BundleError::Read { path: path.into(), cause },
     })

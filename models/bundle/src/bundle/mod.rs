@@ -6,6 +6,7 @@
 mod clients;
 mod error;
 mod files;
+mod hashes;
 mod model;
 mod names;
 mod parity;
@@ -26,6 +27,7 @@ use crate::probe::Probe;
 pub use error::BundleError;
 use files::read;
 pub use files::{read_json, write_json};
+pub use hashes::hashes;
 pub use model::{ModelConfig, Provenance};
 pub use names::*;
 pub use parity::{Comparison, Parity};
@@ -53,6 +55,8 @@ pub struct Bundle {
     pub onnx_fp16: Option<PathBuf>,
     /// `onnx/model_quantized.onnx`, where there is one; whether it can be used, only a session tells.
     pub onnx_int8: Option<PathBuf>,
+    /// Files with numbers that `config.json` records no SHA-256 of: those of earlier versions were not recorded.
+    pub unverified: Vec<String>,
 }
 
 impl Bundle {
@@ -81,6 +85,7 @@ impl Bundle {
         let probe = optional(PROBE).map(|p| read_probe(&p, &config)).transpose()?;
         let evaluation = optional(EVALUATION).map(|p| Evaluation::read(&p)).transpose()?;
         let parity = optional(PARITY).map(|p| read_json(&p)).transpose()?;
+        let unverified = hashes::verify(dir, &config.macrl)?;
         Ok(Self {
             dir: dir.into(),
             config,
@@ -92,6 +97,7 @@ impl Bundle {
             onnx: dir.join(ONNX),
             onnx_fp16: fp16.exists().then_some(fp16),
             onnx_int8: optional(ONNX_INT8),
+            unverified,
         })
     }
 }

@@ -68,6 +68,9 @@ pub struct Provenance {
     /// of them, as they were.  `None` in bundles of version 0.1.0, whose weights have no classifier.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub encoder_sha256: Option<String>,
+    /// SHA-256 of the other files that hold numbers ([`HASHED`](super::HASHED)), hexadecimal, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub files_sha256: BTreeMap<String, String>,
     /// The run's resolved configuration, TOML.
     pub config: String,
     /// Number of optimiser steps that the weights were trained for.

@@ -28,6 +28,8 @@ pub const README: &str = "README.md";
 /// Every file that an export can write.
 pub const FILES: [&str; 11] =
     [CONFIG, TRANSFORMERS, PREPROCESSOR, WEIGHTS, ONNX, ONNX_FP16, ONNX_INT8, PROBE, EVALUATION, PARITY, README];
+/// Files beside the weights whose SHA-256 an export records.
+pub const HASHED: [&str; 4] = [ONNX, ONNX_FP16, ONNX_INT8, PROBE];
 /// Folder in a bundle where an export collects its new files before it moves them to their names.
 pub const COMMIT: &str = ".macrl-commit";
 

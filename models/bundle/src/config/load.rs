@@ -14,7 +14,7 @@ impl Config {
     /// [`ConfigError`]: an unreadable file, invalid TOML, an unknown key or an invalid value.
     pub fn load(path: &Path, overrides: &[String]) -> Result<Self, ConfigError> {
         let name = path.display().to_string();
-        let text = std::fs::read_to_string(path).map_err(|cause| ConfigError::Read { path: name.clone(), cause })?;
+        let text = crate::regular::read_text(path).map_err(|cause| ConfigError::Read { path: name.clone(), cause })?;
         Self::parse(&text, &name, overrides)
     }
 
@@ -72,7 +72,7 @@ impl Config {
     /// Every [`ConfigError`].
     pub fn load_resolved(path: &Path) -> Result<Self, ConfigError> {
         let name = path.display().to_string();
-        let text = std::fs::read_to_string(path).map_err(|cause| ConfigError::Read { path: name.clone(), cause })?;
+        let text = crate::regular::read_text(path).map_err(|cause| ConfigError::Read { path: name.clone(), cause })?;
         Self::parse_resolved(&text, &name)
     }
 

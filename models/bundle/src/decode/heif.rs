@@ -1,8 +1,8 @@
 //! Decodes HEIC (most phones' format) and AVIF with libheif, which is loaded at run time as ONNX Runtime is: no HEIC
 //! decoder is free of patents.
 //!
-//! Searched once, in this order: the environment variable `MACRL_LIBHEIF` (the library or its folder); the executable's
-//! folder; `.deps/libheif` in that folder or a parent (`HEIF=1 make setup` installs it there); the system's
+//! Searched once, in this order: the environment variable `MACRL_LIBHEIF` (the library or its folder); the program's
+//! folder; `.deps/libheif` in the places of [`crate::places`] (`HEIF=1 make setup` installs it there); the system's
 //! `libheif.so.1`.  Which of the two formats it reads depends on how it was built.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
@@ -130,6 +130,7 @@ struct LibHeif {
     image_width: unsafe extern "C" fn(*const c_void, c_int) -> c_int,
     image_height: unsafe extern "C" fn(*const c_void, c_int) -> c_int,
     plane: unsafe extern "C" fn(*const c_void, c_int, *mut c_int) -> *const u8,
+    path: PathBuf,
     /// Keeps the library loaded, so that the functions stay valid.
     _library: Library,
 }
@@ -145,6 +146,7 @@ impl LibHeif {
                 init(std::ptr::null());
             }
             Ok(Self {
+                path: path.to_path_buf(),
                 have_decoder: *library.get(b"heif_have_decoder_for_format\0")?,
                 context_alloc: *library.get(b"heif_context_alloc\0")?,
                 context_free: *library.get(b"heif_context_free\0")?,
@@ -169,8 +171,14 @@ impl LibHeif {
     }
 }
 
+static LOADED: OnceLock<Result<LibHeif, String>> = OnceLock::new();
+
+/// Path or name of the library, if it was needed and loaded.
+pub fn library_path() -> Option<PathBuf> {
+    LOADED.get()?.as_ref().ok().map(|library| library.path.clone())
+}
+
 fn libheif() -> Result<&'static LibHeif, String> {
-    static LOADED: OnceLock<Result<LibHeif, String>> = OnceLock::new();
     LOADED.get_or_init(find).as_ref().map_err(Clone::clone)
 }
 
@@ -197,11 +205,8 @@ fn find() -> Result<LibHeif, String> {
 }
 
 fn near_executable() -> Vec<PathBuf> {
-    let Some(folder) = std::env::current_exe().ok().and_then(|e| Some(e.parent()?.to_path_buf())) else {
-        return Vec::new();
-    };
-    let deps = folder.ancestors().map(|a| a.join(".deps/libheif"));
-    std::iter::once(folder.clone()).chain(deps).filter_map(|dir| library_in(&dir)).collect()
+    let places = crate::places::near_program();
+    places.iter().filter_map(|place| library_in(place).or_else(|| library_in(&place.join("libheif")))).collect()
 }
 
 /// The library in `dir` or in a folder directly below.

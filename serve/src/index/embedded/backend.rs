@@ -53,7 +53,7 @@ impl EmbeddedIndex {
     /// # Errors
     /// [`IndexError::Open`] if another process has it open or it is damaged, [`IndexError::EncoderMismatch`].
     pub fn open(dir: &Path, encoder: &EncoderIdentity, options: &OpenOptions) -> Result<Self, IndexError> {
-        let opened = Store::open(dir, encoder)?;
+        let opened = Store::open(dir, encoder, options.max_bytes)?;
         let OpenedStore { mut store, thumbnails, table, encoder: holds, last_seq, identity } = opened;
         let items = table.len();
         let table = match items {

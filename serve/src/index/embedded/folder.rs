@@ -4,7 +4,7 @@
 use std::fs::{self, File, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -49,6 +49,17 @@ pub(super) fn claim(dir: &Path) -> Result<Lock, IndexError> {
     Ok(lock)
 }
 
+/// Creates a database file that only its owner can read, if there is none.  SQLite gives its journals the same permissions; those
+/// of an existing file stay as they are.
+pub(super) fn create_database(path: &Path) -> Result<(), IndexError> {
+    match atomic::create_private(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
+            Err(IndexError::Open(format!("cannot create {}: {e}", path.display())))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// A folder without an index must be empty.
 fn check_empty(dir: &Path) -> Result<(), IndexError> {
     if dir.join(FILE).exists() {
@@ -76,8 +87,8 @@ fn check_empty(dir: &Path) -> Result<(), IndexError> {
 fn lock(dir: &Path) -> Result<Lock, IndexError> {
     let path = dir.join(LOCK);
     let cannot = |e: std::io::Error| IndexError::Open(format!("cannot write {}: {e}", path.display()));
-    let options = File::options().read(true).write(true).create(true).truncate(false).open(&path);
-    let mut file = options.map_err(cannot)?;
+    let opened = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
+    let mut file = opened.map_err(cannot)?;
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::Error(e)) => return Err(cannot(e)),
@@ -157,7 +168,7 @@ impl Access {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let place = std::env::temp_dir().join(format!("macrl-index-{}-{number}", std::process::id()));
         let copy = || -> std::io::Result<TemporaryCopy> {
-            fs::create_dir(&place)?;
+            fs::DirBuilder::new().mode(0o700).create(&place)?;
             let copied = TemporaryCopy(place.clone());
             for file in [FILE, WAL] {
                 fs::copy(dir.join(file), place.join(file))?;

@@ -123,6 +123,7 @@ impl Graph {
     pub(super) fn save(&self, path: &Path, identity: &str) -> Result<(), GraphError> {
         let temporary = Temporary::beside(path);
         let name = temporary.path().to_str().ok_or("the folder's name is not UTF-8")?;
+        temporary.create_private().map_err(|e| format!("cannot write {}: {e}", path.display()))?;
         self.hnsw.save(name).map_err(graph_error)?;
         let finish = || -> io::Result<()> {
             let mut file = File::options().read(true).write(true).open(temporary.path())?;

@@ -9,11 +9,11 @@ use std::sync::Arc;
 use roaring::RoaringBitmap;
 
 use super::super::filter::Filter;
-use super::super::item::{ContentHash, Hit, Item, Metadata};
+use super::super::item::{ContentHash, Hit, Item, JsonMap, Metadata};
 use super::super::query::{ListQuery, Page};
 use super::graph::Graph;
 use super::nodes::{Nodes, key};
-use super::postings::Postings;
+use super::postings::{PlannedValues, Postings};
 
 /// What a slot holds beside its vector.
 #[derive(Debug)]
@@ -57,11 +57,10 @@ pub(super) struct ItemTable {
 }
 
 impl Record {
-    /// The memory that it will take, about: the vector, the texts and their entries in the maps.
+    /// The memory that it will take, about, without its part of the postings.
     pub(super) fn bytes(&self) -> usize {
         let image = self.image.as_ref().map_or(0, |png| png.len());
-        // A metadata value is kept in the entry and in the postings.
-        4 * self.vector.len() + self.id.len() + 2 * self.metadata.as_str().len() + image + 300
+        4 * self.vector.len() + self.id.len() + self.metadata.as_str().len() + image + 300
     }
 }
 
@@ -82,7 +81,15 @@ impl ItemTable {
 
     /// Bytes that all items take, about.
     pub(super) fn bytes(&self) -> usize {
-        self.bytes
+        self.bytes + self.postings.bytes()
+    }
+
+    /// The memory that a record with this metadata will take and that the item which it replaces gives back, about.
+    pub(super) fn change_in_bytes(&self, record: &Record, new: &JsonMap, planned: &PlannedValues) -> (usize, usize) {
+        let old = self.slot(&record.id).and_then(|slot| self.entry(slot));
+        let released =
+            |entry: &Entry| self.entry_bytes(entry) + self.postings.released_bytes(&entry.metadata.to_map(), new);
+        (record.bytes() + self.postings.added_bytes(new, planned), old.map_or(0, released))
     }
 
     /// The vectors of all slots, (slots, D).
@@ -109,7 +116,7 @@ impl ItemTable {
         self.slots_by_id.get(id).copied()
     }
 
-    /// What [`Record::bytes`] was for the item with this id; 0 if there is none.
+    /// What the item with this id gives back if it is deleted, at least; 0 if there is none.
     pub(super) fn item_bytes(&self, id: &str) -> usize {
         let entry = self.slot(id).and_then(|slot| self.entry(slot));
         entry.map_or(0, |e| self.entry_bytes(e))
@@ -117,7 +124,7 @@ impl ItemTable {
 
     fn entry_bytes(&self, entry: &Entry) -> usize {
         let image = entry.image.as_ref().map_or(0, |png| png.len());
-        4 * self.dim + entry.id.len() + 2 * entry.metadata.as_str().len() + image + 300
+        4 * self.dim + entry.id.len() + entry.metadata.as_str().len() + image + 300
     }
 
     /// Adds an item or reslots_by_id the one with its id; returns whether it is new.
@@ -249,7 +256,10 @@ mod tests {
         let mut table = ItemTable::new(2, 0);
         assert!(table.put(1, record("a", [1.0, 0.0])) && table.put(2, record("b", [0.0, 1.0])));
         let bytes = table.bytes();
-        assert_eq!(bytes, record("a", [1.0, 0.0]).bytes() + table.item_bytes("b"));
+        let again = record("a", [1.0, 0.0]);
+        let (added, released) = table.change_in_bytes(&again, &again.metadata.to_map(), &PlannedValues::default());
+        assert_eq!((added, released), (again.bytes() + 8, added));
+        assert_eq!(bytes, table.item_bytes("a") + table.item_bytes("b") + table.postings.bytes());
         assert!(!table.put(3, record("a", [-1.0, 0.0])));
         assert!(table.delete("b") && !table.delete("b"));
         assert!(table.put(4, record("c", [0.6, 0.8])));

@@ -1,7 +1,8 @@
 //! An inverted index of metadata values: for each field and value, the slots of the items that have it.  A filter is
 //! answered without looking at the items.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound;
 
 use roaring::RoaringBitmap;
@@ -57,21 +58,94 @@ fn sorted(value: &Value) -> Value {
     }
 }
 
+/// What a field, a value of it and a further item with that value take beside their texts, in bytes.  Measured: a field with one
+/// value takes a node of a `BTreeMap`, which has room for eleven.
+const FIELD: usize = 950;
+const VALUE: usize = 110;
+const SLOT: usize = 8;
+
+/// Fields and values of items that are planned and not added yet.
+#[derive(Debug, Default)]
+pub(super) struct PlannedValues(HashMap<Box<str>, BTreeSet<Key>>);
+
+impl PlannedValues {
+    pub(super) fn add(&mut self, metadata: &JsonMap) {
+        for (field, value) in metadata {
+            self.0.entry(field.as_str().into()).or_default().insert(Key::of(value));
+        }
+    }
+}
+
 /// The slots of each metadata value, by field.
 #[derive(Debug, Default)]
 pub(super) struct Postings {
     fields: HashMap<Box<str>, BTreeMap<Key, SlotSet>>,
+    bytes: usize,
+}
+
+impl Key {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Text(text) | Self::Nested(text) => VALUE + text.len(),
+            _ => VALUE,
+        }
+    }
 }
 
 impl Postings {
+    /// The memory that it takes, about.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The memory that an item with this metadata would add, after those that are planned.
+    pub(super) fn added_bytes(&self, metadata: &JsonMap, planned: &PlannedValues) -> usize {
+        let cost = |(field, value): (&String, &Value)| {
+            let key = Key::of(value);
+            let (values, soon) = (self.fields.get(field.as_str()), planned.0.get(field.as_str()));
+            if values.is_some_and(|values| values.contains_key(&key)) || soon.is_some_and(|soon| soon.contains(&key)) {
+                SLOT
+            } else if values.is_some() || soon.is_some() {
+                key.bytes()
+            } else {
+                FIELD + field.len() + key.bytes()
+            }
+        };
+        metadata.iter().map(cost).sum()
+    }
+
+    /// The memory that the item with metadata `old` gives back if it is replaced by one with metadata `new`, at least.
+    pub(super) fn released_bytes(&self, old: &JsonMap, new: &JsonMap) -> usize {
+        let share = |(field, value): (&String, &Value)| {
+            let key = Key::of(value);
+            let stays = new.get(field).is_some_and(|value| Key::of(value) == key);
+            match self.fields.get(field.as_str()).and_then(|values| values.get(&key)) {
+                Some(SlotSet::One(_)) if !stays => key.bytes(),
+                Some(_) => SLOT,
+                None => 0,
+            }
+        };
+        old.iter().map(share).sum()
+    }
+
     /// Adds the item in `slot`.
     pub(super) fn add(&mut self, slot: u32, metadata: &JsonMap) {
         for (field, value) in metadata {
             if !self.fields.contains_key(field.as_str()) {
                 self.fields.insert(field.as_str().into(), BTreeMap::new());
+                self.bytes += FIELD + field.len();
             }
             let Some(values) = self.fields.get_mut(field.as_str()) else { continue };
-            values.entry(Key::of(value)).and_modify(|slots| slots.insert(slot)).or_insert(SlotSet::One(slot));
+            match values.entry(Key::of(value)) {
+                Entry::Occupied(mut slots) => {
+                    slots.get_mut().insert(slot);
+                    self.bytes += SLOT;
+                }
+                Entry::Vacant(free) => {
+                    self.bytes += free.key().bytes();
+                    free.insert(SlotSet::One(slot));
+                }
+            }
         }
     }
 
@@ -80,11 +154,17 @@ impl Postings {
         for (field, value) in metadata {
             let Some(values) = self.fields.get_mut(field.as_str()) else { continue };
             let key = Key::of(value);
-            if values.get_mut(&key).is_some_and(|slots| slots.remove(slot)) {
-                values.remove(&key);
+            match values.get_mut(&key).map(|slots| slots.remove(slot)) {
+                Some(true) => {
+                    values.remove(&key);
+                    self.bytes -= key.bytes();
+                }
+                Some(false) => self.bytes -= SLOT,
+                None => {}
             }
             if values.is_empty() {
                 self.fields.remove(field.as_str());
+                self.bytes -= FIELD + field.len();
             }
         }
     }
@@ -195,6 +275,28 @@ mod tests {
             assert_eq!(slots(&postings, filter.clone()), expected, "{filter}");
         }
         items.iter().enumerate().for_each(|(slot, item)| postings.remove(slot as u32, &map(item.clone())));
-        assert!(postings.fields.is_empty());
+        assert!(postings.fields.is_empty() && postings.bytes() == 0);
+    }
+
+    #[test]
+    fn fields_values_and_items_are_charged() {
+        let (mut postings, metadata) =
+            (Postings::default(), |n: i32| map(json!({"label": "cat", "path": format!("{n}.png")})));
+        let mut put = |n: i32| {
+            let (before, expected) = (postings.bytes(), postings.added_bytes(&metadata(n), &PlannedValues::default()));
+            postings.add(n as u32, &metadata(n));
+            assert_eq!(postings.bytes() - before, expected);
+            expected
+        };
+        // A further item shares the label and has a path of its own.
+        assert_eq!((put(1), put(2)), (2 * FIELD + 2 * VALUE + 9 + 3 + 5, VALUE + SLOT + 5));
+        // 1,600 fields an item took fifty times what was counted for them.
+        let many = (0..1600).map(|i| (format!("f{i}"), json!(i))).collect();
+        assert!(postings.added_bytes(&many, &PlannedValues::default()) > 1600 * 1000);
+        let mut planned = PlannedValues::default();
+        planned.add(&many);
+        assert_eq!(postings.added_bytes(&many, &planned), 1600 * SLOT);
+        assert_eq!(postings.released_bytes(&metadata(1), &metadata(1)), 2 * SLOT);
+        assert_eq!(postings.released_bytes(&metadata(1), &map(json!({}))), SLOT + VALUE + 5);
     }
 }

@@ -111,9 +111,10 @@ fn open_error(path: &Path, error: &rusqlite::Error) -> IndexError {
 
 impl Store {
     /// Opens the database in a folder, or creates it, and reads all items.
-    pub(super) fn open(dir: &Path, encoder: &EncoderIdentity) -> Result<OpenedStore, IndexError> {
+    pub(super) fn open(dir: &Path, encoder: &EncoderIdentity, max_bytes: usize) -> Result<OpenedStore, IndexError> {
         let path = dir.join(FILE);
         let lock = folder::claim(dir)?;
+        folder::create_database(&path)?;
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let mut connection = connect(&path, flags).map_err(|e| open_error(&path, &e))?;
         // Before anything is written to it.
@@ -124,13 +125,13 @@ impl Store {
             let _ = parent.sync_all();
         }
         let access = Access::shared(&path);
-        Self { connection, path, _lock: Some(lock) }.read_all(&access)
+        Self { connection, path, _lock: Some(lock) }.read_all(&access, max_bytes)
     }
 
     /// Opens an existing database read-only, beside the process that writes it, and reads all items.
     pub(super) fn open_read_only(dir: &Path) -> Result<OpenedStore, IndexError> {
         let (connection, access) = read_connection(dir)?;
-        Self { connection, path: dir.join(FILE), _lock: None }.read_all(&access)
+        Self { connection, path: dir.join(FILE), _lock: None }.read_all(&access, usize::MAX)
     }
 
     /// Runs work on the database.
@@ -141,10 +142,10 @@ impl Store {
         work(&mut self.connection).map_err(|e| storage_error(&self.path, &e))
     }
 
-    fn read_all(self, access: &Access) -> Result<OpenedStore, IndexError> {
+    fn read_all(self, access: &Access, max_bytes: usize) -> Result<OpenedStore, IndexError> {
         let dim = self.meta("dim")?.parse().map_err(|_| self.damaged("its dimension is no number"))?;
         let encoder = EncoderIdentity { sha256: self.meta("encoder")?, dim };
-        let table = self.item_table(dim)?;
+        let table = self.item_table(dim, max_bytes)?;
         let last = "SELECT COALESCE((SELECT seq FROM sqlite_sequence WHERE name = 'items'), 0)";
         let last_seq: i64 = self.connection.query_row(last, [], |row| row.get(0)).map_err(|e| self.open_error(&e))?;
         let connection = Mutex::new(access.connect().map_err(|e| self.open_error(&e))?);
@@ -166,10 +167,20 @@ impl Store {
         IndexError::Open(format!("{} is damaged: {what}", self.path.display()))
     }
 
-    fn item_table(&self, dim: usize) -> Result<ItemTable, IndexError> {
+    fn item_table(&self, dim: usize, max_bytes: usize) -> Result<ItemTable, IndexError> {
         let fault = |e: rusqlite::Error| self.open_error(&e);
         let count: i64 =
             self.connection.query_row("SELECT COUNT(*) FROM items", [], |row| row.get(0)).map_err(fault)?;
+        let too_large = || {
+            let path = self.path.display();
+            IndexError::Open(format!(
+                "the items of {path} take more memory than the {max_bytes} bytes that they may: raise --max-index"
+            ))
+        };
+        let vectors = (count as usize).saturating_mul(4 * dim);
+        if vectors > max_bytes {
+            return Err(too_large());
+        }
         let mut table = ItemTable::new(dim, count as usize);
         let all = "SELECT seq, id, vector, metadata, hash, pictured FROM items ORDER BY seq";
         let mut statement = self.connection.prepare(all).map_err(fault)?;
@@ -181,6 +192,9 @@ impl Store {
                 return Err(self.damaged(&format!("item `{id}` has {found} numbers, expected {dim}")));
             }
             table.put(seq, record);
+            if table.bytes() > max_bytes {
+                return Err(too_large());
+            }
         }
         Ok(table)
     }
@@ -228,6 +242,7 @@ pub(super) fn back_up(dir: &Path, to: &Path) -> Result<usize, IndexError> {
     }
     let _lock = folder::claim(to)?;
     let temporary = Temporary::beside(&place);
+    temporary.create_private().map_err(|e| cannot(&e))?;
     let items = copy(&connection, temporary.path()).map_err(|e| cannot(&e))?;
     let synced = File::open(temporary.path()).and_then(|file| file.sync_all());
     synced.and_then(|()| temporary.persist()).map_err(|e| cannot(&e))?;
@@ -343,7 +358,7 @@ mod tests {
     #[test]
     fn commits_are_synced_write_ahead() {
         let dir = tempfile::tempdir().unwrap();
-        let opened = Store::open(dir.path(), &EncoderIdentity { sha256: "a".into(), dim: 2 }).unwrap();
+        let opened = Store::open(dir.path(), &EncoderIdentity { sha256: "a".into(), dim: 2 }, usize::MAX).unwrap();
         let pragma = |name: &str| -> String {
             let value = |row: &rusqlite::Row| row.get_ref(0).map(|v| format!("{v:?}"));
             opened.store.connection.pragma_query_value(None, name, value).unwrap()
@@ -357,7 +372,7 @@ mod tests {
     fn a_full_disk_changes_nothing_and_is_survived() {
         let dir = tempfile::tempdir().unwrap();
         let encoder = EncoderIdentity { sha256: "a".into(), dim: 1000 };
-        let mut store = Store::open(dir.path(), &encoder).unwrap().store;
+        let mut store = Store::open(dir.path(), &encoder, usize::MAX).unwrap().store;
         let put = |seq: u64| Change::Put {
             seq,
             record: Record {
@@ -384,7 +399,7 @@ mod tests {
         limit(&store, 1 << 30);
         store.commit(&[put(50)]).unwrap();
         drop(store);
-        let table = Store::open(dir.path(), &encoder).unwrap().table;
+        let table = Store::open(dir.path(), &encoder, usize::MAX).unwrap().table;
         assert_eq!((table.len(), table.slot("item 50").is_some()), (2, true));
     }
 
@@ -393,7 +408,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(FILE);
         fs::write(&path, "something else entirely, and long enough to be looked at".repeat(100)).unwrap();
-        let Err(IndexError::Open(message)) = Store::open(dir.path(), &EncoderIdentity { sha256: "a".into(), dim: 2 })
+        let Err(IndexError::Open(message)) =
+            Store::open(dir.path(), &EncoderIdentity { sha256: "a".into(), dim: 2 }, usize::MAX)
         else {
             panic!("opened")
         };

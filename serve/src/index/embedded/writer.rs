@@ -14,6 +14,7 @@ use super::super::error::IndexError;
 use super::super::item::{EncoderIdentity, Item};
 use super::change::Change;
 use super::item_table::{ItemTable, Record};
+use super::postings::PlannedValues;
 use super::shared::Shared;
 use super::store::Store;
 use super::vacuum::VacuumState;
@@ -58,6 +59,8 @@ struct Plan {
     changes: Vec<Change>,
     /// Bytes of each changed item after the commit.
     item_bytes: HashMap<Arc<str>, usize>,
+    /// Metadata of the items that are to be stored.
+    values: PlannedValues,
     /// Bytes of all items after the commit.
     total_bytes: usize,
 }
@@ -219,16 +222,20 @@ impl Plan {
     /// Notes that an item will take `bytes`.
     fn set_bytes(&mut self, id: &Arc<str>, bytes: usize, table: &ItemTable) {
         let before = self.item_bytes.insert(id.clone(), bytes).unwrap_or_else(|| table.item_bytes(id));
-        self.total_bytes = self.total_bytes - before + bytes;
+        self.total_bytes = self.total_bytes.saturating_sub(before) + bytes;
     }
 
     /// Notes what the record will take, unless that exceeds the limit.  The bytes of the item that it replaces are free.
     fn reserve(&mut self, record: &Record, limit: usize, table: &ItemTable) -> bool {
-        let before = self.item_bytes.get(&record.id).copied().unwrap_or_else(|| table.item_bytes(&record.id));
-        let bytes = record.bytes();
-        let fits = self.total_bytes - before + bytes <= limit || bytes <= before;
+        let metadata = record.metadata.to_map();
+        let (bytes, released) = table.change_in_bytes(record, &metadata, &self.values);
+        let before = self.item_bytes.get(&record.id).copied().unwrap_or(released);
+        let total = self.total_bytes.saturating_sub(before) + bytes;
+        let fits = total <= limit || bytes <= before;
         if fits {
-            self.set_bytes(&record.id, bytes, table);
+            self.item_bytes.insert(record.id.clone(), bytes);
+            self.values.add(&metadata);
+            self.total_bytes = total;
         }
         fits
     }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use macrl_bundle::folder::text;
+use macrl_bundle::regular;
 use parquet::data_type::ByteArray;
 use parquet::errors::Result as ParquetResult;
 use parquet::file::reader::{ChunkReader, FileReader, Length, SerializedFileReader};
@@ -24,7 +25,7 @@ pub(super) struct Reopened {
 
 impl Reopened {
     fn at(&self, start: u64) -> ParquetResult<File> {
-        let mut file = File::open(&self.path)?;
+        let mut file = regular::open(&self.path)?;
         file.seek(SeekFrom::Start(start))?;
         Ok(file)
     }
@@ -59,7 +60,8 @@ pub(super) struct ParquetFile {
 impl ParquetFile {
     pub(super) fn open(path: &Path) -> Result<Self> {
         let name = text(path);
-        let length = std::fs::metadata(path).with_context(|| format!("cannot read {name}"))?.len();
+        let file = regular::open(path).with_context(|| format!("cannot read {name}"))?;
+        let length = file.metadata()?.len();
         let file = Reopened { path: path.to_path_buf(), length };
         let reader = SerializedFileReader::new(file).with_context(|| format!("{name} is not a whole Parquet file"))?;
         Ok(ParquetFile { path: path.to_path_buf(), reader })

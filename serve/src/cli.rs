@@ -15,6 +15,7 @@ use crate::host_policy::{AllowedHost, HostPolicy};
 use crate::index::Location;
 use crate::keys::{self, Keys};
 use crate::limits::{Limits, MAX_INPUTS};
+use crate::memory::{Bytes, Given, divide};
 use crate::origin::Origin;
 use crate::process::connections_within_files;
 use crate::state::Settings;
@@ -100,15 +101,20 @@ struct ServeArgs {
     /// [default: --max-images].
     #[arg(long, value_name = "IMAGES", value_parser = clap::value_parser!(u16).range(1..=MAX_INPUTS as i64))]
     max_inputs: Option<u16>,
-    /// Bytes of a request's body; larger ones are answered with 413.
-    #[arg(long, default_value_t = 32 << 20, value_name = "BYTES")]
-    max_body: usize,
-    /// Pixels of an image; larger ones are answered with 413.
-    #[arg(long, default_value_t = 50_000_000, value_name = "PIXELS")]
-    max_pixels: u64,
-    /// Bytes of memory that the items of the index may take; further items are answered with 413.
-    #[arg(long, default_value_t = 2 << 30, value_name = "BYTES")]
-    max_index: usize,
+    /// Memory for everything that clients can cause: images, bodies, responses, connections and the index.  Lowers the other
+    /// limits where needed.  The model comes on top.
+    #[arg(long, value_name = "BYTES|1GiB")]
+    memory: Option<Bytes>,
+    /// Bytes of a request's body; larger ones are answered with 413 [default: 32 MiB, or less by --memory].
+    #[arg(long, value_name = "BYTES")]
+    max_body: Option<usize>,
+    /// Pixels of an image; larger ones are answered with 413 [default: 50 million, or less by --memory].
+    #[arg(long, value_name = "PIXELS")]
+    max_pixels: Option<u64>,
+    /// Bytes of memory that the items of the index may take; further items are answered with 413 [default: 2 GiB, or a fifth of
+    /// --memory].
+    #[arg(long, value_name = "BYTES")]
+    max_index: Option<usize>,
     /// Decode large JPEGs at their full size, not at 1/2, 1/4 or 1/8 of it where that is enough.
     #[arg(long)]
     exact_decoding: bool,
@@ -204,7 +210,7 @@ impl ServeArgs {
             tracing::warn!("{warning}");
         }
         let (allowed, asked) = (settings.limits.connections, usize::from(self.max_connections));
-        if allowed < asked {
+        if allowed < asked && settings.limits.memory.is_none() {
             tracing::warn!(
                 "the limit of open files leaves room for {allowed} connections, not {asked}: raise `ulimit -n`"
             );
@@ -229,13 +235,15 @@ impl ServeArgs {
         if !(0.0..=1000.0).contains(&self.batch_wait) {
             bail!(usage(format!("--batch-wait must be in 0..=1000 ms, found {}", self.batch_wait)));
         }
-        let limits = Limits {
-            body_bytes: self.max_body,
+        let usual = Limits::default();
+        let max_pixels = self.max_pixels.unwrap_or(usual.decode.max_pixels);
+        let mut limits = Limits {
+            body_bytes: self.max_body.unwrap_or(usual.body_bytes),
             images: self.max_images,
             inputs: self.max_inputs.map_or(self.max_images, usize::from),
             queue: self.queue,
-            decode: DecodeLimits { max_pixels: self.max_pixels, ..DecodeLimits::DEFAULT },
-            index_bytes: self.max_index,
+            decode: DecodeLimits { max_pixels, ..DecodeLimits::DEFAULT },
+            index_bytes: self.max_index.unwrap_or(usual.index_bytes),
             exact_up_to: self.exact_up_to,
             connections: usize::from(self.max_connections),
             keep_alive: seconds("--keep-alive", self.keep_alive)?,
@@ -244,13 +252,19 @@ impl ServeArgs {
             request_timeout: seconds("--request-timeout", self.request_timeout)?,
             drain_delay: Duration::from_secs_f64(self.drain_delay),
             grace: seconds("--grace", self.grace)?,
-            ..Limits::default()
+            ..usual
         };
+        let index = self.index.clone().unwrap_or_default();
+        if let Some(Bytes(budget)) = self.memory {
+            let body = self.max_body.map(|bytes| bytes as u64);
+            let given = Given { index: self.max_index.map(|bytes| bytes as u64), body, pixels: self.max_pixels };
+            divide(&mut limits, budget, given, !matches!(index, Location::Postgres(_))).map_err(usage)?;
+        }
         Ok(Settings {
             limits,
             engine: self.engine(),
             exact_decoding: self.exact_decoding,
-            index: self.index.clone().unwrap_or_default(),
+            index,
             api_key: keys::single(self.api_key.as_deref())?,
             keys: self.api_keys.as_deref().map(Keys::read).transpose()?.unwrap_or_default(),
             hosts: HostPolicy::new(&self.listen, &self.allowed_hosts),

@@ -23,6 +23,7 @@ use crate::admission::{Admission, Places, Verdict};
 use crate::connection::{Connection, End, ObservedStream, Timeouts, drive};
 use crate::error::{ApiError, Failure};
 use crate::limits::Limits;
+use crate::memory::RECEIVE_BUFFER;
 use crate::metrics::Metrics;
 use crate::response_body::LargeBody;
 use crate::unread_body;
@@ -52,6 +53,7 @@ impl ConnectionLimiter {
         let mut http = http1::Builder::new();
         // hyper's own timeout does not distinguish an idle connection from a header that has begun.
         http.header_read_timeout(None);
+        http.max_buf_size(RECEIVE_BUFFER);
         let timeouts = Timeouts { idle: limits.keep_alive, header: limits.header_timeout, send: limits.send_timeout };
         let (places, patience) = (Places::new(limits.connections), limits.request_timeout);
         let (body_timeout, connections) = (limits.body_timeout, Vec::new());

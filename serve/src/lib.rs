@@ -82,6 +82,8 @@ pub mod ingest;
 pub mod keys;
 pub mod labels;
 #[doc(hidden)]
+pub mod memory;
+#[doc(hidden)]
 pub mod metrics;
 #[doc(hidden)]
 pub mod origin;

@@ -43,6 +43,10 @@ pub struct Limits {
     pub send_timeout: Duration,
     /// Time from the body's arrival to the response.
     pub request_timeout: Duration,
+    /// Bytes of everything that clients can cause, if it was limited; see [`MemoryParts`](crate::memory::MemoryParts).
+    pub memory: Option<u64>,
+    /// Threads that decode ordinary images; half as many decode large ones.  `None`: one per core.
+    pub decoders: Option<usize>,
     /// Connections at once; for a further one, the one that has been idle longest is closed.
     pub connections: usize,
     /// Time after SIGTERM during which connections are accepted: load balancers poll `/ready`.
@@ -75,6 +79,8 @@ impl Default for Limits {
             body_timeout: Duration::from_secs(30),
             send_timeout: Duration::from_secs(30),
             request_timeout: Duration::from_secs(30),
+            memory: None,
+            decoders: None,
             connections: 1024,
             drain_delay: Duration::ZERO,
             grace: Duration::from_secs(20),

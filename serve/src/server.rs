@@ -136,10 +136,10 @@ async fn start(bundle: Bundle, listen: &str, settings: Settings) -> Result<Start
 
 /// Warns if all requests together could take more memory than there is.
 fn warn_of_memory(state: &AppState) {
-    let worst = state.worst_case_bytes();
+    let worst = state.memory_parts().sum();
     if let Some(memory) = memory_limit().filter(|memory| *memory < worst) {
         tracing::warn!(
-            "all requests together may take {} MiB at their worst, of {} MiB of memory: see docs/operating.md, Memory",
+            "clients may make the server take {} MiB, of {} MiB of memory: set --memory (docs/operating.md, Memory)",
             worst >> 20,
             memory >> 20
         );

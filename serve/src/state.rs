@@ -17,6 +17,7 @@ use crate::index::{self, EncoderIdentity, Index, IndexError, Location, OpenOptio
 use crate::keys::{Keys, Role};
 use crate::labels::{LabelStore, Labels};
 use crate::limits::Limits;
+use crate::memory::{MemoryParts, decoders};
 use crate::metrics::{Gauges, Metrics};
 use crate::origin::Origin;
 use crate::pool::{LowPriorityPool, Pool};
@@ -113,8 +114,8 @@ impl App {
     /// # Errors
     /// An index that cannot be opened, or that holds vectors of another encoder.
     pub fn new(bundle: &Bundle, settings: Settings) -> Result<AppState, IndexError> {
-        let (decoders, slow_decoders) = decoders();
         let limits = &settings.limits;
+        let (decoders, slow_decoders) = decoders(limits);
         let (max_bytes, exact_up_to) = (limits.index_bytes, limits.exact_up_to);
         let options = OpenOptions { max_bytes, exact_up_to, patience: INDEX_PATIENCE };
         let mut keys = settings.keys.clone();
@@ -230,12 +231,9 @@ impl App {
         }
     }
 
-    /// The most bytes that all requests together can take: one image for each decoder, the bodies, and the responses.
-    pub fn worst_case_bytes(&self) -> u64 {
-        let limits = &self.settings.limits;
-        let (decoders, slow_decoders) = decoders();
-        (decoders + slow_decoders) as u64 * limits.decode.max_alloc
-            + (limits.buffered_bytes + limits.response_bytes) as u64
+    /// The most bytes that clients can make the server take.
+    pub fn memory_parts(&self) -> MemoryParts {
+        MemoryParts::of(&self.settings.limits, !matches!(self.settings.index, Location::Postgres(_)))
     }
 
     /// The error for a full queue; it estimates from the throughput so far when the queue will be empty.
@@ -318,10 +316,4 @@ impl App {
             device: model.and_then(|m| m.engine.devices().first().copied()).unwrap_or_default(),
         }
     }
-}
-
-/// Numbers of threads that decode ordinary images and large images.
-fn decoders() -> (usize, usize) {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    (cores, (cores / 2).max(1))
 }

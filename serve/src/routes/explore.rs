@@ -38,7 +38,7 @@ pub(crate) async fn duplicates(State(app): State<AppState>, parts: Parts) -> Res
     if !(1..=most).contains(&limit) {
         return Err(ApiError::malformed(format!("limit must be in 1..={most}, found {limit}")).into());
     }
-    let filter = parse::filter_text(params.filter.as_deref(), &app.settings.limits)?;
+    let (filter, _charge) = parse::filter_text(params.filter.as_deref(), &app)?;
     let cursor = params.cursor.filter(|c| !c.is_empty());
     let query = DuplicateQuery { threshold: threshold as f32, cursor, limit, filter, exact: params.exact };
     let (groups, next) = find(app.index.as_ref(), &query).await?;

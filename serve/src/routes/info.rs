@@ -59,6 +59,7 @@ pub(crate) async fn info(State(app): State<AppState>) -> Result<Json<Value>, Fai
         },
         "index": { "kind": app.index.kind(), "items": index.items, "approximate_items": index.approximate, "labels": app.labels.is_some() },
         "limits": describe_limits(&app),
+        "memory": describe_memory(&app),
         "uptime_seconds": app.started.elapsed().as_secs(),
     })))
 }
@@ -81,6 +82,20 @@ fn describe_model(model: &Model) -> Value {
     })
 }
 
+/// What clients can make the server take: the parts, and their sum.
+fn describe_memory(app: &App) -> Value {
+    let parts = app.memory_parts();
+    json!({
+        "budget": app.settings.limits.memory,
+        "decoders": parts.decoders,
+        "bodies": parts.bodies,
+        "responses": parts.responses,
+        "connections": parts.connections,
+        "index": parts.index,
+        "sum": parts.sum(),
+    })
+}
+
 fn describe_limits(app: &App) -> Value {
     let limits = &app.settings.limits;
     json!({
@@ -91,7 +106,7 @@ fn describe_limits(app: &App) -> Value {
         "images_in_flight": limits.queue,
         "pixels_per_image": limits.decode.max_pixels,
         "decoder_bytes_per_image": limits.decode.max_alloc,
-        "bytes_of_all_requests": app.worst_case_bytes(),
+        "bytes_of_all_requests": app.memory_parts().requests(),
         "hits_per_search": limits.hits,
         "metadata_bytes": limits.metadata_bytes,
         "filter_bytes": limits.filter_bytes,

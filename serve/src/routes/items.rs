@@ -180,7 +180,7 @@ pub(crate) async fn list(State(app): State<AppState>, parts: Parts) -> Result<Js
     }
     // An empty cursor is the first page.
     let cursor = params.cursor.filter(|c| !c.is_empty());
-    let filter = parse::filter_text(params.filter.as_deref(), &app.settings.limits)?;
+    let (filter, _charge) = parse::filter_text(params.filter.as_deref(), &app)?;
     let query = ListQuery { cursor, limit, filter, vectors: params.vectors, skip_total: false };
     let page = app.index.list(query).await?;
     let items = page.items.into_iter().map(ItemDescription::from).collect();

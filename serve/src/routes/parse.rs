@@ -6,9 +6,11 @@ use axum::http::Uri;
 use serde::de::DeserializeOwned;
 
 use crate::api::bounded::RawObject;
+use crate::budget::Reservation;
 use crate::error::ApiError;
 use crate::index::{Filter, JsonMap, Metadata};
 use crate::limits::Limits;
+use crate::state::App;
 use crate::text_encoding;
 
 /// The query string as `T`.
@@ -20,21 +22,31 @@ pub(super) fn query<T: DeserializeOwned>(uri: &Uri) -> Result<T, ApiError> {
     })
 }
 
+/// A filter, and the memory that it is charged for.
+pub(super) type ChargedFilter = (Filter, Reservation);
+
+/// Bytes that a filter may take for each byte of its text: numbers in a list take 36, and a list's room may be twice its length.
+const FILTER_EXPANSION: usize = 96;
+
 /// A filter from a JSON body.
-pub(super) fn filter(json: Option<&RawObject>, limits: &Limits) -> Result<Filter, ApiError> {
-    filter_text(json.map(RawObject::text), limits)
+pub(super) fn filter(json: Option<&RawObject>, app: &App) -> Result<ChargedFilter, ApiError> {
+    filter_text(json.map(RawObject::text), app)
 }
 
 /// A filter from a query string.
-pub(super) fn filter_text(text: Option<&str>, limits: &Limits) -> Result<Filter, ApiError> {
-    let Some(text) = text else { return Ok(Filter::default()) };
-    let (limit, found) = (limits.filter_bytes, text.len());
+pub(super) fn filter_text(text: Option<&str>, app: &App) -> Result<ChargedFilter, ApiError> {
+    let mut charge = app.buffered.reservation();
+    let Some(text) = text else { return Ok((Filter::default(), charge)) };
+    let (limit, found) = (app.settings.limits.filter_bytes, text.len());
     if found > limit {
         return Err(ApiError::malformed(format!("filter must be at most {limit} bytes of JSON, found {found}")));
     }
+    if !charge.grow(FILTER_EXPANSION * found) {
+        return Err(app.queue_full());
+    }
     let map: JsonMap =
         serde_json::from_str(text).map_err(|e| ApiError::malformed(format!("filter must be a JSON object: {e}")))?;
-    Filter::parse(map).map_err(ApiError::malformed)
+    Ok((Filter::parse(map).map_err(ApiError::malformed)?, charge))
 }
 
 /// White space and escapes may make metadata so many times longer than its compact form, which the limit is for.

@@ -5,14 +5,14 @@ use axum::body::Bytes;
 use axum::extract::State;
 
 use super::embed::predict;
-use super::parse;
+use super::parse::{self, ChargedFilter};
 use super::responses::{BODY, IMAGES, INDEX, KEY, MODEL, error_responses};
 use crate::api::bounded::Numbers;
 use crate::api::search::{HitBody, Hits, SearchBody, SearchParams};
 use crate::body::{Kind, RequestBody};
 use crate::error::{ApiError, ErrorKind, Failure};
 use crate::features;
-use crate::index::{Filter, Query, normalized};
+use crate::index::{Query, normalized};
 use crate::state::{App, AppState, Model};
 
 /// What is searched with.
@@ -25,7 +25,7 @@ enum Target {
 /// A parsed request.
 struct Request {
     target: Target,
-    filter: Filter,
+    filter: ChargedFilter,
     exact: bool,
     k: usize,
     top_k: Option<usize>,
@@ -60,7 +60,7 @@ pub(crate) async fn search(State(app): State<AppState>, body: RequestBody) -> Re
             (normalized(raw).map_err(ApiError::Internal)?, None)
         }
     };
-    let Request { filter, exact, k, with_vector, .. } = request;
+    let Request { filter: (filter, _charge), exact, k, with_vector, .. } = request;
     let asked = with_vector.then(|| vector.iter().copied().map(f64::from).collect());
     let query = Query { vector, k, filter, exact, except };
     let found = app.index.search(vec![query]).await?;
@@ -98,7 +98,7 @@ async fn parse_request(body: RequestBody, app: &AppState) -> Result<Request, Fai
         return Err(ApiError::malformed("top_k must be at least 1, found 0").into());
     }
     let exact = rest.exact.or(params.exact).unwrap_or(false);
-    let filter = parse::filter(rest.filter.as_ref(), &app.settings.limits)?;
+    let filter = parse::filter(rest.filter.as_ref(), app)?;
     Ok(Request { target, filter, exact, k, top_k: params.top_k, with_vector: params.vector })
 }
 

@@ -179,3 +179,29 @@ fn probes_are_answered_while_busy_clients_take_all_places() {
     };
     assert!((0..20).any(|_| answered_meanwhile()), "no probe was answered meanwhile");
 }
+
+#[test]
+fn a_budget_of_memory_is_divided_and_shown() {
+    let dir = bundle();
+    let info = |more: &[&str]| {
+        let server = Process::start(dir.path(), more);
+        let answer = server.ask(b"GET /info HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        serde_json::from_str::<serde_json::Value>(answer.split("\r\n\r\n").last().unwrap()).unwrap()
+    };
+    let budget = info(&["--memory", "1GiB"]);
+    let bytes = |part: &str| budget["memory"][part].as_u64().unwrap();
+    assert_eq!(bytes("budget"), 1 << 30);
+    let parts = ["decoders", "bodies", "responses", "connections", "index"].map(bytes);
+    assert!(parts.iter().sum::<u64>() == bytes("sum") && bytes("sum") <= 1 << 30, "{budget}");
+    assert_eq!(budget["limits"]["index_bytes"].as_u64(), Some((1 << 30) / 5));
+    assert_eq!(budget["limits"]["body_bytes"].as_u64(), Some(32 << 20), "as without a budget");
+    assert!(info(&[])["memory"]["budget"].is_null());
+    let path = dir.path().to_str().unwrap();
+    for wrong in [&["--memory", "1MiB"][..], &["--memory", "much"], &["--memory", "1GiB", "--max-index", "1073741824"]]
+    {
+        let output =
+            std::process::Command::new(crate::process::BINARY).args(["--bundle", path]).args(wrong).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{wrong:?}");
+        assert_eq!(String::from_utf8(output.stderr).unwrap().lines().count(), 1, "{wrong:?}");
+    }
+}

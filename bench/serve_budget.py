@@ -6,7 +6,7 @@ Starts the server, attacks it over kept connections with everything below at onc
 its own.  Prints the statuses, the process's peak of resident memory and the percentiles of /health.  Fails if the process ends, if its peak
 exceeds 1.5 times the budget, if /health fails, or if its p99 exceeds --health milliseconds.
 """
-import argparse, asyncio, base64, collections, gzip, http.client, json, multiprocessing, os, random, re, struct, subprocess, sys, time, urllib.request, zlib
+import argparse, asyncio, atexit, base64, collections, gzip, http.client, json, multiprocessing, os, random, re, struct, subprocess, sys, time, urllib.request, zlib
 
 arguments = argparse.ArgumentParser()
 arguments.add_argument("bundle")
@@ -104,7 +104,9 @@ async def client(number, port, until, statuses):
 def attack(part, parts, port, until, results):
     async def all_clients():
         statuses = collections.Counter()
-        await asyncio.gather(*(client(n, port, until, statuses) for n in range(part, args.clients, parts)))
+        tasks = [asyncio.create_task(client(n, port, until, statuses)) for n in range(part, args.clients, parts)]
+        _, late = await asyncio.wait(tasks, timeout=until - time.time() + 2)
+        [task.cancel() for task in late]
         return statuses
 
     results.put(asyncio.run(all_clients()))
@@ -134,6 +136,7 @@ def memory(pid, name):
 
 
 server = subprocess.Popen([args.server, "--bundle", args.bundle, "--listen", "127.0.0.1:0", "--memory", args.memory], stdout=subprocess.PIPE, text=True)
+atexit.register(server.kill)
 port = int(server.stdout.readline().rsplit(":", 1)[1])
 server.stdout.readline()
 info = json.load(urllib.request.urlopen(f"http://127.0.0.1:{port}/info"))
@@ -147,7 +150,7 @@ attackers = [multiprocessing.Process(target=attack, args=(part, 2, port, until, 
 [attacker.start() for attacker in attackers]
 statuses = sum((results.get() for _ in attackers), collections.Counter())
 stop.set()
-times, wrong = probes.get()
+times, wrong = probes.get(timeout=60)
 if server.poll() is not None:
     sys.exit(f"the server ended: {server.returncode}")
 peak = memory(server.pid, "VmHWM")

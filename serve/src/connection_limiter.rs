@@ -30,6 +30,8 @@ use crate::unread_body;
 
 /// The time after which a failed accept, or a wait for a free slot, is tried again.
 const RETRY: Duration = Duration::from_millis(50);
+/// The time for which a new connection waits for the place of one that was closed for it.  Later ones wait behind it, probes too.
+const EVICTION: Duration = Duration::from_millis(10);
 
 /// The listening socket and its connections.
 pub struct ConnectionLimiter {
@@ -76,7 +78,7 @@ impl ConnectionLimiter {
         }
         // A connection that was closed gives its place back at once.
         let free = self.places.is_free() || self.close_idlest();
-        let place = if free { self.places.take(RETRY).await } else { None };
+        let place = if free { self.places.take(EVICTION).await } else { None };
         if let Some(stream) = self.waiting.take() {
             self.start(stream, place, graceful.watcher());
         }

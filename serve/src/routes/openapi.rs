@@ -7,6 +7,8 @@ use utoipa::OpenApi;
 
 use super::{embed, explore, info, items, labels, openai, search};
 use crate::api::errors::{ErrorBody, OpenAiErrorBody};
+use crate::api::images::ProbeChoice;
+use crate::api::labels::LabelsFormat;
 use crate::api::search::MAX_POINTS;
 use crate::error::{ApiError, Failure};
 use crate::limits::{Limits, MAX_INPUTS};
@@ -54,7 +56,7 @@ fn document_for(limits: &Limits) -> serde_json::Result<Value> {
         info::metrics,
         info::reload
     ),
-    components(schemas(ErrorBody, OpenAiErrorBody))
+    components(schemas(ErrorBody, OpenAiErrorBody, LabelsFormat, ProbeChoice))
 )]
 struct Description;
 

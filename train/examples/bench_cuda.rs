@@ -17,7 +17,7 @@ use anyhow::{Context, Result, bail};
 use candle_core::cuda_backend::cudarc::driver::{profiler_start, profiler_stop};
 use candle_core::{Device, Tensor};
 use macrl_bundle::config::{Config, Precision};
-use macrl_nn::cuda::{Engine, Real, memory};
+use macrl_nn::cuda::{Engine, ScalarType, memory};
 use macrl_nn::ops::tokens::{Kept, VisiblePatches};
 use macrl_nn::vit::Encoder;
 use macrl_train::batches::Batches;
@@ -90,14 +90,14 @@ fn main() -> Result<()> {
 
 /// Seconds of `count` passes over `batch` whole images that lie on the device.
 fn encode(device: &Device, config: &Config, batch: usize, count: usize) -> Result<f64> {
-    let real = if config.train.precision == Precision::Bf16 { Real::Bf16 } else { Real::F32 };
-    let encoder = Encoder::init(&config.encoder, 0)?.map(|group| group.to_gpu(device, real))?;
+    let scalar = if config.train.precision == Precision::Bf16 { ScalarType::Bf16 } else { ScalarType::F32 };
+    let encoder = Encoder::init(&config.encoder, 0)?.map(|group| group.to_gpu(device, scalar))?;
     let (n, p) = (config.encoder.patches(), config.encoder.patch_values());
     let patches: Vec<f32> = (0..batch * n * p).map(|i| (i % 511) as f32 / 255.0 - 1.0).collect();
     let kept: Vec<u32> = (0..batch).flat_map(|_| 0..n as u32).collect();
     let kept = Tensor::from_vec(kept, (batch, n), device)?;
     let seen = VisiblePatches {
-        patches: memory::upload(device, real, &patches, (batch, n, p))?,
+        patches: memory::upload(device, scalar, &patches, (batch, n, p))?,
         kept: Kept::Device { sources: kept.clone(), kept },
     };
     let engine = Engine::at(device)?;

@@ -17,31 +17,40 @@ use super::names::TRANSFORMERS;
 use crate::config::Pooling;
 use crate::preprocess::Preprocess;
 
+impl ModelConfig {
+    /// The same configuration with the entries by which timm, transformers and transformers.js load the bundle.
+    pub fn with_clients(mut self, preprocess: &Preprocess) -> Self {
+        let entries = entries(&self, preprocess);
+        self.clients.extend(entries);
+        self
+    }
+
+    /// The content of `config.0.json`, which transformers reads instead of `config.json`.
+    ///
+    /// `num_hidden_layers` is null: a class that is not the wrapper, for example `ViTModel`, would find none of its weights and
+    /// keep random ones, but fails on this entry first.
+    pub fn transformers(&self, preprocess: &Preprocess) -> Value {
+        let class = if self.id2label.is_empty() { "TimmWrapperModel" } else { "TimmWrapperForImageClassification" };
+        let mut entries = object(&json!({
+            "architectures": [class],
+            "model_type": "timm_wrapper",
+            "dtype": "float32",
+            "hidden_size": self.hidden_size,
+            "num_hidden_layers": null,
+            "id2label": self.id2label,
+            "label2id": self.label2id,
+        }));
+        entries.extend(timm(self, preprocess));
+        Value::Object(entries)
+    }
+}
+
 /// Entries of `config.json` that only other programs read.
-pub(super) fn entries(config: &ModelConfig, preprocess: &Preprocess) -> Map<String, Value> {
+fn entries(config: &ModelConfig, preprocess: &Preprocess) -> Map<String, Value> {
     let mut entries = object(&serde_json::to_value(preprocess.to_hugging_face()).unwrap_or_default());
     entries.extend(timm(config, preprocess));
     entries.insert("configuration_files".into(), json!([TRANSFORMERS]));
     entries
-}
-
-/// The content of `config.0.json`.
-///
-/// `num_hidden_layers` is null: a class that is not the wrapper, for example `ViTModel`, would find none of its weights and
-/// keep random ones, but fails on this entry first.
-pub(super) fn transformers(config: &ModelConfig, preprocess: &Preprocess) -> Value {
-    let class = if config.id2label.is_empty() { "TimmWrapperModel" } else { "TimmWrapperForImageClassification" };
-    let mut entries = object(&json!({
-        "architectures": [class],
-        "model_type": "timm_wrapper",
-        "dtype": "float32",
-        "hidden_size": config.hidden_size,
-        "num_hidden_layers": null,
-        "id2label": config.id2label,
-        "label2id": config.label2id,
-    }));
-    entries.extend(timm(config, preprocess));
-    Value::Object(entries)
 }
 
 /// timm's description of the network: its ViT-Tiny with everything that has another size here.

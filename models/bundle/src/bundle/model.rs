@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::clients;
 use super::names::FORMAT;
 use crate::config::{Config, EncoderConfig, Pooling};
 use crate::preprocess::Preprocess;
@@ -116,18 +115,6 @@ impl ModelConfig {
             clients: Map::new(),
         }
         .with_clients(&Preprocess::from_config(config))
-    }
-
-    /// The same configuration with the entries by which timm, transformers and transformers.js load the bundle.
-    pub fn with_clients(mut self, preprocess: &Preprocess) -> Self {
-        let entries = clients::entries(&self, preprocess);
-        self.clients.extend(entries);
-        self
-    }
-
-    /// The content of `config.0.json`, which transformers reads instead of `config.json`.
-    pub fn transformers(&self, preprocess: &Preprocess) -> Value {
-        clients::transformers(self, preprocess)
     }
 
     /// The geometry in the form that the network uses.

@@ -192,7 +192,8 @@ impl DeviceBatch {
     pub fn prepare(&self) -> Result<()> {
         if let Some((pixels, geometry)) = &self.resident {
             // SAFETY: the draws are those of images of this data set.
-            return Ok(unsafe { geometry.make(pixels, &self.strong.buffers, &self.weak.buffers)? });
+            unsafe { geometry.make(pixels, &self.strong.buffers, &self.weak.buffers)? };
+            return Ok(());
         }
         for branch in [&self.strong, &self.weak] {
             if let Some(CopiedViews { patches, whole, target }) = &branch.copied {

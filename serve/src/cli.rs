@@ -41,6 +41,8 @@ enum Command {
     Export(transfer::ExportArgs),
     /// Copy an index in a folder, also while a server is using it.
     Backup(transfer::BackupArgs),
+    /// Copy labelled images into a folder for each label, which `macrl-train finetune` reads.
+    LabelFolders(transfer::LabelFoldersArgs),
     /// Send requests to a running server and show its answers.
     Demo(demo::DemoArgs),
 }
@@ -173,6 +175,7 @@ impl Cli {
             Some(Command::Import(args)) => transfer::import(&args),
             Some(Command::Export(args)) => transfer::export(&args),
             Some(Command::Backup(args)) => transfer::backup(&args),
+            Some(Command::LabelFolders(args)) => transfer::label_folders(&args),
             Some(Command::Demo(args)) => demo::run(&args),
             None => self.serve.run(),
         }

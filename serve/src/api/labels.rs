@@ -18,7 +18,7 @@ pub(crate) struct LabelsParams {
     /// json (default) or csv
     #[param(nullable = false)]
     pub(crate) format: Option<LabelsFormat>,
-    /// with the most probable label of every other item, for csv
+    /// with the most probable label of every other item
     #[param(required = false)]
     pub(crate) guesses: bool,
 }
@@ -72,6 +72,20 @@ pub(crate) struct LabelsList {
     /// Grows with every change.
     pub(crate) version: u64,
     pub(crate) labels: Vec<ItemLabel>,
+    /// The other items; only if the query asks for them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(required = false, nullable = false)]
+    pub(crate) guesses: Option<Vec<GuessedLabel>>,
+}
+
+/// The most probable label of an item.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct GuessedLabel {
+    pub(crate) id: String,
+    pub(crate) label: String,
+    /// Probability of the label; not calibrated.
+    #[schema(value_type = f32, minimum = 0, maximum = 1)]
+    pub(crate) score: f64,
 }
 
 /// What is wanted beside the classifier.

@@ -12,8 +12,8 @@ use axum::response::{IntoResponse, Response};
 use super::parse;
 use super::responses::{BODY, INDEX, KEY, MODEL, error_responses};
 use crate::api::labels::{
-    ClassCount, Guess, HeldOutBody, ItemLabel, LabelsBody, LabelsChanged, LabelsFormat, LabelsList, LabelsParams,
-    MAX_LABEL, PastProbeBody, ProbeBody, ProbeReport,
+    ClassCount, Guess, GuessedLabel, HeldOutBody, ItemLabel, LabelsBody, LabelsChanged, LabelsFormat, LabelsList,
+    LabelsParams, MAX_LABEL, PastProbeBody, ProbeBody, ProbeReport,
 };
 use crate::body::{Kind, RequestBody};
 use crate::error::{ApiError, ErrorKind, Failure};
@@ -54,37 +54,48 @@ pub(crate) async fn list(State(app): State<AppState>, parts: Parts) -> Result<Re
     let params: LabelsParams = parse::query(&parts.uri)?;
     let store = labels(&app)?.store.clone();
     let found = app.pool.run(move || store.all().map_err(ApiError::from)).await?;
+    let guesses = match params.guesses {
+        true => Some(guess_rest(&app, &found).await?),
+        false => None,
+    };
     if params.format.unwrap_or_default() == LabelsFormat::Json {
         let list = found.labels.into_iter().map(|(id, label)| ItemLabel { id, label: Some(label) }).collect();
-        return Ok(Json(LabelsList { version: found.version, labels: list }).into_response());
+        return Ok(Json(LabelsList { version: found.version, labels: list, guesses }).into_response());
     }
-    let probe = if params.guesses { Some(ensure_trained(&app).await?) } else { None };
-    let csv = csv(&app, found, probe.as_deref()).await?;
+    let csv = csv(&found, &guesses.unwrap_or_default());
     let name = "attachment; filename=\"labels.csv\"";
     Ok(([(CONTENT_TYPE, "text/csv; charset=utf-8"), (CONTENT_DISPOSITION, name)], csv).into_response())
 }
 
-async fn csv(app: &App, found: Labelled, probe: Option<&TrainedProbe>) -> Result<String, Failure> {
-    let mut text = String::from("id,label,source,score\n");
-    for (id, label) in &found.labels {
-        text.push_str(&format!("{},{},given,\n", quoted(id), quoted(label)));
-    }
-    let Some(probe) = probe else { return Ok(text) };
+/// The most probable label of every item that has none.
+async fn guess_rest(app: &AppState, found: &Labelled) -> Result<Vec<GuessedLabel>, ApiError> {
+    let probe = ensure_trained(app).await?;
     let given: HashSet<&str> = found.labels.iter().map(|(id, _)| id.as_str()).collect();
-    let mut cursor = None;
+    let (mut guesses, mut cursor) = (Vec::new(), None);
     loop {
         let query = ListQuery { cursor, limit: PAGE, vectors: true, skip_total: true, ..ListQuery::default() };
         let page = app.index.list(query).await?;
-        for item in page.items.iter().filter(|item| !given.contains(item.id.as_str())) {
+        for item in page.items.into_iter().filter(|item| !given.contains(item.id.as_str())) {
             if let Some((label, score)) = probe.classes(&item.vector).first() {
-                text.push_str(&format!("{},{},guessed,{score:.4}\n", quoted(&item.id), quoted(label)));
+                guesses.push(GuessedLabel { id: item.id, label: label.to_string(), score: (*score).into() });
             }
         }
         cursor = page.next;
         if cursor.is_none() {
-            return Ok(text);
+            return Ok(guesses);
         }
     }
+}
+
+fn csv(found: &Labelled, guesses: &[GuessedLabel]) -> String {
+    let mut text = String::from("id,label,source,score\n");
+    for (id, label) in &found.labels {
+        text.push_str(&format!("{},{},given,\n", quoted(id), quoted(label)));
+    }
+    for GuessedLabel { id, label, score } in guesses {
+        text.push_str(&format!("{},{},guessed,{score:.4}\n", quoted(id), quoted(label)));
+    }
+    text
 }
 
 /// A field of a CSV file (RFC 4180).

@@ -79,6 +79,8 @@ async fn labels_are_durable_and_a_change_can_be_undone() {
     let expected =
         format!("id,label,source,score\ni00,low,given,\ni03,low,given,\ni20,{far},given,\ni23,{far},given,\n");
     assert_eq!(String::from_utf8(csv.body).unwrap(), expected);
+    let list = server.get("/labels?guesses=true").await.json();
+    assert_eq!((list["labels"].as_array().unwrap().len(), list["guesses"].as_array().unwrap().len()), (4, 20));
     let guesses = String::from_utf8(server.get("/labels?format=csv&guesses=true").await.body).unwrap();
     assert!(
         guesses.starts_with(&expected) && guesses.lines().count() == 25 && guesses.contains("\ni01,low,guessed,0.")

@@ -5,13 +5,19 @@ use macrl_bundle::evaluation::{Evaluation, Row};
 use super::confusion::confusions;
 use super::html::{escape, percent, section, short};
 use super::metrics::Metrics;
+use super::previous::Previous;
 use crate::evaluate::unlabelled;
 
 /// Name of a column and the number it shows.
 type Column = (&'static str, fn(&Row) -> Option<f64>);
 
 /// Title and the numbers that matter most.
-pub(super) fn headline(name: &str, evaluation: Option<&Evaluation>, metrics: &Metrics) -> String {
+pub(super) fn headline(
+    name: &str,
+    evaluation: Option<&Evaluation>,
+    previous: Option<&Previous>,
+    metrics: &Metrics,
+) -> String {
     let mut tiles = String::new();
     let mut tile = |label: &str, value: String, note: String| {
         tiles.push_str(&format!("<div><span>{label}</span><b>{value}</b><small>{note}</small></div>"));
@@ -20,7 +26,8 @@ pub(super) fn headline(name: &str, evaluation: Option<&Evaluation>, metrics: &Me
         let beside = |value: fn(&Row) -> f64| {
             let random = evaluation.row("random").map(|r| format!("untrained encoder {}", percent(value(r))));
             let pixels = evaluation.row("pixels").map(|r| format!("pixels {}", percent(value(r))));
-            random.into_iter().chain(pixels).collect::<Vec<_>>().join(" · ")
+            let before = previous.map(|p| format!("run {} {}", escape(&p.name), percent(value(&p.row))));
+            before.into_iter().chain(random).chain(pixels).collect::<Vec<_>>().join(" · ")
         };
         tile("kNN on test images", format!("{} %", percent(macrl.knn)), beside(|r| r.knn));
         tile("Linear probe", format!("{} %", percent(macrl.linear)), beside(|r| r.linear));
@@ -53,7 +60,13 @@ pub(super) fn headline(name: &str, evaluation: Option<&Evaluation>, metrics: &Me
 }
 
 /// The table, the confusions and the protocol; without labels, spread and rank instead.  `run` is the run's folder.
-pub(super) fn sections(evaluation: Option<&Evaluation>, run: &str, metrics: &Metrics, unlabelled: bool) -> String {
+pub(super) fn sections(
+    evaluation: Option<&Evaluation>,
+    previous: Option<&Previous>,
+    run: &str,
+    metrics: &Metrics,
+    unlabelled: bool,
+) -> String {
     let Some(evaluation) = evaluation else {
         let command = format!("<code>macrl-train evaluate --run {}</code>", escape(run));
         let hint = match unlabelled {
@@ -71,7 +84,7 @@ pub(super) fn sections(evaluation: Option<&Evaluation>, run: &str, metrics: &Met
     }
     let body = format!(
         "<div class=\"beside\"><div>{}{}</div>{}</div>",
-        table(evaluation),
+        table(evaluation, previous),
         two_numbers(evaluation, metrics),
         protocol(evaluation)
     );
@@ -112,7 +125,12 @@ fn spread_table(rows: &[unlabelled::Row], evaluation: &Evaluation) -> String {
     )
 }
 
-fn table(evaluation: &Evaluation) -> String {
+fn table(evaluation: &Evaluation, previous: Option<&Previous>) -> String {
+    let name = |row: &Row| escape(described(&row.features));
+    let mut rows: Vec<(String, &Row)> = evaluation.rows.iter().map(|row| (name(row), row)).collect();
+    if let Some(previous) = previous {
+        rows.insert(1.min(rows.len()), (format!("MACRL, run {}", escape(&previous.name)), &previous.row));
+    }
     let columns: [Column; 5] = [
         ("kNN", |r| Some(r.knn)),
         ("1-NN", |r| Some(r.knn1)),
@@ -121,19 +139,15 @@ fn table(evaluation: &Evaluation) -> String {
         ("10-shot", |r| r.few_shot),
     ];
     // A column that nothing was measured for is left out: an older evaluation has fewer.
-    let shown = columns.into_iter().filter(|(_, value)| evaluation.rows.iter().any(|row| value(row).is_some()));
+    let shown = columns.into_iter().filter(|(_, value)| rows.iter().any(|(_, row)| value(row).is_some()));
     let columns: Vec<Column> = shown.collect();
-    let best = |value: fn(&Row) -> Option<f64>| evaluation.rows.iter().filter_map(value).fold(0.0, f64::max);
+    let best = |value: fn(&Row) -> Option<f64>| rows.iter().filter_map(|(_, row)| value(row)).fold(0.0, f64::max);
     let mut out =
         String::from("<div class=\"scroll\"><table><thead><tr><th>features</th><th class=\"wide-screen\">values</th>");
     columns.iter().for_each(|(name, _)| out.push_str(&format!("<th>{name}</th>")));
     out.push_str("<th class=\"wide-screen\">rank</th></tr></thead><tbody>");
-    for row in &evaluation.rows {
-        out.push_str(&format!(
-            "<tr><th>{}</th><td class=\"wide-screen\">{}</td>",
-            escape(described(&row.features)),
-            row.dim
-        ));
+    for (name, row) in &rows {
+        out.push_str(&format!("<tr><th>{name}</th><td class=\"wide-screen\">{}</td>", row.dim));
         for (_, value) in &columns {
             let class = if value(row) == Some(best(*value)) { " class=\"best\"" } else { "" };
             out.push_str(&format!("<td{class}>{}</td>", value(row).map_or_else(|| "–".into(), percent)));

@@ -13,6 +13,7 @@ mod gather;
 mod html;
 mod metrics;
 mod pictures;
+mod previous;
 mod projection;
 
 use std::path::{Path, PathBuf};
@@ -64,8 +65,10 @@ pub fn render(run: &Path, content: &ReportContent) -> Result<String> {
     let config = optional(&run.join("config.toml"))?.unwrap_or_default();
     let name = run.file_name().map_or_else(|| "run".into(), |name| name.to_string_lossy().into_owned());
     let mut page = Page::new(&name);
-    page.push(evaluation::headline(&name, evaluation.as_ref(), &metrics));
-    page.push(evaluation::sections(evaluation.as_ref(), &run.display().to_string(), &metrics, content.unlabelled));
+    let previous = evaluation.as_ref().and_then(|evaluation| previous::previous(run, evaluation));
+    page.push(evaluation::headline(&name, evaluation.as_ref(), previous.as_ref(), &metrics));
+    let folder = run.display().to_string();
+    page.push(evaluation::sections(evaluation.as_ref(), previous.as_ref(), &folder, &metrics, content.unlabelled));
     page.push(finetune::section(run)?);
     page.push(section("curves", "Training", &metrics.charts()));
     page.push(pictures::reconstructions(&content.strong, &content.weak));

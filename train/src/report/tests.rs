@@ -131,6 +131,33 @@ fn a_run_without_labels_has_its_own_page() {
 }
 
 #[test]
+fn the_run_before_on_the_same_data_stands_beside() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = |name: &str, knn: f64, data: &str, seconds: u64| {
+        let run = folder.path().join(name);
+        std::fs::create_dir(&run).unwrap();
+        std::fs::write(run.join("data.txt"), data).unwrap();
+        let evaluation = format!(
+            r#"{{"protocol": {{"k": 20, "temperature": 0.07, "pooling": "mean"}}, "labels": ["a", "b"],
+            "rows": [{{"features": "macrl", "knn": {knn}, "knn1": 0.5, "linear": 0.5}}]}}"#
+        );
+        std::fs::write(run.join("evaluation.json"), evaluation).unwrap();
+        let file = std::fs::File::options().write(true).open(run.join("evaluation.json")).unwrap();
+        file.set_modified(UNIX_EPOCH + std::time::Duration::from_secs(seconds)).unwrap();
+        run
+    };
+    run("oldest", 0.111, "/images\n", 1);
+    run("older", 0.222, "/images", 2);
+    run("other", 0.333, "/more images\n", 3);
+    let own = run("own", 0.444, "/images\n", 4);
+    run("later", 0.555, "/images\n", 5);
+    std::fs::create_dir(folder.path().join("no run")).unwrap();
+    let page = render(&own, &ReportContent::default()).unwrap();
+    assert!(page.contains("run older 22.2") && page.contains("<th>MACRL, run older</th>"), "{page}");
+    assert!(!page.contains("11.1") && !page.contains("33.3") && !page.contains("55.5"));
+}
+
+#[test]
 fn a_broken_evaluation_is_named() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("evaluation.json"), "{").unwrap();

@@ -22,6 +22,7 @@
 pub mod atomic;
 pub mod bundle;
 pub mod checkpoint;
+mod comparison;
 pub mod config;
 pub mod decode;
 pub mod device;

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::bundle::Comparison;
+use crate::comparison::Comparison;
 
 /// Differences between the 8-bit graph and the trained network, and the accuracy that rounding costs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

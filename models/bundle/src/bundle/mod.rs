@@ -24,13 +24,14 @@ use crate::parameters::{EncoderLayout, Parameter};
 use crate::preprocess::{Preprocess, PreprocessorConfig};
 use crate::probe::Probe;
 
+pub use crate::comparison::Comparison;
 pub use error::BundleError;
 use files::read;
 pub use files::{read_json, write_json};
 pub use hashes::hashes;
 pub use model::{ModelConfig, Provenance};
 pub use names::*;
-pub use parity::{Comparison, Parity};
+pub use parity::Parity;
 
 /// A bundle whose files passed every check.
 #[derive(Debug, Clone)]

@@ -2,19 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::comparison::Comparison;
 use crate::quantized::Quantized;
-
-/// Differences between two implementations of one network on the same images.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Comparison {
-    /// Largest absolute difference over all output values.
-    pub max_abs_difference: f64,
-    /// Smallest cosine between the two pooled features of an image.
-    pub min_cosine: f64,
-    /// Share of images for which the probe predicts the same class; `None` without a probe.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub argmax_agreement: Option<f64>,
-}
 
 /// The content of `parity.json`: the exported graphs compared with the network.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
